@@ -1,0 +1,110 @@
+# The index of everything one can do with this checkout; `make` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PY := .venv/bin/python
+CODE := blyan_proto blyan_tile blyand blyanctl tests
+ROUNDS ?= 10
+
+.PHONY: help setup demo check fmt layers unit sim test functional bench fuzz docs soak clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/.ready ## everything the project needs, in .venv; again only when it changed
+
+demo: setup ## a network of daemons on this machine: train, watch, infer (KEEP=1 SCRATCH=1 CORPUS=dir)
+	@$(PY) -m blyanctl doctor
+	$(PY) -m blyanctl demo $(if $(KEEP),--keep) $(if $(SCRATCH),--scratch) $(if $(CORPUS),--corpus "$(CORPUS)")
+
+check: setup ## format, lint, types, layers, unit, sim: run it before every commit
+	@$(PY) -m black --check --quiet $(CODE) || { echo "run: make fmt"; exit 1; }
+	$(PY) -m isort --check --quiet $(CODE) || { echo "run: make fmt"; exit 1; }
+	$(PY) -m flake8 $(CODE)
+	$(PY) -m mypy blyan_proto blyan_tile blyand blyanctl
+	$(PY) -m pytest tests/test_layers.py $(wildcard tests/unit tests/sim)
+
+fmt: setup ## format the code
+	@$(PY) -m isort --quiet $(CODE)
+	$(PY) -m black --quiet $(CODE)
+
+layers: setup ## who may import whom, and the other rules of the house
+	@$(PY) -m pytest tests/test_layers.py
+
+unit: setup ## one test file per module
+	@$(PY) -m pytest tests/unit
+
+sim: setup ## many nodes in one process, with faults
+	@$(PY) -m pytest tests/sim
+
+test: setup ## every test, the functional ones included
+	@$(PY) -m pytest tests --ignore=tests/bench --ignore=tests/fuzz
+
+functional: setup ## real daemons on loopback
+	@$(PY) -m pytest tests/functional
+
+bench: setup ## measurements against the published budgets
+	@$(PY) -m pytest -s tests/bench
+
+fuzz: setup ## every decoder against bytes that nobody meant
+	@$(PY) -m pytest tests/fuzz
+
+soak: setup ## the functional tests ROUNDS times over (default 10)
+	@for ((i = 1; i <= $(ROUNDS); i++)); do
+		echo "soak: $$i of $(ROUNDS)"
+		$(PY) -m pytest -x tests/functional
+	done
+
+docs: setup ## write the generated pages afresh
+	@$(PY) -c 'from blyand.config import reference; print(reference(), end="")' > docs/.config
+	$(PY) -m blyan_proto.rpc.schema --markdown > docs/.rpc
+	mv docs/.config docs/config.md
+	mv docs/.rpc docs/rpc.md
+
+clean: ## remove everything that setup and the tools made
+	@rm -rf .venv .demo build *.egg-info .mypy_cache .pytest_cache .hypothesis
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A compiler with gmp is for fastecdsa, which comes as source.
+.venv/.ready: setup.cfg pyproject.toml constraints.txt
+	@usable='import sys, sysconfig, venv, ensurepip
+	from pathlib import Path
+	headers = Path(sysconfig.get_path("include"), "Python.h")
+	sys.exit(sys.version_info < (3, 11) or not headers.exists())'
+	find_python() {
+		for name in $(PYTHON) python3.11 python3.12 python3.13 python3; do
+			if "$$name" -c "$$usable" 2>/dev/null; then echo "$$name"; return; fi
+		done
+	}
+	compiles() {
+		printf '#include <stdio.h>\n#include <gmp.h>\n' | cc -E - >/dev/null 2>&1
+	}
+	missing=""
+	compiles || missing="gcc libc6-dev libgmp-dev"
+	[ -n "$$(find_python)" ] || missing="$$missing python3 python3-dev python3-venv"
+	if [ -n "$$missing" ]; then
+		install="apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing"
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+			echo "setup: $$install"
+			(eval "$$install") >/dev/null
+		else
+			echo "setup: something is missing; run this, then make again:"
+			echo "  sudo sh -c '$$install'"
+			exit 1
+		fi
+	fi
+	python="$$(find_python)"
+	if [ -z "$$python" ]; then
+		echo "setup: no Python of at least 3.11 with venv and headers; name one: make setup PYTHON=..."
+		exit 1
+	fi
+	if ! $(PY) -c "$$usable" 2>/dev/null; then
+		echo "setup: .venv from $$python"
+		"$$python" -m venv --clear .venv
+	fi
+	echo "setup: installing (some minutes the first time)"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,50 @@
+"""blake3-256 with a domain per purpose, so that no digest can stand for another's."""
+
+from __future__ import annotations
+
+import enum
+
+from blake3 import blake3
+
+
+class Domain(enum.Enum):
+    """Every purpose for which Blyan hashes; the value is blake3's key-derivation context."""
+
+    GENESIS = "blyan 1 genesis"
+    BLOCK = "blyan 1 block header"
+    PAYLOAD = "blyan 1 block payload"
+    CHECKPOINT = "blyan 1 checkpoint"
+    LEAF = "blyan 1 merkle leaf"
+    NODE = "blyan 1 merkle node"
+    EMPTY = "blyan 1 merkle empty"
+    TBLOCK = "blyan 1 tblock root"
+    DELTA = "blyan 1 delta"
+    RESIDUAL = "blyan 1 residual"
+    CHANGE = "blyan 1 change"
+    CLAIM = "blyan 1 update claim"
+    GROUP = "blyan 1 group root"
+    MODEL = "blyan 1 model heads"
+    STATE = "blyan 1 state bucket"
+    SET = "blyan 1 validator set"
+    BEACON = "blyan 1 beacon"
+    BEACON_CHAIN = "blyan 1 beacon chain"
+    PLACEMENT = "blyan 1 placement"
+    ELECTION = "blyan 1 election"
+    BATCHES = "blyan 1 batches"
+    SEED = "blyan 1 seed"
+    WORK = "blyan 1 work"
+    SIGNATURE = "blyan 1 signature"
+
+
+def digest(domain: Domain, *parts: bytes) -> bytes:
+    """Return 32 bytes of blake3 over `parts`, each preceded by its length (u64 LE)."""
+    hasher = blake3(derive_key_context=domain.value)
+    for part in parts:
+        hasher.update(len(part).to_bytes(8, "little"))
+        hasher.update(part)
+    return hasher.digest()
+
+
+def leaf_digest(chunk: bytes | memoryview) -> bytes:
+    """Return the Merkle leaf of one chunk (no length prefix: the leaf count binds it)."""
+    return blake3(chunk, derive_key_context=Domain.LEAF.value).digest()

@@ -1,0 +1,105 @@
+"""/blyan/delta/1: a learner hands its compressed changes to a primary.
+docs/protocols/delta.md"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+from blyan_proto.codec import U8, U16, U32, Choice, Size, encode, message
+from blyan_proto.constants import MAX_TILES_PER_GROUP, MIB
+from blyan_proto.digest import Domain, digest
+from blyan_proto.merkle import EMPTY
+from blyan_proto.types import Account, BlobId, BlockId, Hash, PublicKey, Signature
+
+PROTOCOL_ID = "/blyan/delta/1"
+MAX_TILE_DELTA_BYTES = 4 * MIB + 4096  # a dense tile in float32
+MAX_BUNDLE_BYTES = 64 * MIB
+MAX_GROUPS_PER_BUNDLE = 1024
+DEADLINE_S = 60.0
+
+
+@message
+class Delta:
+    """One learner's change of one group in one round, relative to named base versions."""
+
+    version: U8
+    run: BlockId  # the run's block id is its digest (DEC-B7)
+    group: U16
+    round: U32
+    learner: Account
+    base: Annotated[tuple[BlobId, ...], Size(1, MAX_TILES_PER_GROUP)]  # weight roots
+    tokens: U32
+    tiles: Annotated[
+        tuple[Annotated[bytes, Size(1, MAX_TILE_DELTA_BYTES)], ...],
+        Size(1, MAX_TILES_PER_GROUP),
+    ]
+
+    @property
+    def digest(self) -> bytes:
+        return digest(Domain.DELTA, encode(self))
+
+
+@message
+class Entry:
+    """What a bundle says about one group: a delta's digest, or that there is none."""
+
+    group: U16
+    delta: Hash | None  # none: too few tokens reached the expert (DEC-B13)
+
+
+@message
+class Manifest:
+    """The signed part of a bundle; purpose "delta bundle"."""
+
+    run: BlockId
+    round: U32
+    learner: Account
+    entries: Annotated[tuple[Entry, ...], Size(1, MAX_GROUPS_PER_BUNDLE)]
+    residual: Hash  # digest of the error feedback that went in (DEC-B12)
+    change: Hash  # digest of the uncompressed change
+    batches: Hash = (
+        EMPTY  # Merkle root over the batches it learned from, in order (PoDL)
+    )
+
+
+@message
+class Bundle:
+    """Everything that one learner sends to one primary in one round."""
+
+    manifest: Manifest
+    signer: PublicKey
+    signature: Signature
+    deltas: Annotated[tuple[Delta, ...], Size(0, MAX_GROUPS_PER_BUNDLE)]
+
+
+class Verdict(enum.IntEnum):
+    """What became of one entry."""
+
+    TAKEN = 0
+    ALREADY_HAD = 1
+    STALE = 2  # the base is not the round's base here
+    NOT_PRIMARY = 3
+    CLOSED = 4  # the update is out already
+    REFUSED = 5  # broken: shape, size, finiteness
+
+
+@message
+class EntryVerdict:
+    """The primary's answer for one group."""
+
+    group: U16
+    verdict: Verdict
+
+
+@message
+class Receipt:
+    """The primary's answer to a bundle, entry by entry."""
+
+    run: BlockId
+    round: U32
+    verdicts: Annotated[tuple[EntryVerdict, ...], Size(1, MAX_GROUPS_PER_BUNDLE)]
+
+
+REQUEST = Choice("delta request", {1: Bundle})
+ANSWER = Choice("delta answer", {1: Receipt})

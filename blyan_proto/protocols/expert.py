@@ -1,0 +1,76 @@
+"""/blyan/expert/1: activations in, activations out; many requests on one long stream.
+docs/protocols/expert.md"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+from blyan_proto.codec import U16, U32, Choice, Size, message
+from blyan_proto.constants import KIB, MIB
+from blyan_proto.protocols.result import ResultCode
+from blyan_proto.types import Hash
+
+PROTOCOL_ID = "/blyan/expert/1"
+MAX_ROWS = 4096  # tokens in one call
+MAX_ACTIVATION_BYTES = 16 * MIB
+MAX_MESSAGE_BYTES = MAX_ACTIVATION_BYTES + 64 * KIB
+MAX_EXPERTS_PER_CALL = 64
+MAX_IN_FLIGHT = 64  # calls of one peer on one stream
+DEADLINE_S = 20.0
+IDLE_S = 60.0  # a stream without a call for longer is closed
+
+
+class Numerics(enum.IntEnum):
+    """How activations travel and are computed (DEC-S1)."""
+
+    REFERENCE = 0  # float32 on the wire, GEMMs padded to at least 8 rows
+
+
+@message
+class ExpertRows:
+    """Which rows of the call's activations go through one expert."""
+
+    group: U16
+    root: Hash  # exactly this version, or STALE_VERSION (DEC-B8)
+    rows: Annotated[bytes, Size(2, 2 * MAX_ROWS)]  # u16 little-endian, ascending
+
+    def __post_init__(self) -> None:
+        if len(self.rows) % 2:
+            raise ValueError("half a row number")
+
+
+@message
+class Forward:
+    """One batch of hidden states for several experts of one layer."""
+
+    call: U32  # the client's number; answers may come in any order
+    model: Hash
+    numerics: Numerics
+    width: U32  # d; a row is d little-endian float32 values
+    experts: Annotated[tuple[ExpertRows, ...], Size(1, MAX_EXPERTS_PER_CALL)]
+    activations: Annotated[bytes, Size(4, MAX_ACTIVATION_BYTES)]
+
+
+@message
+class Outputs:
+    """Each expert's output rows, unsummed, in the order of the call."""
+
+    call: U32
+    outputs: Annotated[
+        tuple[Annotated[bytes, Size(4, MAX_ACTIVATION_BYTES)], ...],
+        Size(1, MAX_EXPERTS_PER_CALL),
+    ]
+
+
+@message
+class Refused:
+    """The call was not answered, and why."""
+
+    call: U32
+    code: ResultCode
+    reason: Annotated[str, Size(0, 256)]
+
+
+REQUEST = Choice("expert request", {1: Forward})
+ANSWER = Choice("expert answer", {1: Outputs, 2: Refused})

@@ -1,0 +1,155 @@
+"""The ledger: tips, blocks, checkpoints."""
+
+from __future__ import annotations
+
+from blyan_proto.rpc.errors import BLOCK_UNKNOWN, CHECKPOINT_UNKNOWN
+from blyan_proto.rpc.spec import (
+    Address,
+    Id,
+    JsonObject,
+    Key,
+    Method,
+    arg,
+    declare,
+    record,
+)
+
+CHAINS = ("A", "B", "C", "D")
+
+
+@record
+class GetTips:
+    """Tell the tips of the four chains and the newest finalised checkpoint."""
+
+
+@record
+class ChainTips:
+    """One chain's frontier."""
+
+    chain: str = arg("A meta, B parameters, C ledger, D datasets")
+    height: int = arg("largest height of a block held; -1 without blocks")
+    blocks: int = arg("blocks held")
+    tips: list[Id] = arg("ids of the blocks without children")
+
+
+@record
+class Tips:
+    """Where the chains stand."""
+
+    chains: list[ChainTips] = arg("the four chains")
+    finalised: int = arg("height of the newest finalised checkpoint")
+    checkpoint: Id = arg("its id; the genesis id at height 0")
+    state_root: Id = arg("root of the state after it")
+    pending: int = arg("blocks held that no checkpoint has ordered yet")
+
+
+tips = declare(Method("chain.tips", GetTips, Tips, public=True))
+
+
+@record
+class GetLog:
+    """List the newest blocks, newest first."""
+
+    limit: int = arg("most blocks to list", default=20, low=1, high=1000)
+    chain: str | None = arg("only this chain", default=None, choices=CHAINS)
+
+
+@record
+class BlockLine:
+    """One block in a list."""
+
+    id: Id = arg("block id")
+    chain: str = arg("A, B, C or D")
+    kind: str = arg("what its payload says")
+    height: int = arg("1 + the largest height among its parents")
+    subject: str = arg("what it is about: a group, a dataset, or empty")
+    account: Address = arg("whose block it is")
+    time_ms: int = arg("author's clock, Unix milliseconds")
+    checkpoint: int | None = arg("height of the checkpoint that ordered it; null: none")
+    error: str | None = arg("why it had no effect; null if it had or is pending")
+
+
+@record
+class Log:
+    """The newest blocks."""
+
+    blocks: list[BlockLine] = arg("blocks, newest first")
+
+
+log = declare(Method("chain.log", GetLog, Log, public=True))
+
+
+@record
+class GetBlock:
+    """Look up one block by its id."""
+
+    id: Id = arg("block id, hex", positional=True)
+    payload: bool = arg("include the payload", default=False)
+
+
+@record
+class Block:
+    """A block with what this node knows about it."""
+
+    id: Id = arg("block id")
+    chain: str = arg("A, B, C or D")
+    kind: str = arg("what its payload says")
+    height: int = arg("1 + the largest height among its parents")
+    parents: list[Id] = arg("blocks of the same chain that it follows")
+    anchor_height: int = arg("finalised checkpoint that the author saw")
+    anchor: Id = arg("its id")
+    meta_ref: Id | None = arg("model block obeyed")
+    subject: str = arg("what it is about: a group, a dataset, or empty")
+    layer: int | None = arg("layer it belongs to")
+    payload_bytes: int = arg("bytes of the payload")
+    payload_digest: Id = arg("digest of the payload")
+    account: Address = arg("whose block it is")
+    author: Key = arg("key that signed it")
+    sequence: int = arg("counts this account's blocks, from 1")
+    time_ms: int = arg("author's clock, Unix milliseconds")
+    checkpoint: int | None = arg("height of the checkpoint that ordered it; null: none")
+    error: str | None = arg("why it had no effect; null if it had or is pending")
+    payload: JsonObject | None = arg("the payload; null unless asked for")
+
+
+block = declare(
+    Method("chain.block", GetBlock, Block, errors=(BLOCK_UNKNOWN,), public=True)
+)
+
+
+@record
+class GetCheckpoint:
+    """Look up one finalised checkpoint."""
+
+    height: int | None = arg(
+        "its height; default: the newest", default=None, low=0, positional=True
+    )
+
+
+@record
+class Checkpoint:
+    """A finalised checkpoint: an agreed order of blocks and the state after them."""
+
+    id: Id = arg("checkpoint id; of the genesis at height 0")
+    height: int = arg("1 + its parent's")
+    parent: Id = arg("checkpoint before it")
+    round: int = arg("consensus round that decided it")
+    proposer: Key = arg("validator that proposed it")
+    time_ms: int = arg("median chain time, Unix milliseconds")
+    beacon: Id = arg("shared randomness after it")
+    blocks: list[Id] = arg("blocks it orders, in execution order")
+    state_root: Id = arg("root of the state after them")
+    validators_root: Id = arg("root of the set that signed it")
+    next_validators_root: Id = arg("root of the set that signs the next one")
+    signers: list[Key] = arg("validators whose votes finalised it")
+
+
+checkpoint = declare(
+    Method(
+        "chain.checkpoint",
+        GetCheckpoint,
+        Checkpoint,
+        errors=(CHECKPOINT_UNKNOWN,),
+        public=True,
+    )
+)

@@ -1,0 +1,143 @@
+"""Error codes of the control interface: JSON-RPC's own, and one hundred per noun.
+
+The first ten codes of every noun's hundred mean the same everywhere (`SHARED`): the
+daemon or the network cannot do it now, and nobody made a mistake. The others are the
+caller's mistakes, named here beside their noun. style.md 5.4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ErrorCode:
+    """One way in which a call can fail."""
+
+    code: int
+    name: str
+    meaning: str
+
+
+class RpcError(Exception):
+    """A call that failed, as the caller sees it: a code and one sentence."""
+
+    def __init__(self, code: int | ErrorCode, message: str, data: Any = None) -> None:
+        super().__init__(message)
+        self.code = code.code if isinstance(code, ErrorCode) else code
+        self.message = message
+        self.data = data
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON-RPC error object."""
+        body: dict[str, Any] = {"code": self.code, "message": self.message}
+        if self.data is not None:
+            body["data"] = self.data
+        return body
+
+
+PARSE_ERROR = ErrorCode(-32700, "parse error", "the line is not JSON")
+INVALID_REQUEST = ErrorCode(-32600, "invalid request", "not a JSON-RPC 2.0 request")
+UNKNOWN_METHOD = ErrorCode(-32601, "unknown method", "no such method")
+INVALID_PARAMS = ErrorCode(-32602, "invalid params", "unknown, missing or wrong params")
+INTERNAL = ErrorCode(-32603, "internal error", "the daemon failed; its log says how")
+OVERLOADED = ErrorCode(-32010, "overloaded", "too many requests under way")
+LINE_TOO_LONG = ErrorCode(-32011, "line too long", "a request above 1 MiB")
+REPLY_TOO_LONG = ErrorCode(-32012, "reply too long", "a result above 16 MiB")
+TIMED_OUT = ErrorCode(-32013, "timed out", "not done within the method's deadline")
+
+GENERAL = (
+    PARSE_ERROR,
+    INVALID_REQUEST,
+    UNKNOWN_METHOD,
+    INVALID_PARAMS,
+    INTERNAL,
+    OVERLOADED,
+    LINE_TOO_LONG,
+    REPLY_TOO_LONG,
+    TIMED_OUT,
+)
+
+NOUN_BASES = {
+    "node": 100,
+    "peer": 200,
+    "chain": 300,
+    "expert": 400,
+    "model": 500,
+    "data": 600,
+    "train": 700,
+    "tile": 800,
+    "infer": 900,
+}
+
+# Offsets inside every noun's hundred.
+SHARED = (
+    ErrorCode(0, "unavailable", "cannot be done now"),
+    ErrorCode(1, "busy", "everyone who could is busy; try again"),
+    ErrorCode(2, "not here", "this node does not have it"),
+    ErrorCode(3, "pruned", "it was here, and is past its retention"),
+    ErrorCode(4, "too slow", "a peer did not answer in time"),
+    ErrorCode(5, "no route", "no reachable peer can do it"),
+    ErrorCode(6, "stale version", "the version asked for is no longer served"),
+)
+
+
+def shared_code(noun: str, name: str) -> int:
+    """Return the code of one of `SHARED` in a noun's hundred; 'unavailable' if unknown."""
+    offsets = {shared.name: shared.code for shared in SHARED}
+    return NOUN_BASES[noun] + offsets.get(name, 0)
+
+
+ADDRESS_INVALID = ErrorCode(210, "address invalid", "not a multiaddr with /p2p/…")
+PEER_UNREACHABLE = ErrorCode(211, "peer unreachable", "nobody answered there")
+PEER_REFUSED = ErrorCode(212, "peer refused", "the peer is of another network, or us")
+
+BLOCK_UNKNOWN = ErrorCode(310, "block unknown", "no such block here")
+CHECKPOINT_UNKNOWN = ErrorCode(311, "checkpoint unknown", "no such checkpoint here")
+
+EXPERT_UNKNOWN = ErrorCode(410, "expert unknown", "the model has no such group")
+
+MODEL_UNKNOWN = ErrorCode(510, "model unknown", "no such model, or none yet")
+MODEL_AMBIGUOUS = ErrorCode(511, "model ambiguous", "several fit; name one")
+MODEL_EXISTS = ErrorCode(512, "model exists", "the name is taken")
+PRESET_UNKNOWN = ErrorCode(513, "preset unknown", "no such preset")
+
+DATASET_UNKNOWN = ErrorCode(610, "dataset unknown", "no such dataset, or none yet")
+DATASET_AMBIGUOUS = ErrorCode(611, "dataset ambiguous", "several fit; name one")
+DATASET_EXISTS = ErrorCode(612, "dataset exists", "the name is taken")
+DIRECTORY_UNREADABLE = ErrorCode(613, "directory unreadable", "no readable text there")
+
+RUN_UNKNOWN = ErrorCode(710, "run unknown", "no such run, or none yet")
+RUN_ACTIVE = ErrorCode(711, "run active", "another run of this model is under way")
+RUN_INVALID = ErrorCode(712, "run invalid", "these settings make no run")
+
+TILE_UNKNOWN = ErrorCode(810, "tile unknown", "the model has no such group or tile")
+
+PROMPT_INVALID = ErrorCode(
+    910, "prompt invalid", "give a prompt or token ids, not both"
+)
+PROMPT_TOO_LONG = ErrorCode(911, "prompt too long", "above the model's context")
+
+NOUN_ERRORS = (
+    ADDRESS_INVALID,
+    PEER_UNREACHABLE,
+    PEER_REFUSED,
+    BLOCK_UNKNOWN,
+    CHECKPOINT_UNKNOWN,
+    EXPERT_UNKNOWN,
+    MODEL_UNKNOWN,
+    MODEL_AMBIGUOUS,
+    MODEL_EXISTS,
+    PRESET_UNKNOWN,
+    DATASET_UNKNOWN,
+    DATASET_AMBIGUOUS,
+    DATASET_EXISTS,
+    DIRECTORY_UNREADABLE,
+    RUN_UNKNOWN,
+    RUN_ACTIVE,
+    RUN_INVALID,
+    TILE_UNKNOWN,
+    PROMPT_INVALID,
+    PROMPT_TOO_LONG,
+)

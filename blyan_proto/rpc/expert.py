@@ -1,0 +1,99 @@
+"""Experts: which there are, who holds them, at which versions."""
+
+from __future__ import annotations
+
+from blyan_proto.rpc.errors import EXPERT_UNKNOWN, MODEL_AMBIGUOUS, MODEL_UNKNOWN
+from blyan_proto.rpc.parts import MODEL_HELP
+from blyan_proto.rpc.spec import Id, Method, arg, declare, record
+
+
+@record
+class ListExperts:
+    """List the experts of a model."""
+
+    model: str | None = arg(MODEL_HELP, default=None)
+
+
+@record
+class ExpertLine:
+    """One expert in a list."""
+
+    name: str = arg("group name, as layer0.expert3")
+    layer: int = arg("layer, from 0")
+    expert: int = arg("expert in the layer, from 0")
+    tiles: int = arg("tiles it is cut into")
+    bytes: int = arg("bytes of its float32 weights")
+    local: bool = arg("this node holds it")
+    holders: int = arg("live holders known, this node included")
+    round: int = arg("round of its trained head")
+    adopted_round: int = arg("round that inference answers with")
+
+
+@record
+class Experts:
+    """The experts of one model."""
+
+    model: str = arg("model name")
+    model_id: Id = arg("model block id")
+    experts: list[ExpertLine] = arg("experts, by layer")
+
+
+list_ = declare(
+    Method(
+        "expert.list",
+        ListExperts,
+        Experts,
+        errors=(MODEL_UNKNOWN, MODEL_AMBIGUOUS),
+        public=True,
+    )
+)
+
+
+@record
+class GetExpert:
+    """Show one expert."""
+
+    name: str = arg("group name, as layer0.expert3", positional=True)
+    model: str | None = arg(MODEL_HELP, default=None)
+
+
+@record
+class Holder:
+    """A node that holds an expert."""
+
+    peer_id: str = arg("libp2p peer id")
+    local: bool = arg("it is this node")
+    latency_ms: float | None = arg("measured round trip; null for this node or unknown")
+
+
+@record
+class Expert:
+    """One expert: its versions and holders."""
+
+    name: str = arg("group name")
+    model: str = arg("model name")
+    model_id: Id = arg("model block id")
+    layer: int = arg("layer, from 0")
+    expert: int = arg("expert in the layer, from 0")
+    parameters: int = arg("numbers in it")
+    tiles: int = arg("tiles it is cut into")
+    bytes: int = arg("bytes of its float32 weights")
+    local: bool = arg("this node holds it")
+    round: int = arg("round of its trained head")
+    root: Id = arg("group root of its trained head")
+    head: Id = arg("block that made the trained head")
+    adopted_round: int = arg("round that inference answers with")
+    adopted_root: Id = arg("group root that inference answers with")
+    holders: list[Holder] = arg("live holders known")
+    primaries: list[str] = arg("peer ids by rank for the round under way; empty: none")
+
+
+show = declare(
+    Method(
+        "expert.show",
+        GetExpert,
+        Expert,
+        errors=(EXPERT_UNKNOWN, MODEL_UNKNOWN, MODEL_AMBIGUOUS),
+        public=True,
+    )
+)

@@ -1,0 +1,41 @@
+"""Every declared method, by name: the whole control interface.
+
+A noun's module is imported when first asked for: the CLI needs one of them per call.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from blyan_proto.rpc.spec import Method
+
+# The nouns, in the order of help and docs, each with what it is about.
+NOUNS = {
+    "node": "this node: is it well, how is it set, what does it transfer, stop",
+    "peer": "who is connected, and connect to one more",
+    "chain": "the ledger: tips, blocks, checkpoints",
+    "expert": "which experts there are, who holds them, at which versions",
+    "model": "create a model, list them, show one",
+    "data": "add a dataset, list them, show one",
+    "train": "start or join a run, stop learning here, look on",
+    "tile": "what this node holds, byte for byte",
+    "infer": "generate text through the network, measure how good the model is",
+}
+
+
+def methods_of(noun: str) -> dict[str, Method]:
+    """Return the methods of one noun, by full name, in declared order."""
+    module = importlib.import_module(f"blyan_proto.rpc.{noun}")
+    declared = [value for value in vars(module).values() if isinstance(value, Method)]
+    return {method.name: method for method in declared}
+
+
+def all_methods() -> dict[str, Method]:
+    """Return every declared method, by full name."""
+    return {name: method for noun in NOUNS for name, method in methods_of(noun).items()}
+
+
+def find(name: str) -> Method | None:
+    """Return the method of that name, or None."""
+    noun = name.partition(".")[0]
+    return methods_of(noun).get(name) if noun in NOUNS else None

@@ -1,0 +1,152 @@
+"""Models: create one, list them, show one."""
+
+from __future__ import annotations
+
+from blyan_proto.rpc.errors import (
+    MODEL_AMBIGUOUS,
+    MODEL_EXISTS,
+    MODEL_UNKNOWN,
+    PRESET_UNKNOWN,
+)
+from blyan_proto.rpc.parts import MODEL_HELP, Progress
+from blyan_proto.rpc.spec import (
+    LONG_DEADLINE_S,
+    Address,
+    Id,
+    Method,
+    arg,
+    declare,
+    record,
+)
+
+
+@record
+class CreateModel:
+    """Create a model with random weights and publish it."""
+
+    preset: str = arg(
+        "size of the model: tiny, demo, …", default="demo", positional=True
+    )
+    name: str | None = arg("its name; default: the preset's", default=None)
+    seed: int = arg("seed of its first weights", default=0, low=0, high=2**63)
+
+
+@record
+class Created:
+    """A model that is published."""
+
+    model_id: Id = arg("model block id")
+    name: str = arg("model name")
+    parameters: int = arg("numbers in it")
+    groups: int = arg("groups: trunks, routers, experts, embeddings")
+    tiles: int = arg("tiles in all groups")
+    bytes: int = arg("bytes of its float32 weights")
+
+
+create = declare(
+    Method(
+        "model.create",
+        CreateModel,
+        Created,
+        errors=(PRESET_UNKNOWN, MODEL_EXISTS),
+        streams=Progress,
+        deadline_s=LONG_DEADLINE_S,
+    )
+)
+
+
+@record
+class ListModels:
+    """List the models of this network."""
+
+
+@record
+class ModelLine:
+    """One model in a list."""
+
+    name: str = arg("model name")
+    model_id: Id = arg("model block id")
+    parameters: int = arg("numbers in it")
+    layers: int = arg("layers")
+    experts: int = arg("experts per layer")
+    groups: int = arg("groups in all")
+    groups_held: int = arg("groups this node holds")
+    round: int = arg("newest round trained")
+    adopted_round: int = arg("round that inference answers with")
+
+
+@record
+class Models:
+    """The models of this network."""
+
+    models: list[ModelLine] = arg("models, oldest first")
+
+
+list_ = declare(Method("model.list", ListModels, Models, public=True))
+
+
+@record
+class GetModel:
+    """Show one model."""
+
+    model: str | None = arg(MODEL_HELP, default=None, positional=True)
+
+
+@record
+class Architecture:
+    """Shape of the decoder."""
+
+    vocabulary: int = arg("token ids")
+    layers: int = arg("layers")
+    width: int = arg("model dimension")
+    heads: int = arg("query heads")
+    kv_heads: int = arg("key and value heads")
+    head_width: int = arg("dimension of one head")
+    experts: int = arg("experts per layer")
+    experts_per_token: int = arg("experts that one token visits per layer")
+    expert_width: int = arg("hidden width of one expert")
+    context: int = arg("longest sequence, tokens")
+    tied_embeddings: bool = arg("head and embedding are one matrix")
+
+
+@record
+class GroupLine:
+    """One group of a model."""
+
+    name: str = arg("group name, as layer0.trunk")
+    tiles: int = arg("tiles it is cut into")
+    bytes: int = arg("bytes of its float32 weights")
+    local: bool = arg("this node holds it")
+    holders: int = arg("live holders known, this node included")
+    round: int = arg("round of its trained head")
+    adopted_round: int = arg("round that inference answers with")
+
+
+@record
+class Model:
+    """One model."""
+
+    name: str = arg("model name")
+    model_id: Id = arg("model block id")
+    account: Address = arg("who published it")
+    note: str = arg("what its author wrote")
+    tokenizer: str = arg("bytes, or the digest of a tokenizer")
+    replication: int = arg("holders wanted per expert")
+    parameters: int = arg("numbers in it")
+    active_parameters: int = arg("numbers that one token uses")
+    bytes: int = arg("bytes of its float32 weights")
+    round: int = arg("newest round trained")
+    adopted_round: int = arg("round that inference answers with")
+    architecture: Architecture = arg("shape of the decoder")
+    groups: list[GroupLine] = arg("its groups, in layout order")
+
+
+show = declare(
+    Method(
+        "model.show",
+        GetModel,
+        Model,
+        errors=(MODEL_UNKNOWN, MODEL_AMBIGUOUS),
+        public=True,
+    )
+)

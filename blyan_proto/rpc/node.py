@@ -1,0 +1,101 @@
+"""The node itself: is it well, how is it set, what does it transfer, stop."""
+
+from __future__ import annotations
+
+from blyan_proto.rpc.parts import Hosted
+from blyan_proto.rpc.spec import Address, Id, Method, arg, declare, record
+
+
+@record
+class GetStatus:
+    """Tell how this node is doing."""
+
+
+@record
+class Status:
+    """A node at a glance (DEC-E4)."""
+
+    peer_id: str = arg("libp2p peer id")
+    account: Address = arg("this node's account")
+    pid: int = arg("process id of the daemon")
+    network: Id = arg("id of the genesis")
+    network_name: str = arg("name of the network, from the genesis")
+    version: str = arg("version of the software")
+    listen: list[str] = arg("multiaddrs with /p2p under which others reach this node")
+    peers: int = arg("peers connected and greeted")
+    roles: list[str] = arg("learn, serve, validate, archive")
+    hosted: list[Hosted] = arg("what this node holds and serves")
+    height: int = arg("largest height of a block held, over all chains")
+    finalised: int = arg("height of the newest finalised checkpoint, 0 for the genesis")
+    training: str = arg("why training runs, pauses or is off")
+    warnings: list[str] = arg("what the operator should know; empty when all is well")
+    uptime_s: float = arg("seconds since the daemon was ready")
+
+
+status = declare(Method("node.status", GetStatus, Status))
+
+
+@record
+class Stop:
+    """Stop the daemon cleanly."""
+
+
+@record
+class Stopping:
+    """The daemon is about to end."""
+
+    pid: int = arg("process that ends; wait for it to be gone")
+
+
+stop = declare(Method("node.stop", Stop, Stopping))
+
+
+@record
+class GetConfig:
+    """Tell every option with its value and where the value comes from."""
+
+
+@record
+class Option:
+    """One option."""
+
+    name: str = arg("section.option")
+    value: object = arg("its value")
+    source: str = arg("default, the file, the variable or the flag that set it")
+    help: str = arg("what it does")
+
+
+@record
+class Config:
+    """All options, by name."""
+
+    options: list[Option] = arg("options, by section")
+
+
+config = declare(Method("node.config", GetConfig, Config))
+
+
+@record
+class GetTraffic:
+    """Tell how many bytes went over the network, by protocol."""
+
+
+@record
+class ProtocolTraffic:
+    """Bytes of one stream protocol or gossip topic since the start."""
+
+    protocol: str = arg("protocol id or topic")
+    up_bytes: int = arg("bytes sent")
+    down_bytes: int = arg("bytes received")
+
+
+@record
+class Traffic:
+    """Bytes since the daemon started."""
+
+    up_bytes: int = arg("bytes sent, all protocols")
+    down_bytes: int = arg("bytes received, all protocols")
+    protocols: list[ProtocolTraffic] = arg("by protocol")
+
+
+traffic = declare(Method("node.traffic", GetTraffic, Traffic))

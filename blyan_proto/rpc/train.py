@@ -1,0 +1,192 @@
+"""Training: start or join a run, stop learning here, look on."""
+
+from __future__ import annotations
+
+from blyan_proto.rpc.errors import (
+    DATASET_AMBIGUOUS,
+    DATASET_UNKNOWN,
+    MODEL_AMBIGUOUS,
+    MODEL_UNKNOWN,
+    PRESET_UNKNOWN,
+    RUN_ACTIVE,
+    RUN_INVALID,
+    RUN_UNKNOWN,
+)
+from blyan_proto.rpc.parts import DATASET_HELP, MODEL_HELP
+from blyan_proto.rpc.spec import Id, Method, arg, declare, record
+
+RUN_HELP = "run block id, hex; default: the newest"
+
+
+@record
+class Start:
+    """Start a training run, or join the one under way."""
+
+    model: str | None = arg(MODEL_HELP, default=None)
+    dataset: str | None = arg(DATASET_HELP, default=None)
+    rounds: int | None = arg("rounds; default: the preset's", default=None, low=1)
+    preset: str = arg("where all other numbers come from", default="demo")
+    run: Id | None = arg("join exactly this run", default=None)
+    rank: int | None = arg("rank of matrix deltas", default=None, low=1, high=256)
+    codec: str | None = arg(
+        "codec of matrix deltas", default=None, choices=("lr4", "dense")
+    )
+    inner_steps: int | None = arg("steps per round", default=None, low=1, high=10_000)
+    batch: int | None = arg("sequences per step", default=None, low=1, high=4096)
+    sequence: int | None = arg("tokens per sequence", default=None, low=8, high=65_535)
+    inner_rate: float | None = arg("AdamW learning rate", default=None, low=0, high=1)
+    outer_rate: float | None = arg("outer learning rate", default=None, low=0, high=4)
+    outer_momentum: float | None = arg("Nesterov mu", default=None, low=0, high=0.999)
+    deadline_s: float | None = arg(
+        "patience with a round's primary", default=None, low=0.1, high=3600
+    )
+    adopt_every: int | None = arg(
+        "rounds between adoptions; 0: only the last", default=None, low=0, high=10_000
+    )
+    seed: int | None = arg("seed of the run", default=None, low=0, high=2**63)
+
+
+@record
+class Started:
+    """A run that this node takes part in."""
+
+    run: Id = arg("run block id")
+    created: bool = arg("this call created it; false: joined")
+    model: str = arg("model name")
+    model_id: Id = arg("model block id")
+    dataset: str = arg("dataset name")
+    rounds: int = arg("rounds in all")
+    round: int = arg("newest round closed")
+
+
+start = declare(
+    Method(
+        "train.start",
+        Start,
+        Started,
+        errors=(
+            MODEL_UNKNOWN,
+            MODEL_AMBIGUOUS,
+            DATASET_UNKNOWN,
+            DATASET_AMBIGUOUS,
+            PRESET_UNKNOWN,
+            RUN_ACTIVE,
+            RUN_INVALID,
+            RUN_UNKNOWN,
+        ),
+    )
+)
+
+
+@record
+class StopLearning:
+    """Stop learning on this node; the run goes on elsewhere."""
+
+
+@record
+class Stopped:
+    """This node does not learn any more."""
+
+    run: Id | None = arg("run it took part in; null: it was not learning")
+    round: int = arg("newest round closed")
+
+
+stop = declare(Method("train.stop", StopLearning, Stopped))
+
+
+@record
+class GetProgress:
+    """Tell where the run stands and what this node does in it."""
+
+
+@record
+class Learning:
+    """Where training stands."""
+
+    state: str = arg("off, waiting, learning, paused or finished")
+    reason: str = arg("why, in a sentence")
+    run: Id | None = arg("run block id; null: none")
+    model: str | None = arg("model name")
+    round: int = arg("newest round closed")
+    finalised_round: int = arg("newest round that a checkpoint has finalised")
+    rounds: int = arg("rounds in all; 0: no run")
+    tokens: int = arg("tokens this node has learnt from in this run")
+    train_loss: float | None = arg("mean loss of the newest round, nats per token")
+    held_out_loss: float | None = arg("newest held-out loss, nats per token")
+    learners: int = arg("learners of the round under way")
+    primary_of: list[str] = arg("groups whose primary this node is now")
+
+
+status = declare(Method("train.status", GetProgress, Learning, public=True))
+
+
+@record
+class Watch:
+    """Follow a run, one row per round, until it ends."""
+
+    run: Id | None = arg(RUN_HELP, default=None)
+
+
+@record
+class Baselines:
+    """What simple models reach on the same held-out text, nats per byte."""
+
+    unigram: float = arg("byte frequencies")
+    bigram: float = arg("the byte before")
+    trigram: float = arg("the two bytes before")
+    lzma: float = arg("xz at its strongest")
+
+
+@record
+class PrimaryCount:
+    """How many groups one peer was primary of."""
+
+    peer_id: str = arg("libp2p peer id")
+    groups: int = arg("groups whose update it published")
+
+
+@record
+class RoundReport:
+    """One closed round. Round 0 is the state before the first and carries baselines."""
+
+    round: int = arg("round, from 1; 0: before the first")
+    rounds: int = arg("rounds in all")
+    train_loss: float | None = arg("mean loss of the learners, nats per token")
+    held_out_loss: float | None = arg("nats per token; null where not evaluated")
+    tokens: int = arg("tokens learnt from in this round, all learners")
+    bytes_up: int = arg("bytes of deltas this node sent in this round")
+    bytes_down: int = arg("bytes of deltas this node received in this round")
+    compression_ratio: float | None = arg("float32 bytes over delta bytes")
+    primaries: list[PrimaryCount] = arg("who published this round's updates")
+    contributions: int = arg("deltas accepted, all groups")
+    blocks: int = arg("update blocks of this round")
+    peers: int = arg("peers connected")
+    seconds: float = arg("how long the round took")
+    baselines: Baselines | None = arg("in the first item of a stream; else null")
+
+
+@record
+class Watched:
+    """How the run ended."""
+
+    run: Id = arg("run block id")
+    outcome: str = arg("finished or stopped")
+    round: int = arg("newest round closed")
+    rounds: int = arg("rounds in all")
+    tokens: int = arg("tokens learnt from, all rounds and learners")
+    first_held_out_loss: float | None = arg("before the first round, nats per token")
+    held_out_loss: float | None = arg("after the last round, nats per token")
+    seconds: float = arg("how long it was watched")
+
+
+watch = declare(
+    Method(
+        "train.watch",
+        Watch,
+        Watched,
+        errors=(RUN_UNKNOWN,),
+        streams=RoundReport,
+        public=True,
+        deadline_s=None,
+    )
+)

@@ -1,0 +1,1 @@
+"""Tensors, their compression and the model's mathematics. No network, no trio."""

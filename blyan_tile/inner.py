@@ -1,0 +1,83 @@
+"""The inner steps of a round: AdamW from a fresh state on what one node holds.
+
+A pure function of the base, the run, the round and the batches (DEC-B12), so an auditor
+can repeat it within a tolerance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blyan_proto.block.model import Architecture, Run
+from blyan_proto.constants import PPM
+from blyan_tile.adamw import AdamW
+from blyan_tile.model.training import Trainable
+
+WARM_UP_STEPS = 5  # linear, at the start of every round
+_PPB = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the steps of a round gave."""
+
+    losses: list[float]  # nats per token, one per step
+    routed: Tensor  # (layers, E) int64, tokens that each expert saw
+    finite: bool  # False: the loss or the gradient blew up, and the steps ended there
+
+
+def rate_of(run: Run, round_: int) -> float:
+    """Return the inner learning rate of a round: the last entry that has begun."""
+    rate, since = 0, -1
+    for step in run.inner_rate:
+        if since < step.from_round <= round_:
+            rate, since = step.rate_ppb, step.from_round
+    return rate / _PPB
+
+
+def train(
+    architecture: Architecture,
+    run: Run,
+    round_: int,
+    parameters: Mapping[str, Tensor],
+    held: Sequence[Sequence[int]],
+    batches: Iterator[Tensor],
+    report: Callable[[int, float], None],
+) -> Outcome:
+    """Change `parameters` in place by one AdamW step per batch.
+
+    `held`: per layer the experts among `parameters`. A batch is (B, T + 1) int64.
+    `report` hears the steps done and the loss after each.
+    """
+    model = Trainable(architecture, parameters, held)
+    optimizer = AdamW(
+        parameters.values(),
+        run.beta1_ppm / PPM,
+        run.beta2_ppm / PPM,
+        run.decay_ppm / PPM,
+    )
+    rate = rate_of(run, round_)
+    losses: list[float] = []
+    routed = torch.zeros(
+        architecture.layers, architecture.experts, dtype=torch.int64
+    )  # (layers, E)
+    for index, batch in enumerate(batches):
+        passed = model.run(batch)
+        torch.autograd.backward(
+            passed.loss + run.auxiliary_ppm / PPM * passed.auxiliary
+        )
+        norm = optimizer.clip(run.clip_ppm / PPM if run.clip_ppm else math.inf)
+        loss = float(passed.loss.detach())
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            return Outcome(losses, routed, False)
+        optimizer.step(rate * min(1.0, (index + 1) / WARM_UP_STEPS))
+        losses.append(loss)
+        routed += passed.routed.cpu()
+        report(len(losses), loss)
+    finite = all(bool(p.detach().isfinite().all()) for p in parameters.values())
+    return Outcome(losses, routed, finite)

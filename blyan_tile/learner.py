@@ -1,0 +1,243 @@
+"""One learner's round, the job of a worker process: base tiles in, encoded deltas out.
+
+The daemon names the messages here; torch is imported only when the job runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+from blake3 import blake3
+
+from blyan_proto.block.model import Model, Run
+from blyan_proto.codec import U8, U16, U32, U64, Size, message
+from blyan_proto.constants import MAX_GROUPS, MAX_TILES_PER_GROUP, PPM
+from blyan_proto.digest import Domain, digest
+from blyan_proto.types import Account, Bitmap, BlockId, Hash, members
+from blyan_tile import tblock
+from blyan_tile.batches import assign, gather
+from blyan_tile.corpus import Archive
+from blyan_tile.feedback import Feedback
+from blyan_tile.jobs import Progress
+from blyan_tile.layout import Group, Layout, join, layout_of, split
+from blyan_tile.residual import ResidualFiles, Settled
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FilePath = Annotated[str, Size(1, 4096)]
+MAX_TILE_DELTA_BYTES = 4 << 20  # a tile of float16 takes 2 MiB
+
+
+@message
+class GroupFiles:
+    """The TBLOCK files of a group's float32 weights, in tile order."""
+
+    group: U16
+    tiles: Annotated[tuple[FilePath, ...], Size(1, MAX_TILES_PER_GROUP)]
+
+
+@message
+class LearnJob:
+    """Train one round on what this node holds."""
+
+    model: Model
+    run: Run
+    run_id: BlockId
+    round: U32
+    learner: Account
+    beacon: Hash
+    archives: Annotated[tuple[FilePath, ...], Size(1, 16)]  # the run's datasets
+    base: Annotated[tuple[GroupFiles, ...], Size(1, MAX_GROUPS)]
+    held: Bitmap  # expert groups to train; shared groups always are
+    settled: Annotated[tuple[Settled, ...], Size(0, 4 * MAX_GROUPS)]
+    residuals: FilePath  # a directory of this learner and run; may be emptied
+    device: Annotated[str, Size(1, 32)]  # "cpu", "cuda", …
+    threads: U8
+
+
+@message
+class GroupDelta:
+    """The change of one group: base - local, with its feedback, encoded."""
+
+    group: U16
+    tiles: Annotated[
+        tuple[Annotated[bytes, Size(0, MAX_TILE_DELTA_BYTES)], ...],
+        Size(1, MAX_TILES_PER_GROUP),
+    ]
+    tokens: U32  # an expert: those routed to it; else all of the round
+    change: Hash  # blake3 of base - local, float32, tile after tile (DEC-B12)
+    residual: Hash  # blake3 of e, likewise
+
+
+@message
+class ExpertShare:
+    """How many of the round's tokens one expert saw."""
+
+    group: U16
+    tokens: U32
+
+
+@message
+class LearnResult:
+    """What a round gave. Without `finite` there are no deltas."""
+
+    deltas: Annotated[tuple[GroupDelta, ...], Size(0, MAX_GROUPS)]
+    finite: bool
+    steps: U16
+    tokens: U64
+    loss_micro: U64  # mean over the steps, micro-nats per token
+    shares: Annotated[tuple[ExpertShare, ...], Size(0, MAX_GROUPS)]
+
+
+def learn(job: LearnJob, report: Callable[[Progress], None]) -> LearnResult:
+    """Run the job. OSError and ProtocolError for files that cannot be used."""
+    import torch
+
+    from blyan_tile import inner
+
+    torch.set_num_threads(max(1, job.threads))
+    torch.manual_seed(_seed(job))
+    layout = layout_of(job.model)
+    trained = _trained(layout, job)
+    base = {files.group: tiles_of(files) for files in job.base}
+    parameters = {
+        name: torch.tensor(array, device=job.device, requires_grad=True)
+        for group in trained
+        for name, array in join(layout, group, base[group.index]).items()
+    }
+    held: list[list[int]] = [[] for _ in range(job.model.architecture.layers)]
+    for group in trained:
+        if group.layer is not None and group.expert is not None:
+            held[group.layer].append(group.expert)
+    outcome = inner.train(
+        job.model.architecture,
+        job.run,
+        job.round,
+        parameters,
+        held,
+        iter(_batches(job)),
+        lambda done, loss: report(
+            Progress(done, job.run.inner_steps, f"loss {loss:.3f}")
+        ),
+    )
+    tokens = len(outcome.losses) * job.run.batch * job.run.sequence
+    seen = {
+        group.index: int(outcome.routed[group.layer, group.expert])
+        for group in trained
+        if _is_expert(group)
+    }
+    deltas: list[GroupDelta] = []
+    if outcome.finite:
+        local = {name: p.detach().cpu().numpy() for name, p in parameters.items()}
+        deltas = _deltas(job, trained, base, local, seen, tokens)
+    mean = sum(outcome.losses) / max(1, len(outcome.losses))
+    return LearnResult(
+        tuple(deltas),
+        outcome.finite,
+        len(outcome.losses),
+        tokens,
+        round(mean * PPM),
+        tuple(ExpertShare(index, count) for index, count in seen.items()),
+    )
+
+
+def _is_expert(group: Group) -> bool:
+    return group.expert is not None
+
+
+def _seed(job: LearnJob) -> int:
+    parts = job.run_id, job.round.to_bytes(4, "little"), job.learner
+    return int.from_bytes(digest(Domain.SEED, *parts)[:8], "little")
+
+
+def _trained(layout: Layout, job: LearnJob) -> list[Group]:
+    held = members(job.held)
+    return [
+        group for group in layout.groups if not _is_expert(group) or group.index in held
+    ]
+
+
+def tiles_of(files: GroupFiles) -> list[np.ndarray]:
+    """Return a group's tiles as float32 views over their files. OSError, DecodeError."""
+    return [tblock.widened(mapped(path)) for path in files.tiles]
+
+
+def mapped(path: str) -> np.ndarray:
+    """Return the tensor of a TBLOCK file, mapped read-only. OSError, DecodeError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return tblock.open_array(fd)
+    finally:
+        os.close(fd)
+
+
+def _batches(job: LearnJob) -> "list[Tensor]":
+    """Return the round's H batches, each (B, T + 1) int64."""
+    import torch
+
+    views = [view for path in job.archives for view in Archive(mapped(path)).train]
+    total = sum(len(view) for view in views)
+    starts = assign(job.beacon, job.round, job.learner, job.run, total)  # (H, B)
+    return [
+        torch.from_numpy(gather(views, row, job.run.sequence + 1)).to(job.device)
+        for row in starts
+    ]
+
+
+def _deltas(
+    job: LearnJob,
+    trained: Sequence[Group],
+    base: dict[int, list[np.ndarray]],
+    local: dict[str, np.ndarray],
+    seen: dict[int, int],
+    tokens: int,
+) -> list[GroupDelta]:
+    feedback = Feedback(ResidualFiles(Path(job.residuals)), job.run, job.round)
+    experts = job.model.architecture.experts
+    deltas = []
+    for group in trained:
+        waiting = feedback.settled(group, job.settled)
+        if _is_expert(group) and seen[group.index] < job.run.min_tokens:
+            feedback.keep(group, waiting)  # restored to base, DEC-B13
+            continue
+        change = [
+            np.subtract(old, new)
+            for old, new in zip(base[group.index], split(group, local))
+        ]
+        if group.name.endswith(".router"):
+            mine = {g.expert for g in trained if g.layer == group.layer}
+            absent = np.array([expert not in mine for expert in range(experts)])  # (E,)
+            _clear_rows(group, change, absent)
+        sent = feedback.send(group, waiting, change)
+        deltas.append(
+            GroupDelta(
+                group.index,
+                tuple(sent.encoded),
+                min(seen.get(group.index, tokens), 2**32 - 1),
+                digest_of(change),
+                digest_of(sent.before),
+            )
+        )
+    return deltas
+
+
+def _clear_rows(group: Group, change: list[np.ndarray], absent: np.ndarray) -> None:
+    """Zero the router's rows of experts that this node does not hold (DEC-B13)."""
+    for tile, x in zip(group.tiles, change):
+        (piece,) = tile.pieces
+        x[absent[piece.row0 : piece.row1]] = 0
+
+
+def digest_of(arrays: Sequence[np.ndarray]) -> bytes:
+    """Return blake3 of float32 arrays, one after the other."""
+    hasher = blake3()
+    for array in arrays:
+        hasher.update(
+            np.ascontiguousarray(array, "<f4").reshape(-1).view(np.uint8).data
+        )
+    return hasher.digest()

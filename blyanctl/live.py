@@ -1,0 +1,138 @@
+"""What comes while a call is under way: tokens, progress, one row per round."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, TextIO
+
+from blyan_proto.rpc.spec import JsonObject
+from blyanctl.render import cell, duration, size
+
+BAR_CELLS = 24
+
+Show = Callable[[Iterable[JsonObject], TextIO], None]
+
+
+def json_lines(items: Iterable[JsonObject], out: TextIO) -> None:
+    """Print every item as one JSON line."""
+    for item in items:
+        out.write(json.dumps(item) + "\n")
+        out.flush()
+
+
+def tokens(items: Iterable[JsonObject], out: TextIO) -> None:
+    """Print text as it is made, and end the line."""
+    for item in items:
+        out.write(printable(item["text"]))
+        out.flush()
+    out.write("\n")
+
+
+def printable(text: str) -> str:
+    """Return a model's text without what would steer the terminal."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+        for c in text
+    )
+
+
+def progress(items: Iterable[JsonObject], out: TextIO) -> None:
+    """Draw a bar that stays on one line; on a pipe, one line per stage."""
+    live = out.isatty()
+    width, stage = 0, None
+    for item in items:
+        if live:
+            text = bar(item)
+            width = max(width, len(text))
+            out.write("\r" + text.ljust(width))
+        elif item["stage"] != stage:
+            out.write(item["stage"] + "\n")
+        stage = item["stage"]
+        out.flush()
+    if live and width:
+        out.write("\r" + " " * width + "\r")
+        out.flush()
+
+
+def bar(item: JsonObject) -> str:
+    """Return one Progress as text."""
+    done, total, unit = item["done"], item["total"], item["unit"]
+    count = size(done) if unit == "bytes" else f"{done} {unit}"
+    if not total:
+        return f"{item['stage']}: {count}"
+    full = min(BAR_CELLS, BAR_CELLS * done // total)
+    drawn = "#" * full + "." * (BAR_CELLS - full)
+    return f"{item['stage']} [{drawn}] {100 * done // total:3} %  {count}"
+
+
+# Columns of the round table: heading, width, the cell of one report.
+COLUMNS: tuple[tuple[str, int, Callable[[JsonObject], str]], ...] = (
+    ("round", 9, lambda r: f"{r['round']}/{r['rounds']}"),
+    ("train", 8, lambda r: _loss(r["train_loss"])),
+    ("held out", 8, lambda r: _loss(r["held_out_loss"])),
+    ("tokens", 9, lambda r: f"{r['tokens']:,}"),
+    ("up", 10, lambda r: size(r["bytes_up"])),
+    ("down", 10, lambda r: size(r["bytes_down"])),
+    ("ratio", 7, lambda r: _ratio(r["compression_ratio"])),
+    ("deltas", 6, lambda r: str(r["contributions"])),
+    ("blocks", 6, lambda r: str(r["blocks"])),
+    ("primaries", 9, lambda r: str(len(r["primaries"]))),
+    ("peers", 5, lambda r: str(r["peers"])),
+    ("time", 8, lambda r: duration(r["seconds"])),
+)
+
+
+def rounds(items: Iterable[JsonObject], out: TextIO) -> None:
+    """Print the baselines, then one row per closed round."""
+    headed = False
+    for item in items:
+        if item["baselines"] is not None:
+            told = ", ".join(f"{k} {v:.3f}" for k, v in item["baselines"].items())
+            out.write(f"baselines, nats per byte: {told}\n")
+        if not headed:
+            out.write("  ".join(head.rjust(width) for head, width, _ in COLUMNS) + "\n")
+            headed = True
+        row = (show(item).rjust(width) for _, width, show in COLUMNS)
+        out.write("  ".join(row) + "\n")
+        out.flush()
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}x"
+
+
+# How a method's items are shown: always, or only when --stream asks for it.
+ALWAYS: dict[str, Show] = {
+    "train.watch": rounds,
+    "data.add": progress,
+    "model.create": progress,
+}
+ON_REQUEST: dict[str, Show] = {"infer.generate": tokens}
+
+
+def ending(method: str, result: JsonObject, streamed: bool) -> tuple[str, str] | None:
+    """Return what ends a call in place of the plain result: (stdout, stderr) text."""
+    if method != "infer.generate":
+        return None
+    if not streamed:
+        return printable(result["text"]), ""
+    return "", generated(result)
+
+
+def generated(result: JsonObject) -> str:
+    """Return one line about a generation."""
+    timings: dict[str, Any] = result["timings"]
+    rate = timings["tokens_per_s"]
+    parts = [
+        f"{len(result['token_ids'])} tokens in {duration(timings['total_s'])}",
+        f"{cell('tokens_per_s', rate)} tokens/s" if rate is not None else "",
+        f"{len(result['peers'])} peers",
+        f"{result['retries']} retries" if result["retries"] else "",
+        result["finish_reason"],
+    ]
+    return ", ".join(part for part in parts if part)

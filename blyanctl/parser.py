@@ -1,0 +1,225 @@
+"""argparse built from the declared methods, and what was parsed back into params.
+
+Only the nouns that stand on the command line are filled in: a call needs one of them,
+and starts faster. Commands of this machine, not of a daemon, are modules of this
+package with `configure(parser)` and `run(arguments) -> exit code` (see `LOCAL`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from blyan_proto.rpc.errors import RpcError
+from blyan_proto.rpc.methods import NOUNS, methods_of
+from blyan_proto.rpc.records import Field, fields_of
+from blyan_proto.rpc.spec import JsonObject, Method
+
+# Commands that need no daemon: name -> help. Each is blyanctl/<name>.py.
+LOCAL = {
+    "doctor": "what is wrong with this machine, in ten seconds",
+    "devnet": "several daemons on this machine, ready to use",
+    "demo": "train and use a small model with a devnet, start to end",
+}
+
+PARAM = "param_"  # dest of a flag
+PLACE = "place_"  # dest of the same param given by place
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`.\n")
+
+
+def build(argv: Sequence[str]) -> Parser:
+    """Return the parser for this command line.
+
+    The parsed namespace has `command`: "rpc", one of `LOCAL`, or a noun; for a noun
+    also `method`. `home`, `json`, `stream` and `timeout` are there only if given.
+    """
+    parser = Parser(
+        prog="blyanctl",
+        description="Control the Blyan daemon of a home.",
+        parents=[_everywhere()],
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for noun, about in NOUNS.items():
+        below = _add(commands, noun, about)
+        if noun in argv:
+            verbs = below.add_subparsers(dest="verb", metavar="VERB", required=True)
+            for method in methods_of(noun).values():
+                add_method(verbs, method)
+    raw = _add(commands, "rpc", "call any method, raw", parents=[_everywhere()])
+    raw.add_argument("method_name", metavar="METHOD", help="as node.status")
+    raw.add_argument("params", metavar="JSON", nargs="?", type=_object, help="params")
+    _add_stream(raw)
+    for name, about in LOCAL.items():
+        if importlib.util.find_spec(f"blyanctl.{name}") is None:
+            continue
+        below = _add(commands, name, about, parents=[_everywhere()])
+        if name in argv:
+            importlib.import_module(f"blyanctl.{name}").configure(below)
+    return parser
+
+
+def _add(commands: Any, name: str, about: str, **more: Any) -> Parser:
+    made: Parser = commands.add_parser(
+        name, help=about, description=_sentence(about), allow_abbrev=False, **more
+    )
+    return made
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _everywhere() -> argparse.ArgumentParser:
+    """The options that stand before or after the command."""
+    parser = argparse.ArgumentParser(
+        add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--home", metavar="DIR", help="the daemon's home ($BLYAN_HOME or ~/.blyan)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print exactly the result, as one JSON line"
+    )
+    parser.add_argument(
+        "--timeout", type=float, metavar="S", help="give up after so many seconds"
+    )
+    return parser
+
+
+def _add_stream(parser: Parser) -> None:
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print as it comes",
+    )
+
+
+def add_method(verbs: Any, method: Method) -> None:
+    """Add one declared method: every param as a flag, some also by place."""
+    parser = verbs.add_parser(
+        method.verb,
+        help=method.summary[0].lower() + method.summary[1:].rstrip("."),
+        description=method.summary,
+        parents=[_everywhere()],
+        allow_abbrev=False,
+    )
+    parser.set_defaults(method=method)
+    if method.streams is not None:
+        _add_stream(parser)
+    for field in fields_of(method.params):
+        about = field.about.help
+        if field.about.positional:
+            parser.add_argument(
+                PLACE + field.name,
+                metavar=field.name.upper().replace("_", "-"),
+                nargs="?",
+                type=_reader(field),
+                help=about,
+            )
+            about = argparse.SUPPRESS
+        elif field.required:
+            about += " (required)"
+        elif field.default is not None and field.default != "":
+            about += f" (default: {field.default})"
+        _add_flag(parser, field, about.replace("%", "%%"))
+
+
+def _add_flag(parser: Parser, field: Field, about: str) -> None:
+    flag = "--" + field.name.replace("_", "-")
+    options: dict[str, Any] = {
+        "dest": PARAM + field.name,
+        "default": None,
+        "help": about,
+    }
+    if _kind(field.shape.schema) == "boolean":
+        options["action"] = argparse.BooleanOptionalAction
+    else:
+        options["type"] = _reader(field)
+        options["metavar"] = _metavar(field)
+        if _kind(field.shape.schema) == "array":
+            options.update(nargs="+", action="extend")
+    parser.add_argument(flag, **options)
+
+
+def _kind(schema: JsonObject) -> str:
+    kind = schema.get("type", "")
+    return str(kind[0] if isinstance(kind, list) else kind)
+
+
+def _metavar(field: Field) -> str:
+    if field.about.choices:
+        return "|".join(field.about.choices)
+    schema = field.shape.schema
+    kind = _kind(schema.get("items", schema))
+    return {"integer": "N", "number": "X"}.get(kind, "TEXT")
+
+
+def _reader(field: Field) -> Callable[[str], Any]:
+    """Return the function that turns one word into the JSON value of a field."""
+    schema = field.shape.schema
+    kind = _kind(schema.get("items", schema))
+    if kind == "string":
+        return str
+    if kind == "integer":
+        return _integer
+    return _number if kind == "number" else _value
+
+
+def _integer(word: str) -> int:
+    try:
+        return int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is not an integer") from None
+
+
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number") from None
+
+
+def _value(word: str) -> Any:
+    try:
+        return json.loads(word)
+    except (ValueError, RecursionError):
+        raise argparse.ArgumentTypeError(f"{word!r} is not JSON") from None
+
+
+def _object(word: str) -> JsonObject:
+    value = _value(word)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(
+            "params are a JSON object, as '{\"limit\": 5}'"
+        )
+    return value
+
+
+def params_of(arguments: argparse.Namespace, method: Method) -> JsonObject:
+    """Return the params that were given. ValueError with a sentence if they do not fit."""
+    params: JsonObject = {}
+    for field in fields_of(method.params):
+        flag = getattr(arguments, PARAM + field.name)
+        place = getattr(arguments, PLACE + field.name, None)
+        if flag is not None and place is not None:
+            raise ValueError(f"{field.name} is given twice")
+        value = place if flag is None else flag
+        if value is not None:
+            params[field.name] = value
+    try:
+        method.read_params(params)
+    except RpcError as error:
+        raise ValueError(error.message.partition(": ")[2]) from None
+    return params

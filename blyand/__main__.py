@@ -1,0 +1,131 @@
+"""`blyand init` and `blyand run`: arguments -> configuration -> exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from blyand.compute import choose_threads, thread_environment
+from blyand.config import Config, load_config
+from blyand.errors import ConfigFault, LocalFault
+from blyand.home import Home, open_home
+from blyand.initialise import Made, initialise
+from blyand.log import logging_to
+from blyand.supervise import leaves
+
+FAILED, MISUSED = 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return the process's exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.command(args)
+        return code
+    except ConfigFault as error:
+        print(f"blyand: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    home = argparse.ArgumentParser(add_help=False)
+    home.add_argument(
+        "--home",
+        type=Path,
+        default=Path(os.environ.get("BLYAN_HOME", "~/.blyan")).expanduser(),
+        help="where everything is kept (default: $BLYAN_HOME or ~/.blyan)",
+    )
+    home.add_argument("--listen", action="append", metavar="MULTIADDR")
+    home.add_argument("--bootstrap", action="append", metavar="MULTIADDR")
+    home.add_argument("--region", metavar="NAME")
+    home.add_argument("--device", metavar="auto|cpu|cuda:N")
+    home.add_argument("--roles", metavar="ROLE,…", help="learn, serve, archive")
+    home.add_argument("--daemons-on-host", type=int, metavar="N")
+    parser = argparse.ArgumentParser(prog="blyand", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    init = commands.add_parser(
+        "init", parents=[home], help="make config.toml, an encrypted key, a genesis"
+    )
+    init.add_argument("--genesis", type=Path, help="join the network of this file")
+    init.add_argument("--force", action="store_true", help="replace the genesis")
+    init.add_argument("--json", action="store_true")
+    init.set_defaults(command=_init)
+    run = commands.add_parser("run", parents=[home], help="run the node")
+    run.set_defaults(command=_run)
+    return parser
+
+
+def _flags(args: argparse.Namespace) -> dict[str, object]:
+    listen, bootstrap = args.listen, args.bootstrap
+    return {
+        "net.listen": tuple(listen) if listen else None,
+        "net.bootstrap": tuple(bootstrap) if bootstrap else None,
+        "net.region": args.region,
+        "compute.device": args.device,
+        "compute.daemons_on_host": args.daemons_on_host,
+        "node.roles": tuple(args.roles.split(",")) if args.roles else None,
+    }
+
+
+def _init(args: argparse.Namespace) -> int:
+    chosen = {key: value for key, value in _flags(args).items() if value is not None}
+    load_config(None, {}, chosen)  # a wrong value is refused before anything is made
+    made = initialise(args.home, args.genesis, chosen, args.force)  # type: ignore[arg-type]
+    if args.json:
+        print(json.dumps(_plain(made)))
+    else:
+        print(f"home     {made.home.path}")
+        print(f"account  0x{made.account.hex()}")
+        print(f"network  {made.network.hex()}")
+        print(f"next     blyand run --home {made.home.path}")
+    return 0
+
+
+def _plain(made: Made) -> dict[str, str]:
+    return {
+        "home": str(made.home.path),
+        "public_key": made.public.hex(),
+        "account": "0x" + made.account.hex(),
+        "network": made.network.hex(),
+        "beacon_tail": made.beacon_tail.hex(),
+    }
+
+
+def _run(args: argparse.Namespace) -> int:
+    with open_home(args.home) as home:
+        config = load_config(home.config, os.environ, _flags(args))
+        with logging_to(
+            home.log,
+            level=config.log.level,
+            as_json=config.log.json,
+            file_bytes=config.log.file_mib << 20,
+            files=config.log.files,
+        ):
+            return _serve(home, config)
+
+
+def _serve(home: Home, config: Config) -> int:
+    threads = choose_threads(config.compute.threads, config.compute.daemons_on_host)
+    # Tensor libraries read these when they are imported (DEC-S5).
+    os.environ.update(thread_environment(threads))
+    import trio
+
+    from blyand import daemon
+
+    try:
+        trio.run(daemon.run, home, config)
+    except (LocalFault, BaseExceptionGroup) as error:
+        for leaf in leaves(error):
+            if not isinstance(leaf, LocalFault):
+                raise
+            print(f"blyand: {leaf}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Every declared RPC method gets its answer here, noun by noun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from blyan_proto.rpc.methods import all_methods
+from blyan_tile.corpus import Archive, joined
+from blyand.compute import Worker
+from blyand.parts import Base, Ledger, Models
+from blyand.protocols.fetch import Fetcher
+from blyand.rpc import (
+    chain,
+    data,
+    expert,
+    infer,
+    model,
+    node,
+    peer,
+    tile,
+)
+from blyand.rpc.bind import Answers
+from blyand.rpc.holders import Holders
+from blyand.rpc.ordering import Ordering
+from blyand.rpc.publishing import Publishing
+from blyand.rpc.resolve import dataset_called, model_called
+
+
+def bind_all(
+    base: Base,
+    ledger: Ledger,
+    models: Models,
+    fetcher: Fetcher,
+    importer: Worker,
+    stop: Callable[[], None],
+    roles: tuple[str, ...],
+) -> Answers:
+    """Return the answers of one node."""
+    answers = Answers(all_methods())
+    stores = base.stores
+    ordering = Ordering(ledger.machine, stores.blocks, base.events)
+    holders = Holders(ledger.machine, models.holder, base.key.account)
+    publishing = Publishing(
+        make=ledger.author.make,
+        worker=importer,
+        blobs=stores.blobs,
+        lane=base.disk_lane,
+        work=base.home.work,
+    )
+    latency_ms = models.serving.routes.latency_ms
+
+    async def held_out(name: str | None) -> tuple[str, np.ndarray]:
+        record = dataset_called(ledger.view, name)
+        await fetcher.get(record.dataset.blob)
+        raw = stores.blobs.open_array(record.dataset.blob)
+        archive = await base.disk_lane.run(Archive, raw)
+        return record.dataset.name, await base.disk_lane.run(joined, archive.held_out)
+
+    def checkpoint_id(height: int) -> bytes:
+        final = stores.checkpoints.at(height)
+        return final.checkpoint.id if final else base.genesis.id
+
+    node.bind(
+        answers,
+        config=base.config,
+        host=base.host,
+        standing=node.Standing(
+            machine=ledger.machine,
+            follower=ledger.follower,
+            pool=ledger.pool,
+            meeting=base.meeting,
+            holder=models.holder,
+            learner=models.learner if base.config.training.enabled else None,
+            warnings=lambda: stores.warnings,
+        ),
+        roles=roles,
+        stop=stop,
+    )
+    peer.bind(
+        answers,
+        host=base.host,
+        meeting=base.meeting,
+        view=lambda: ledger.view,
+        latency_ms=latency_ms,
+    )
+    chain.bind(
+        answers,
+        machine=ledger.machine,
+        ledger=chain.Ledger(stores.blocks, stores.checkpoints, ledger.pool),
+        lane=base.disk_lane,
+    )
+    expert.bind(answers, holders=holders, latency_ms=latency_ms)
+    model.bind(answers, holders=holders, ordering=ordering, publishing=publishing)
+    data.bind(answers, ordering=ordering, publishing=publishing)
+    tile.bind(
+        answers,
+        ordering=ordering,
+        holder=models.holder,
+        blocks=stores.blocks,
+        blobs=stores.blobs,
+        lane=base.disk_lane,
+    )
+    infer.bind(
+        answers,
+        models.serving.generation,
+        models.serving.evaluation,
+        lambda name: model_called(ledger.view, name),
+        held_out,
+        checkpoint_id,
+    )
+    return answers

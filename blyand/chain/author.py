@@ -1,0 +1,127 @@
+"""Making our own blocks: sequence, parents, anchor, signature, intake, gossip."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+
+from blyan_proto.block.block import Block, encode_block
+from blyan_proto.block.header import INLINE, NO_LAYER, Header
+from blyan_proto.block.payload import encode_payload, kind_of, payload_digest
+from blyan_proto.constants import FORMAT_VERSION, MAX_PARENTS
+from blyan_proto.signing import Purpose, SigningKey
+from blyand.chain.intake import Intake
+from blyand.chain.machine import Machine
+from blyand.chain.pool import Pool
+from blyand.clock import Clock
+from blyand.rules.records import TIPS
+from blyand.store.intents import IntentLog
+
+logger = logging.getLogger(__name__)
+
+REPEAT_S = 2.0  # how long an own block may stay unordered before it is announced again
+REPEAT_BLOCKS = 64
+
+Publish = Callable[[bytes], Awaitable[None]]
+
+
+class Author:
+    """Signs this node's facts, one at a time, and announces them."""
+
+    def __init__(
+        self,
+        key: SigningKey,
+        machine: Machine,
+        pool: Pool,
+        intake: Intake,
+        intents: IntentLog,
+        clock: Clock,
+        publish: Publish,
+    ) -> None:
+        self._key = key
+        self._machine = machine
+        self._pool = pool
+        self._intake = intake
+        self._intents = intents
+        self._clock = clock
+        self._publish = publish
+        self._turn = trio.Lock()
+
+    async def make(
+        self,
+        payload: Any,
+        *,
+        subject: str = "",
+        layer: int = NO_LAYER,
+        meta_ref: bytes | None = None,
+    ) -> Block:
+        """Make, store durably and announce a block with this payload (DEC-D1)."""
+        async with self._turn:  # sequences enter the pool in their order
+            block = self._sign(payload, subject, layer, meta_ref)
+            await self._intake.submit(block)
+        await self._publish(encode_block(block))
+        return block
+
+    def _sign(
+        self, payload: Any, subject: str, layer: int, meta_ref: bytes | None
+    ) -> Block:
+        kind = kind_of(payload)
+        raw = encode_payload(payload)
+        heights = self._parents(kind.chain)
+        network = self._machine.genesis.id
+        header = Header(
+            version=FORMAT_VERSION,
+            network=network,
+            chain=kind.chain,
+            kind=kind.code,
+            height=1 + max(heights.values()) if heights else 0,
+            parents=tuple(sorted(heights)),
+            anchor_height=self._machine.clock.height,
+            anchor=self._machine.last_id,
+            meta_ref=meta_ref,
+            subject=subject,
+            layer=layer,
+            payload_type=INLINE,
+            payload_bytes=len(raw),
+            payload_digest=payload_digest(raw),
+            account=self._key.account,
+            author=self._key.public,
+            sequence=self._intents.reserve_sequence(self._key.account),
+            time_ms=self._clock.now_ms(),
+            nonce=0,
+        )
+        return Block(header, self._key.sign(Purpose.BLOCK, network, header), raw)
+
+    def _parents(self, chain: int) -> dict[bytes, int]:
+        """Return the parents (id -> height): ordered tips, and our own pending block.
+
+        Naming only those keeps a block from waiting for a stranger's pending one.
+        """
+        tips = TIPS.get(self._machine.view, bytes([chain]))
+        heights = {tip.block: tip.height for tip in tips.tips} if tips else {}
+        own = self._pool.newest_of(self._key.account, chain)
+        if own is not None:
+            while len(heights) >= MAX_PARENTS:
+                heights.pop(min(heights, key=lambda id: (heights[id], id)))
+            for parent in own.header.parents:
+                heights.pop(parent, None)
+            heights[own.id] = own.header.height
+        return heights
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Announce again what no checkpoint took: gossip may lose messages."""
+        task_status.started()
+        while True:
+            await trio.sleep(REPEAT_S)
+            old = self._clock.now_ms() - int(REPEAT_S * 1000)
+            late = [
+                block
+                for block in self._pool
+                if block.header.account == self._key.account
+                and block.header.time_ms < old
+            ]
+            for block in sorted(late, key=lambda b: b.header.sequence)[:REPEAT_BLOCKS]:
+                await self._publish(encode_block(block))

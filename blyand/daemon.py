@@ -1,0 +1,359 @@
+"""The composition root: opens resources, builds the parts, runs the services.
+
+#~ A tour of the source: `__main__` reads the arguments, this file opens everything in
+#~ order, `parts` wires it, `supervise` runs it, `net/gossip` and `chain/intake` take
+#~ foreign blocks in, `finality/sequencer` orders them, `chain/machine` executes them.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+
+import blyand
+from blyan_proto import topics
+from blyan_proto.protocols import blobs as blobs_proto
+from blyan_proto.protocols import blocks as blocks_proto
+from blyan_proto.protocols import delta as delta_proto
+from blyan_proto.protocols import expert as expert_proto
+from blyan_proto.protocols import sync as sync_proto
+from blyan_proto.protocols.hello import MAX_ADDRESSES, Address, Greeting
+from blyan_proto.types import Role, bitmap
+from blyan_tile.aggregate import check_arithmetic
+from blyand import genesis as genesis_file
+from blyand import keystore
+from blyand.bindings import bind_all
+from blyand.clock import SystemClock
+from blyand.compute import Threads, choose_threads, open_worker
+from blyand.config import Config
+from blyand.election.members import Member, registration_of
+from blyand.errors import ComputeFault, Unavailable
+from blyand.events import Broadcast
+from blyand.finality.beacon import BeaconChain
+from blyand.home import Home
+from blyand.initialise import hardware, role_bits
+from blyand.metrics import Metrics
+from blyand.net.dialer import Dialer
+from blyand.net.host import HostSettings, open_host
+from blyand.net.peers import PeerBook
+from blyand.parts import (
+    Base,
+    Ledger,
+    Models,
+    Stores,
+    build_fetcher,
+    build_ledger,
+    build_models,
+    build_sequencer,
+)
+from blyand.poison import PoisonBox
+from blyand.protocols import blobs as blobs_ends
+from blyand.protocols import blocks as blocks_ends
+from blyand.protocols import delta as delta_ends
+from blyand.protocols import expert as expert_ends
+from blyand.protocols import sync as sync_ends
+from blyand.protocols.hello import Greeter
+from blyand.protocols.meeting import Meeting
+from blyand.rpc.server import serve
+from blyand.rules.records import MODELS
+from blyand.store.blobs import BlobStore
+from blyand.store.blocks import BlockStore
+from blyand.store.checkpoints import CheckpointStore
+from blyand.store.commit import GroupCommit
+from blyand.store.db import open_store
+from blyand.store.intents import IntentLog
+from blyand.store.state import State
+from blyand.supervise import Backoff, Service, supervise
+from blyand.training.adopter import Adopter
+
+logger = logging.getLogger(__name__)
+
+
+async def run(home: Home, config: Config) -> None:
+    """Run the node of an opened home until it is stopped by signal or by `node.stop`.
+
+    Raises ConfigFault before anything runs, and a LocalFault (or a group with one) when
+    this machine cannot go on.
+    """
+    try:
+        check_arithmetic()
+    except ArithmeticError as error:
+        raise ComputeFault(f"this machine's arithmetic is not exact: {error}") from error
+    genesis = genesis_file.load(home.genesis)
+    passphrase = config.key.passphrase_file
+    key = keystore.open(home, Path(passphrase) if passphrase else None)
+    poison = PoisonBox(home.poison)
+    settings = HostSettings(
+        key=key,
+        network=genesis.id,
+        listen=config.net.listen,
+        max_connections=config.net.max_peers,
+        blame=blame,
+        poison=poison.put,
+    )
+    nice = config.compute.worker_nice
+    with _open_stores(home) as stores:
+        async with (
+            open_host(settings) as host,
+            open_worker("training", nice=nice) as trainer,
+            open_worker("import", nice=nice) as importer,
+            expert_ends.open_client(host) as experts,
+        ):
+            events = Broadcast()
+            book = PeerBook(host.peer_id, _read(home.path / "peers"))
+            base = Base(
+                home=home,
+                config=config,
+                genesis=genesis,
+                key=key,
+                clock=SystemClock(),
+                events=events,
+                poison=poison,
+                metrics=Metrics(),
+                stores=stores,
+                host=host,
+                meeting=Meeting(host, events, functools.partial(_learn, book)),
+                blame=blame,
+                threads=choose_threads(
+                    config.compute.threads, config.compute.daemons_on_host
+                ),
+                chain_lane=Threads("chain", 2),
+                tile_lane=Threads("tile", 1),
+                disk_lane=Threads("disk", 2),
+                infer_lane=Threads("infer", 1),
+            )
+            fetcher = build_fetcher(base)
+            ledger = build_ledger(base)
+            models = build_models(base, ledger, fetcher, experts, trainer)
+            stop = trio.Event()
+            _handle(base, ledger, models)
+            answers = bind_all(
+                base, ledger, models, fetcher, importer, stop.set, _role_names(base)
+            )
+            services = [
+                Service("commit", stores.commit.run),
+                Service("intake", ledger.intake.run),
+                Service("follower", ledger.follower.run),
+                Service("author", ledger.author.run),
+                Service("fetcher", fetcher.run),
+                Service("holder", models.holder.run),
+                Service("serving", models.serving.run),
+                Service("primary", models.primary.run),
+                Service("journal", models.journal.run),
+                Service("member", _member(base, ledger, models).run),
+            ]
+            if _is_sequencer(base):
+                sequencer = build_sequencer(base, ledger, fetcher)
+                adopter = Adopter(lambda: ledger.view, ledger.author.make, events)
+                services.append(Service("sequencer", sequencer.run))
+                services.append(Service("adopter", adopter.run))
+            if config.training.enabled and _roles(base) & Role.LEARN:
+                services.append(Service("learner", models.learner.run))
+            dialer = Dialer(
+                host,
+                book,
+                config.net.bootstrap,
+                functools.partial(_write, home.path / "peers"),
+                random.Random(),
+            )
+            services.append(
+                Service(
+                    "dialer", dialer.run, restart=Backoff(), restart_on=(Unavailable,)
+                )
+            )
+            services.append(
+                Service("rpc", functools.partial(serve, _socket(base), answers))
+            )
+            await _run_services(base, ledger, models, services, stop)
+
+
+async def _run_services(
+    base: Base,
+    ledger: Ledger,
+    models: Models,
+    services: list[Service],
+    stop: trio.Event,
+) -> None:
+    greeter = Greeter(
+        base.key,
+        lambda: _greeting(base, ledger, models),
+        base.meeting.known_peers,
+        base.meeting.met,
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch_signals, stop)
+        base.meeting.start(greeter)
+        await base.host.gossip.listen(topics.BLOCK, ledger.intake.gossip_check)
+        await base.host.gossip.listen(topics.CHECKPOINT, ledger.follower.gossip_check)
+        await nursery.start(supervise, services)
+        logger.info("ready on %s", ", ".join(base.host.addresses))
+        await stop.wait()
+        logger.info("stopping")
+        nursery.cancel_scope.cancel()
+
+
+def blame(peer: str, error: Exception) -> None:
+    """Note a peer's misbehaviour; scores and bans build on this."""
+    if peer:
+        logger.info("%s misbehaved: %s", peer, error)
+
+
+@contextmanager
+def _open_stores(home: Home) -> Iterator[Stores]:
+    database = open_store(home.database)
+    blobs = BlobStore(home.blobs)
+    intents = IntentLog(home.intents)
+    warnings = []
+    try:
+        blocks, checkpoints = BlockStore(database), CheckpointStore(database)
+        if database.repaired:
+            blocks.reindex()
+            warnings.append("the database was damaged and repaired; see the log")
+        state = State.load(database)
+        newest = checkpoints.at(checkpoints.executed_height)
+        if newest is not None and state.root != newest.checkpoint.state_root:
+            checkpoints.forget_execution()  # DEC-D4: execute again from the genesis
+            state = State()
+            warnings.append("executed state was lost; it is being executed again")
+        if intents.damaged:
+            warnings.append("the intent log is damaged; peers are asked before signing")
+        commit = GroupCommit(database)
+        yield Stores(
+            blocks, checkpoints, state, blobs, intents, commit, tuple(warnings)
+        )
+    finally:
+        intents.close()
+        blobs.close()
+        database.close()
+
+
+def _handle(base: Base, ledger: Ledger, models: Models) -> None:
+    """Serve the stream protocols: one call each."""
+    host, stores = base.host, base.stores
+    host.handle(
+        blocks_proto.PROTOCOL_ID,
+        blocks_ends.serve(stores.blocks.get, lambda: iter(ledger.pool)),
+        deadline_s=blocks_proto.DEADLINE_S,
+    )
+    host.handle(
+        sync_proto.PROTOCOL_ID,
+        sync_ends.serve(lambda: ledger.machine.clock.height, stores.checkpoints.range),
+        deadline_s=sync_proto.DEADLINE_S,
+    )
+    host.handle(
+        blobs_proto.PROTOCOL_ID,
+        blobs_ends.serve(stores.blobs.outline, stores.blobs.read_leaf),
+        concurrency=16,
+        deadline_s=blobs_proto.DEADLINE_S,
+    )
+    host.handle(
+        delta_proto.PROTOCOL_ID,
+        delta_ends.serve(base.genesis.id, models.primary.take),
+        deadline_s=delta_proto.DEADLINE_S,
+    )
+    if _roles(base) & Role.SERVE:
+        host.handle(
+            expert_proto.PROTOCOL_ID,
+            expert_ends.serve(models.serving.experts.answer),
+            deadline_s=None,
+        )
+
+
+def _is_sequencer(base: Base) -> bool:
+    return base.key.public == base.genesis.sequencer.key
+
+
+def _roles(base: Base) -> int:
+    roles = role_bits(base.config.node.roles)
+    return roles | int(Role.VALIDATE) if _is_sequencer(base) else roles
+
+
+def _role_names(base: Base) -> tuple[str, ...]:
+    bits = _roles(base)
+    return tuple(str(role.name).lower() for role in Role if bits & role)
+
+
+def _socket(base: Base) -> Path:
+    chosen = base.config.rpc.socket
+    return Path(chosen) if chosen else base.home.socket
+
+
+def _member(base: Base, ledger: Ledger, models: Models) -> Member:
+    tail = BeaconChain(base.key.secret).tail if _is_sequencer(base) else None
+    return Member(
+        base.key.account,
+        registration_of(
+            base.key.public,
+            _roles(base),
+            base.config.net.region,
+            hardware(),
+            tail,
+        ),
+        base.genesis,
+        lambda: ledger.view,
+        models.holder.held,
+        ledger.author.make,
+        lambda: ledger.follower.behind <= 1,
+        base.events,
+    )
+
+
+def _greeting(base: Base, ledger: Ledger, models: Models) -> Greeting:
+    whole = [m for m in MODELS.scan(ledger.view) if m.weights == m.groups]
+    record = max(whole, key=lambda m: m.adopted_height, default=None)
+    held = models.holder.held(record.id) if record else frozenset()
+    return Greeting(
+        network=base.genesis.id,
+        software=f"blyand/{blyand.__version__}",
+        roles=_roles(base),
+        region=base.config.net.region,
+        addresses=base.host.addresses[:MAX_ADDRESSES],
+        model=record.id if record else None,
+        held=bitmap(held, record.groups) if record else b"",
+        finalised=ledger.machine.clock.height,
+        checkpoint=ledger.machine.last_id,
+    )
+
+
+def _learn(
+    book: PeerBook, source: str, source_address: str, named: tuple[Address, ...]
+) -> None:
+    """Take in the addresses that a peer told us, its own among them."""
+    for address in named:
+        book.learn(address.peer, address.addresses, source, source_address)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None  # a new home, or a book that is gone: it fills again
+
+
+async def _write(path: Path, raw: bytes) -> None:
+    def replace() -> None:
+        draft = path.with_suffix(".new")
+        draft.write_bytes(raw)
+        draft.replace(path)
+
+    try:
+        await trio.to_thread.run_sync(replace)
+    except OSError as error:
+        logger.warning("cannot save the peer book: %s", error)
+
+
+async def _watch_signals(stop: trio.Event) -> None:
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            if stop.is_set():
+                os._exit(1)  # a second signal ends at once
+            stop.set()
+

@@ -1,0 +1,153 @@
+"""Expert computations of all requests, local and foreign, gathered into lane calls.
+
+Strategy. While one lane call computes, further work waits; the next call takes all of
+it, grouped by expert. A row's result does not depend on its batch-mates, not even on
+how many there are: they are computed in blocks of a fixed size (DEC-S1, S2).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import trio
+from torch import Tensor
+
+from blyan_tile.layout import Group, Layout
+from blyan_tile.model.expert import Expert
+from blyand.compute import Threads
+from blyand.errors import Unavailable
+from blyand.inference.experts import Experts
+from blyand.inference.versions import Tiles
+
+BLOCK_ROWS = 64  # BLAS cuts larger products between threads in ways that show
+CALL_ROWS = 2048  # of one lane call, unless a single work has more
+MAX_WAITING_ROWS = 65_536  # overflow: own work waits, a peer's is refused before
+
+
+@dataclass(frozen=True)
+class Work:
+    """Some rows through one version of an expert."""
+
+    layout: Layout
+    group: Group
+    root: bytes
+    tiles: Tiles
+    x: np.ndarray  # (n, d) float32, the activations of the call
+    rows: np.ndarray  # (m,) int64, those for this expert
+
+
+@dataclass
+class _Order:
+    work: Work
+    done: trio.Event = field(default_factory=trio.Event)
+    result: np.ndarray | Unavailable | None = None  # (m, d) float32
+    dropped: bool = False  # nobody waits any more
+
+
+class Batcher:
+    """Computes works; `run` is the service behind it."""
+
+    def __init__(
+        self,
+        experts: Experts,
+        lane: Threads,
+        call_rows: int = CALL_ROWS,
+        max_waiting_rows: int = MAX_WAITING_ROWS,
+    ) -> None:
+        self._experts = experts
+        self._lane = lane
+        self._call_rows = call_rows
+        self._room = trio.Condition()
+        self._max_waiting_rows = max_waiting_rows
+        self._waiting: deque[_Order] = deque()
+        self._waiting_rows = 0
+        self._arrived = trio.Event()
+
+    async def compute(self, works: Sequence[Work]) -> list[np.ndarray | Unavailable]:
+        """Return each work's output rows (m, d), or why it could not be computed."""
+        orders = [_Order(work) for work in works]
+        try:
+            for order in orders:
+                await self._queue(order)
+            for order in orders:
+                await order.done.wait()
+        finally:
+            for order in orders:
+                order.dropped = True
+        return [order.result for order in orders if order.result is not None]
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Compute what is queued, until cancelled."""
+        task_status.started()
+        while True:
+            if not self._waiting:
+                self._arrived = trio.Event()
+                await self._arrived.wait()
+            if batch := await self._take():
+                results = await self._lane.run(self._compute, [o.work for o in batch])
+                for order, result in zip(batch, results):
+                    order.result = result
+                    order.done.set()
+
+    async def _queue(self, order: _Order) -> None:
+        async with self._room:
+            while self._waiting and self._waiting_rows > self._max_waiting_rows:
+                await self._room.wait()
+        self._waiting.append(order)
+        self._waiting_rows += len(order.work.rows)
+        self._arrived.set()
+
+    async def _take(self) -> list[_Order]:
+        """Take orders in turn up to a call's rows; what was given up is left out."""
+        batch: list[_Order] = []
+        rows = 0
+        while self._waiting:
+            size = len(self._waiting[0].work.rows)
+            if batch and rows + size > self._call_rows:
+                break
+            order = self._waiting.popleft()
+            self._waiting_rows -= size
+            if not order.dropped:
+                batch.append(order)
+                rows += size
+        async with self._room:
+            self._room.notify_all()
+        return batch
+
+    def _compute(self, works: list[Work]) -> list[np.ndarray | Unavailable]:
+        """Run in the lane."""
+        by_root: dict[bytes, list[int]] = {}
+        for index, work in enumerate(works):
+            by_root.setdefault(work.root, []).append(index)
+        results: dict[int, np.ndarray | Unavailable] = {}
+        for indices in by_root.values():
+            same = [works[index] for index in indices]
+            results |= zip(indices, self._through(same))
+        return [results[index] for index in range(len(works))]
+
+    def _through(self, works: list[Work]) -> list[np.ndarray | Unavailable]:
+        first = works[0]
+        try:
+            expert = self._experts.get(
+                first.layout, first.group, first.root, first.tiles
+            )
+        except Unavailable as error:
+            return [error for _ in works]
+        x = np.concatenate([work.x[work.rows] for work in works])  # (sum of m, d)
+        with torch.no_grad():
+            device = self._experts.device
+            output = forward_rows(expert, torch.from_numpy(x).to(device))
+            whole = output.cpu().numpy()  # (sum of m, d)
+        ends = np.cumsum([len(work.rows) for work in works])
+        return list(np.split(whole, ends[:-1]))
+
+
+def forward_rows(expert: Expert, x: Tensor) -> Tensor:
+    """Return expert(x), whose rows' bits do not depend on the other rows. (n, d)."""
+    return torch.cat([expert(block) for block in torch.split(x, BLOCK_ROWS)])

@@ -1,0 +1,109 @@
+"""One pass of tokens through all layers: trunk in the lane, experts by scatter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blyan_tile.model.cache import KeyValueCache
+from blyan_tile.model.router import Routing
+from blyan_tile.model.transformer import Trunk
+from blyand.compute import Threads
+from blyand.inference.pins import Heads
+from blyand.inference.scatter import Layer, Outputs, Scatter, Tally
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What stays the same from layer to layer."""
+
+    heads: Heads
+    trunk: Trunk
+    cache: KeyValueCache | None
+    tally: Tally
+    deadline_s: float  # trio time
+    is_stale: Callable[[], bool]
+
+
+@dataclass
+class _State:
+    """A layer up to its experts."""
+
+    hidden: Tensor  # (..., d)
+    routing: Routing  # of the n tokens
+    x: np.ndarray  # (n, d) float32
+    rows: dict[int, np.ndarray]  # expert: its rows (m,)
+
+
+async def run_pass(
+    scatter: Scatter,
+    lane: Threads,
+    run: Pass,
+    tokens: np.ndarray,
+    finish: Callable[[Trunk, Tensor], R],
+) -> R:
+    """Return finish(trunk, hidden), called in the lane with the last hidden states.
+
+    tokens (T,), or (B, T) without a cache, int64; hidden (..., d). Raises what
+    `Scatter.outputs` raises; the cache is then good for nothing but a rewind.
+    """
+    state = await lane.run(_begin, run, tokens)
+    last = run.heads.architecture.layers - 1
+    for index in range(last):
+        outputs = await scatter.outputs(_layer(run, state, index))
+        state = await lane.run(_advance, run, state, outputs, index + 1)
+    outputs = await scatter.outputs(_layer(run, state, last))
+    return await lane.run(_end, run, state, outputs, finish)
+
+
+def _layer(run: Pass, state: _State, index: int) -> Layer:
+    return Layer(
+        heads=run.heads,
+        index=index,
+        x=state.x,
+        rows=state.rows,
+        tally=run.tally,
+        deadline_s=run.deadline_s,
+        is_stale=run.is_stale,
+    )
+
+
+@torch.no_grad()
+def _begin(run: Pass, tokens: np.ndarray) -> _State:
+    ids = torch.from_numpy(tokens).to(run.trunk.device)
+    return _attend(run, run.trunk.embed(ids), 0)
+
+
+@torch.no_grad()
+def _advance(run: Pass, state: _State, outputs: Outputs, index: int) -> _State:
+    return _attend(run, _combine(run, state, outputs), index)
+
+
+@torch.no_grad()
+def _end(
+    run: Pass, state: _State, outputs: Outputs, finish: Callable[[Trunk, Tensor], R]
+) -> R:
+    return finish(run.trunk, _combine(run, state, outputs))
+
+
+def _attend(run: Pass, hidden: Tensor, index: int) -> _State:
+    hidden, x, routing = run.trunk.attend(index, hidden, run.cache)
+    rows = {expert: rows.cpu().numpy() for expert, rows in routing.rows().items()}
+    return _State(hidden, routing, x.cpu().numpy(), rows)
+
+
+def _combine(run: Pass, state: _State, outputs: Outputs) -> Tensor:
+    device = run.trunk.device
+    parts = {
+        # a copy: an answer's bytes are read-only
+        expert: (torch.from_numpy(rows).to(device), torch.tensor(made, device=device))
+        for expert, (rows, made) in outputs.items()
+    }
+    return run.trunk.combine(state.hidden, state.routing, parts)  # (..., d)

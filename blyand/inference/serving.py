@@ -1,0 +1,108 @@
+"""Everything that answers with experts on this node, made once and kept up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import trio
+
+from blyan_proto.block.model import Model
+from blyand.compute import Threads
+from blyand.events import Broadcast, CheckpointFinalised, HeadMoved, HeldChanged
+from blyand.inference.batch import Batcher
+from blyand.inference.evaluate import Evaluation
+from blyand.inference.experts import Experts
+from blyand.inference.generate import Generation
+from blyand.inference.pins import Pins, heads_of
+from blyand.inference.routes import Routes
+from blyand.inference.scatter import Scatter
+from blyand.inference.serve import ExpertServer
+from blyand.inference.session import Parts
+from blyand.inference.trunks import Trunks
+from blyand.inference.versions import Versions
+from blyand.metrics import Metrics
+from blyand.protocols.expert import Client
+from blyand.rules.model.heads import Pinned
+from blyand.rules.records import MODELS
+from blyand.rules.view import View
+from blyand.store.blobs import BlobStore
+
+Tiles = Callable[[bytes, int], Iterable[bytes] | None]  # of a provisional head
+
+
+class Serving:
+    """Generation, evaluation, and the experts that peers may call."""
+
+    def __init__(
+        self,
+        peer_id: str,
+        view: Callable[[], View],
+        blobs: BlobStore,
+        lane: Threads,
+        client: Client,
+        holders: Callable[[bytes, int], Iterable[str]],
+        held: Callable[[bytes], frozenset[int]],
+        tiles: Tiles,
+        events: Broadcast,
+        metrics: Metrics,
+        device: str,
+        budget_bytes: int,
+        max_requests: int,
+    ) -> None:
+        self._view = view
+        self._held = held
+        self._tiles = tiles
+        self._events = events
+        self._versions = Versions()
+        self._batcher = Batcher(Experts(blobs, budget_bytes, metrics, device), lane)
+        self.routes = Routes()
+        parts = Parts(
+            pins=Pins(view),
+            trunks=Trunks(blobs, device),
+            versions=self._versions,
+            scatter=Scatter(peer_id, self._batcher, client, self.routes, holders, held),
+            lane=lane,
+        )
+        self.generation = Generation(parts)
+        self.evaluation = Evaluation(parts)
+        self.experts = ExpertServer(
+            self._model, self._versions, self._batcher, metrics, max_requests
+        )
+
+    def _model(self, id: bytes) -> Model | None:
+        record = MODELS.get(self._view(), id)
+        return record.model if record else None
+
+    async def evaluate(
+        self, pinned: Pinned, tokens: np.ndarray, sequence: int
+    ) -> float:
+        """Return nats per token of one whole version on held-out bytes (DEC-B17)."""
+        measured = await self.evaluation.measure(
+            heads_of(pinned), tokens, sequence=sequence
+        )
+        return measured.loss
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Compute what is asked for; follow the versions that this node holds."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._batcher.run)
+            with self._events.subscribe(
+                CheckpointFinalised, HeldChanged, HeadMoved, capacity=4096
+            ) as facts:
+                self._update()
+                task_status.started()
+                async for fact in facts:
+                    if isinstance(fact, HeadMoved):
+                        tiles = self._tiles(fact.model, fact.group)
+                        if tiles is not None:
+                            self._versions.offer(fact.model, fact.group, list(tiles))
+                    else:
+                        self._update()
+
+    def _update(self) -> None:
+        view = self._view()
+        for record in MODELS.scan(view):
+            self._versions.update(view, self._held(record.id), record.id)

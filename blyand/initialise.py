@@ -1,0 +1,101 @@
+"""`blyand init`: a home with a configuration, an encrypted key and a genesis."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from blyan_proto.block.economy import Hardware, Registration
+from blyan_proto.checkpoint import Validator
+from blyan_proto.constants import FORMAT_VERSION
+from blyan_proto.genesis import DEVNET, Balance, Genesis
+from blyan_proto.signing import SigningKey
+from blyan_proto.types import Role
+from blyand import genesis as genesis_file
+from blyand import keystore
+from blyand.config import NodeSection, write_default_toml
+from blyand.errors import ConfigFault
+from blyand.finality.beacon import BeaconChain
+from blyand.home import Home, create_home
+from blyand.options import Value
+
+SUPPLY_MICRO = 1_000_000 * 1_000_000  # what a network of one node starts with
+
+
+@dataclass(frozen=True)
+class Made:
+    """What `init` made."""
+
+    home: Home
+    public: bytes
+    account: bytes
+    network: bytes
+    beacon_tail: bytes
+
+
+def initialise(
+    path: Path,
+    genesis: Path | None,
+    options: Mapping[str, Value],
+    force: bool,
+) -> Made:
+    """Make a home, or with `force` give an existing one another genesis.
+
+    Without a genesis file the node begins a network of its own. ConfigFault when the
+    home is in use for another network, or is not a Blyan home.
+    """
+    home = create_home(path)
+    known = home.key.exists()
+    if known and home.genesis.exists() and not force:
+        raise ConfigFault(
+            f"{path} is initialised already; --force replaces its genesis and keeps its key"
+        )
+    if known and home.database.exists() and any(home.database.iterdir()):
+        raise ConfigFault(
+            f"{path} holds blocks of a network; use another home for another network"
+        )
+    key = keystore.open(home) if known else keystore.create(home)
+    if not home.config.exists():
+        write_default_toml(home.config, options)
+    tail = BeaconChain(key.secret).tail
+    founded = genesis_file.load(genesis) if genesis else _alone(key, tail)
+    genesis_file.save(founded, home.genesis)
+    return Made(home, key.public, key.account, founded.id, tail)
+
+
+def hardware() -> Hardware:
+    """Return what this machine claims about itself: processor only, before torch is up."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Hardware(device="cpu", memory_bytes=pages, cores=os.cpu_count() or 1)
+
+
+def role_bits(names: tuple[str, ...]) -> int:
+    """Return the bits of role names as the configuration spells them."""
+    return sum(int(Role[name.upper()]) for name in set(names))
+
+
+def _alone(key: SigningKey, tail: bytes) -> Genesis:
+    roles = role_bits(NodeSection().roles) | int(Role.VALIDATE)
+    registration = Registration(
+        version=FORMAT_VERSION,
+        key=key.public,
+        roles=roles,
+        region="",
+        hardware=hardware(),
+        bond_micro=0,
+        beacon_tail=tail,
+    )
+    return Genesis(
+        version=FORMAT_VERSION,
+        name="blyan-devnet",
+        salt=secrets.token_bytes(32),
+        time_ms=time.time_ns() // 1_000_000,
+        parameters=DEVNET,
+        validators=(Validator(key.public, 1, tail),),
+        participants=(registration,),
+        balances=(Balance(key.account, SUPPLY_MICRO),),
+    )

@@ -1,0 +1,90 @@
+"""Multiaddresses: parsing, and which of a stranger's addresses we would ever dial."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import NamedTuple
+
+from blyan_proto.errors import DecodeError
+
+MAX_ADDRESS_CHARACTERS = 256
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+_LOCAL_RANGES = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "127.0.0.0/8",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "::1/128",
+        "fc00::/7",
+    )
+)
+
+
+class Endpoint(NamedTuple):
+    """A literal IP address and TCP port, with the peer expected there, if named."""
+
+    ip: IpAddress
+    port: int
+    peer: str | None
+
+    @property
+    def text(self) -> str:
+        """The multiaddress without the peer."""
+        return f"/ip{self.ip.version}/{self.ip}/tcp/{self.port}"
+
+
+def parse(address: str) -> Endpoint:
+    """Parse ``/ip4|ip6/<literal>/tcp/<port>[/p2p/<peer>]``; DecodeError otherwise.
+
+    There is no form with a name: what a peer tells us never reaches a resolver.
+    """
+    if len(address) > MAX_ADDRESS_CHARACTERS or not address.isascii():
+        raise DecodeError("not an address")
+    parts = address.split("/")
+    if len(parts) not in (5, 7) or parts[0] or parts[3] != "tcp":
+        raise DecodeError(f"not an IP and TCP address: {address!r}")
+    if len(parts) == 7 and (parts[5] != "p2p" or not parts[6]):
+        raise DecodeError(f"not an IP and TCP address: {address!r}")
+    try:
+        ip = ipaddress.ip_address(parts[2])
+    except ValueError as error:
+        raise DecodeError(f"not a literal IP address: {parts[2]!r}") from error
+    if parts[1] != f"ip{ip.version}" or "%" in parts[2]:
+        raise DecodeError(f"not an IP and TCP address: {address!r}")
+    if not parts[4].isdecimal() or not 0 < int(parts[4][:6]) < 65536:
+        raise DecodeError(f"not a TCP port: {parts[4]!r}")
+    return Endpoint(ip, int(parts[4]), parts[6] if len(parts) == 7 else None)
+
+
+def peer_in(address: str) -> str:
+    """Return the peer that an operator's multiaddress ends with (``…/p2p/<peer>``).
+
+    Unlike `parse` this accepts names (``/dns4/…``). DecodeError without a peer.
+    """
+    front, marker, peer = address.rpartition("/p2p/")
+    if not marker or not front or not peer or "/" in peer:
+        raise DecodeError(f"an address of a peer ends in /p2p/<peer id>: {address!r}")
+    return peer
+
+
+def may_dial(learned: Endpoint, known: Endpoint) -> bool:
+    """True if an address learned from a peer may be dialled (DEC-C9).
+
+    It must be globally routable, or in the same private range as `known`, the address
+    by which we know the peer that told us.
+    """
+    ip = learned.ip
+    if ip.is_multicast or ip.is_unspecified or ip.is_link_local:
+        return False
+    if ip.is_global:
+        return True
+    return any(
+        ip.version == span.version == known.ip.version
+        and ip in span
+        and known.ip in span
+        for span in _LOCAL_RANGES
+    )

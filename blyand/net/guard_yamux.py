@@ -1,0 +1,186 @@
+"""Yamux as in libp2p 0.8.1, minus what makes it unsafe under cancellation and attack.
+
+Mended: a cancelled write lost a cipher nonce and with it every stream of the connection;
+a cancelled read lost bytes; a cancelled open leaked one of 256 slots; a write gave up
+after 5 s without credit; a reset looked like a clean end; a peer could ignore its
+window (unbounded memory). The wire format is stock yamux.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import trio
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.network.connection.exceptions import RawConnError
+from libp2p.stream_muxer import muxer_multistream
+from libp2p.stream_muxer.exceptions import (
+    MuxedConnUnavailable,
+    MuxedStreamEOF,
+    MuxedStreamError,
+    MuxedStreamReset,
+)
+from libp2p.stream_muxer.yamux import yamux
+from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
+
+WRITE_STALL_S = 20.0  # a connection that takes no byte for so long is closed
+WINDOW_BYTES = 4 << 20  # the most that a stream's window grows to; stock: 16 MiB
+CREDIT_BYTES = yamux.DEFAULT_WINDOW_SIZE // 4  # read before credit is given back
+WINDOW_SLACK_BYTES = 1 << 20  # the most that our own accounting grants too much
+# One data frame and its header are exactly one noise message.
+_FRAME_BYTES = 65535 - 16 - yamux.HEADER_SIZE
+
+YAMUX_PRIVATE: tuple[tuple[Any, str], ...] = (
+    (Yamux, "_finalize_stream"),
+    (Yamux, "_finalize_stream_locked"),
+    (Yamux, "_write_frame"),
+    (YamuxStream, "_auto_tune_and_send_window_update"),
+    (muxer_multistream, "Yamux"),
+    (yamux, "YamuxStream"),
+    (yamux, "MAX_WINDOW_SIZE"),
+)
+
+
+class GuardedStream(YamuxStream):  # type: ignore[misc]
+    """A yamux stream whose reads lose nothing when cancelled and whose writes wait.
+
+    Stock: a write gives up after 5 s without credit; a read that is cancelled while it
+    returns credit drops the bytes it took, and every read returns credit in a frame.
+    """
+
+    def __init__(self, stream_id: int, conn: Yamux, is_initiator: bool) -> None:
+        self._credit = 0
+        self._credited = trio.Event()
+        self._unreturned = 0  # bytes read whose credit was not sent back yet
+        super().__init__(stream_id, conn, is_initiator)
+
+    @property
+    def send_window(self) -> int:
+        return self._credit
+
+    @send_window.setter
+    def send_window(self, size: int) -> None:
+        self._credit = size
+        if size > 0:
+            self._credited.set()
+            self._credited = trio.Event()
+
+    async def read(self, n: int | None = -1) -> bytes:
+        if n == 0:
+            return b""
+        while not (buffer := self.conn.stream_buffers.get(self.stream_id)):
+            if self.reset_received:
+                raise MuxedStreamReset("stream was reset")
+            event = self.conn.stream_events.get(self.stream_id)
+            if self.recv_closed or event is None:
+                raise MuxedStreamEOF("stream is closed for receiving")
+            await event.wait()
+            if self.stream_id in self.conn.stream_events:
+                self.conn.stream_events[self.stream_id] = trio.Event()
+        size = len(buffer) if n is None or n < 0 else min(n, len(buffer))
+        received = bytes(buffer[:size])
+        del buffer[:size]
+        self._unreturned += size
+        if self._unreturned >= CREDIT_BYTES or self.closed:
+            returned, self._unreturned = self._unreturned, 0
+            with trio.CancelScope(shield=True):  # the bytes are taken already
+                if self.closed:
+                    await self.conn._finalize_stream(self, fully_closed=True)
+                else:
+                    await self._auto_tune_and_send_window_update(bytes_read=returned)
+        return received
+
+    async def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            if self.send_closed or self.closed:
+                raise MuxedStreamError("stream is closed for sending")
+            size = min(self.send_window, _FRAME_BYTES, len(view))
+            if size <= 0:
+                with trio.move_on_after(0.25):  # a close does not set the event
+                    await self._credited.wait()
+                continue
+            self.send_window -= size
+            header = struct.pack(
+                yamux.YAMUX_HEADER_FORMAT, 0, yamux.TYPE_DATA, 0, self.stream_id, size
+            )
+            await self.conn._write_frame(header + view[:size])
+            view = view[size:]
+
+
+class _Window(bytearray):
+    """Received bytes of one stream; refuses more than the peer was granted."""
+
+    def __init__(self, connection: Yamux, stream_id: int) -> None:
+        super().__init__()
+        self._connection, self._stream_id = connection, stream_id
+
+    def extend(self, received: Any) -> None:
+        stream = self._connection.streams.get(self._stream_id)
+        granted = stream.target_recv_window if stream else yamux.DEFAULT_WINDOW_SIZE
+        if len(self) + len(received) > granted + WINDOW_SLACK_BYTES:
+            raise RawConnError("the peer ignores flow control")
+        super().extend(received)
+
+
+class _Windows(dict[int, bytearray]):
+    def __init__(self, connection: Yamux) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def __setitem__(self, stream_id: int, _: bytearray) -> None:
+        super().__setitem__(stream_id, _Window(self._connection, stream_id))
+
+
+class GuardedYamux(Yamux):  # type: ignore[misc]
+    """Yamux whose frames leave whole or end the connection, with real windows."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.stream_buffers = _Windows(self)
+
+    async def open_stream(self) -> YamuxStream:
+        await self.stream_backlog_semaphore.acquire()
+        stream_id: int = self.next_stream_id
+        self.next_stream_id += 2
+        stream = GuardedStream(stream_id, self, True)
+        stream._owns_backlog_slot = True
+        self.streams[stream_id] = stream
+        self.stream_buffers[stream_id] = bytearray()
+        self.stream_events[stream_id] = trio.Event()
+        try:
+            if self.event_shutting_down.is_set():
+                raise MuxedConnUnavailable("connection is closed")
+            await self._write_frame(
+                struct.pack(
+                    yamux.YAMUX_HEADER_FORMAT,
+                    0,
+                    yamux.TYPE_WINDOW_UPDATE,
+                    yamux.FLAG_SYN,
+                    stream_id,
+                    0,
+                )
+            )
+        except BaseException:  # stock leaks one of 256 slots when it is cancelled here
+            self._finalize_stream_locked(stream, fully_closed=True)
+            raise
+        return stream
+
+    async def _write_frame(self, data: bytes) -> None:
+        # A cancelled write would lose a cipher nonce: every later frame of every
+        # stream would fail to decrypt.
+        async with self._write_lock:
+            with trio.move_on_after(WRITE_STALL_S, shield=True) as scope:
+                await self.secured_conn.write(data)
+        if scope.cancelled_caught:
+            with trio.move_on_after(1, shield=True):
+                await self.secured_conn.close()
+            raise ConnectionClosedError("the peer stopped reading")
+
+
+def mend_yamux() -> None:
+    """Put the guarded classes in stock's place; libp2p names them, not its caller."""
+    muxer_multistream.Yamux = GuardedYamux
+    yamux.YamuxStream = GuardedStream
+    yamux.MAX_WINDOW_SIZE = WINDOW_BYTES

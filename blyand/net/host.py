@@ -1,0 +1,350 @@
+"""Our libp2p endpoint: one key, TCP with noise and yamux, streams, connections, gossip.
+
+Strategy. libp2p runs inside `open_host`; everything of ours that a peer starts runs in
+the host's own nursery, so that an error of ours surfaces here and not in libp2p. A
+connection is a stranger's until `admit` (the hello protocol) says otherwise (DEC-C7).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+from libp2p import new_host
+from libp2p.abc import INetStream
+from libp2p.crypto.x25519 import create_new_key_pair
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.network.config import ConnectionConfig
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as Noise
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from multiaddr import Multiaddr
+
+from blyan_proto.errors import DecodeError, ProtocolError
+from blyan_proto.protocols.result import ResultCode
+from blyan_proto.signing import SigningKey
+from blyand.errors import ConfigFault, LocalFault, NoRoute, NotHere, TooSlow
+from blyand.log import broken
+from blyand.net.address import peer_in
+from blyand.net.connections import Connections, PeerCallback, PeerInfo
+from blyand.net.gossip import Gossip, Poison
+from blyand.net.guard import guard_host
+from blyand.net.guard_yamux import GuardedYamux
+from blyand.net.identity import key_pair_of, parse_peer_id, peer_id_of, public_key_of
+from blyand.net.listen import check_free, real_addresses
+from blyand.net.stream import (
+    Blame,
+    MessageStream,
+    Serve,
+    Traffic,
+    linger,
+    refuse,
+    requesting,
+    serve_stream,
+)
+from blyand.supervise import leaves
+
+log = logging.getLogger(__name__)
+
+DIAL_DEADLINE_S = 10.0
+OPEN_DEADLINE_S = 10.0
+OUTBOUND_RESERVE = 32  # connections that inbound peers cannot take
+
+
+def _log_blame(peer: str, error: ProtocolError) -> None:
+    log.debug("%s: %s", peer, error)
+
+
+def _log_poison(what: str, identity: bytes, raw: bytes, error: Exception) -> None:
+    broken(log, f"on a foreign {what}", error, item=identity)
+
+
+@dataclass(frozen=True)
+class HostSettings:
+    """What a host is opened with."""
+
+    key: SigningKey
+    network: bytes  # genesis id
+    listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
+    announce: tuple[str, ...] = ()  # instead of the addresses we listen on
+    max_connections: int = 256
+    blame: Blame = _log_blame
+    poison: Poison = _log_poison
+
+
+@dataclass
+class _Served:
+    serve: Serve
+    concurrency: int
+    total: int
+    deadline_s: float | None
+    before_hello: bool
+
+
+class Host:
+    """Connections and streams to peers. Made by `open_host` only."""
+
+    def __init__(self, settings: HostSettings, nursery: trio.Nursery) -> None:
+        self.peer_id = peer_id_of(settings.key.public)
+        self.blame = settings.blame
+        self._settings = settings
+        self._nursery = nursery
+        self._traffic = Traffic()
+        self._served: dict[str, _Served] = {}
+        self._serving: Counter[tuple[str, str]] = Counter()  # (protocol, peer or "")
+        pair = key_pair_of(settings.key)
+        noise = Noise(pair, noise_privkey=create_new_key_pair().private_key)
+        self._libp2p: Any = new_host(
+            key_pair=pair,
+            sec_opt={NOISE: noise},
+            muxer_opt={YAMUX: GuardedYamux},
+            connection_config=ConnectionConfig(
+                max_connections=settings.max_connections + OUTBOUND_RESERVE,
+                min_connections=0,
+                low_watermark=0,  # libp2p itself dials nobody
+                high_watermark=settings.max_connections + OUTBOUND_RESERVE,
+                inbound_upgrade_timeout=5.0,
+                inbound_stream_protocol_negotiation_timeout=5.0,
+            ),
+            disable_identify_address_discovery=True,
+        )
+        self._network: Any = self._libp2p.get_network()
+        self._connections = Connections(
+            self._network, nursery, self.peer_id, self.blame
+        )
+        guard_host(self._libp2p, self.blame, settings.max_connections)
+        self.gossip = Gossip(
+            self._libp2p,
+            settings.network,
+            self.blame,
+            settings.poison,
+            self._fail,
+            self._traffic,
+        )
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where this host can be reached, with real ports, each with /p2p/<peer id>."""
+        texts = self._settings.announce or real_addresses(
+            self._libp2p.get_transport_addrs()
+        )
+        return tuple(f"{text.split('/p2p/')[0]}/p2p/{self.peer_id}" for text in texts)
+
+    def peers(self) -> tuple[PeerInfo, ...]:
+        """Return the connected peers."""
+        return self._connections.peers()
+
+    def public_key_of(self, peer_id: str) -> bytes:
+        """Return the 33-byte key of a peer (DecodeError if its id embeds another)."""
+        return public_key_of(peer_id)
+
+    def traffic(self) -> dict[str, tuple[int, int]]:
+        """Return {protocol: (bytes up, bytes down)} since the start."""
+        return self._traffic.counts()
+
+    # Connections
+
+    async def connect(self, address: str) -> str:
+        """Connect to ``…/p2p/<peer id>`` and return the peer; at once if connected.
+
+        Raises NoRoute when it cannot be reached, TooSlow after ten seconds, DecodeError
+        when the address is none.
+        """
+        peer = peer_in(address)
+        identity = parse_peer_id(peer)
+        try:
+            target = Multiaddr(address)
+        except ValueError as error:
+            raise DecodeError(f"not an address: {address!r}") from error
+        if self._connections.live(identity):
+            return peer
+        if peer == self.peer_id or peer in self._connections.banned:
+            raise NoRoute(f"{peer} is not to be dialled")
+        try:
+            with trio.fail_after(DIAL_DEADLINE_S):
+                await self._network.dial_addr(target, identity)
+        except trio.TooSlowError as error:
+            raise TooSlow(f"no connection to {address} in time") from error
+        except (BaseLibp2pError, OSError) as error:
+            raise NoRoute(f"no connection to {address}: {error}") from error
+        return peer
+
+    async def disconnect(self, peer_id: str) -> None:
+        """Close every connection with a peer."""
+        await self._connections.disconnect(peer_id)
+
+    def admit(self, peer_id: str) -> None:
+        """Serve this peer's streams from now on, until it disconnects (DEC-C7)."""
+        self._connections.admit(peer_id)
+
+    def ban(self, peer_id: str) -> None:
+        """Disconnect a peer and refuse it until the process ends."""
+        self._connections.banned.add(peer_id)
+        self.gossip.ban(peer_id)
+        self._nursery.start_soon(self.disconnect, peer_id)
+
+    async def wait_gone(self, peer_id: str) -> None:
+        """Return once a peer is not connected."""
+        await self._connections.wait_gone(peer_id)
+
+    def on_connected(self, callback: PeerCallback) -> None:
+        """Call `callback(PeerInfo)` in the host's nursery for each peer that joins."""
+        self._connections.on_connected.append(callback)
+
+    def on_disconnected(self, callback: PeerCallback) -> None:
+        """Call `callback(PeerInfo)` when the last connection with a peer is gone."""
+        self._connections.on_disconnected.append(callback)
+
+    # Streams
+
+    async def open_stream(
+        self, peer_id: str, protocol: str, deadline_s: float = OPEN_DEADLINE_S
+    ) -> MessageStream:
+        """Open a stream to a connected peer; the caller closes it.
+
+        Raises NotHere if the peer is not connected or does not serve the protocol,
+        TooSlow after `deadline_s`. For one exchange use `request`.
+        """
+        connections = self._connections.live(parse_peer_id(peer_id))
+        if not connections:
+            raise NotHere(f"{peer_id} is not connected")
+        stream: INetStream | None = None
+        opened = False
+        try:
+            with trio.fail_after(deadline_s):
+                stream = await connections[0].new_stream()
+                await self._libp2p.multiselect_client.select_one_of(
+                    [protocol],
+                    MultiselectCommunicator(stream),
+                    math.inf,  # our own deadline stands around it
+                )
+                stream.set_protocol(protocol)
+                opened = True
+        except trio.TooSlowError as error:
+            raise TooSlow(f"{peer_id} did not open {protocol} in time") from error
+        except (BaseLibp2pError, OSError, ValueError) as error:
+            raise NotHere(f"{peer_id} does not serve {protocol}: {error}") from error
+        finally:
+            if stream is not None and not opened:
+                await MessageStream(stream, peer_id, protocol, self._traffic).reset()
+        return MessageStream(stream, peer_id, protocol, self._traffic)
+
+    @asynccontextmanager
+    async def request(
+        self, peer_id: str, protocol: str, deadline_s: float
+    ) -> AsyncIterator[MessageStream]:
+        """Open a stream for one exchange that ends within `deadline_s` (TooSlow).
+
+        A ProtocolError that leaves the block is blamed on the peer and raised.
+        """
+        with trio.move_on_after(deadline_s) as scope:
+            stream = await self.open_stream(peer_id, protocol, deadline_s)
+            async with requesting(stream, self.blame):
+                yield stream
+        if scope.cancelled_caught:
+            raise TooSlow(f"{protocol}: no answer from {peer_id} in {deadline_s:g} s")
+
+    def handle(
+        self,
+        protocol: str,
+        serve: Serve,
+        *,
+        concurrency: int = 4,
+        total: int = 64,
+        deadline_s: float | None = 30.0,
+        before_hello: bool = False,
+    ) -> None:
+        """Serve a protocol: `serve(stream)` runs once per stream that a peer opens.
+
+        More than `concurrency` streams of a peer, or `total` of all peers, are answered
+        BUSY. `deadline_s` bounds an exchange; None is for long-lived streams, whose
+        server sets a deadline on each receive. Only hello serves strangers.
+        """
+        self._served[protocol] = _Served(
+            serve, concurrency, total, deadline_s, before_hello
+        )
+
+        async def enter(stream: INetStream) -> None:
+            # libp2p takes the stream back when this returns.
+            done = trio.Event()
+            self._nursery.start_soon(self._enter, stream, protocol, done)
+            await done.wait()
+
+        self._libp2p.set_stream_handler(protocol, enter)
+
+    async def _enter(self, raw: INetStream, protocol: str, done: trio.Event) -> None:
+        peer = str(raw.muxed_conn.peer_id)
+        stream = MessageStream(raw, peer, protocol, self._traffic)
+        served = self._served[protocol]
+        mine, everybodys = (protocol, peer), (protocol, "")
+        try:
+            if (
+                self._serving[mine] >= served.concurrency
+                or self._serving[everybodys] >= served.total
+            ):
+                await refuse(stream, ResultCode.BUSY)
+            else:
+                self._serving[mine] += 1
+                self._serving[everybodys] += 1
+                try:
+                    if served.before_hello or await self._connections.is_admitted(peer):
+                        await serve_stream(
+                            stream, served.serve, served.deadline_s, self.blame
+                        )
+                    else:
+                        await refuse(stream, ResultCode.UNAVAILABLE)
+                finally:
+                    self._serving[everybodys] -= 1
+                    self._serving[mine] -= 1
+                    if not self._serving[mine]:
+                        del self._serving[mine]
+            await linger(stream)
+        finally:
+            done.set()
+
+    def _fail(self, error: LocalFault) -> None:
+        async def surface() -> None:
+            raise error
+
+        self._nursery.start_soon(surface)
+
+    async def _close(self) -> None:
+        with trio.move_on_after(5, shield=True):
+            await self._connections.close_all()
+            await self._libp2p.close()
+
+
+@asynccontextmanager
+async def open_host(settings: HostSettings) -> AsyncIterator[Host]:
+    """Listen and run until the block ends; then close connections and listeners.
+
+    Raises ConfigFault when an address cannot be listened on, and LocalFault out of the
+    block when a handler found this machine unable to go on. Cancelling is safe.
+    """
+    await check_free(settings.listen)
+    try:
+        async with trio.open_nursery() as nursery:
+            host = Host(settings, nursery)
+            wanted = [Multiaddr(text) for text in settings.listen]
+            async with host._libp2p.run(wanted):
+                try:
+                    if len(host._libp2p.get_transport_addrs()) < len(wanted):
+                        raise ConfigFault(f"cannot listen on {settings.listen}")
+                    async with host.gossip.running():
+                        yield host
+                finally:
+                    await host._close()
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        # Nurseries wrap whatever leaves them; a single error is shown as itself.
+        causes = list(leaves(group))
+        if len(causes) == 1:
+            raise causes[0]
+        raise

@@ -1,0 +1,366 @@
+"""MessageStream: frames and typed messages, bounded and timed; and the serving guard.
+
+Strategy. A frame is bounded before it is read and every wait has a deadline. A read
+that was interrupted loses nothing; a write that was interrupted ends the stream, since
+part of a frame may be out. `serve_stream` is the one place where an error of a handler
+becomes a result code, a score or the end of the daemon.
+docs/protocols/streams.md
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, TypeVar
+
+import trio
+from libp2p.abc import INetStream
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.network.stream.exceptions import StreamEOF
+
+from blyan_proto.codec import Choice, decode, encode
+from blyan_proto.errors import LimitExceeded, ProtocolError, UnexpectedMessage
+from blyan_proto.framing import PREFIX_BYTES, frame
+from blyan_proto.protocols.result import RESULT_BYTES, ResultCode
+from blyand.errors import (
+    Busy,
+    LocalFault,
+    NotHere,
+    Pruned,
+    StaleVersion,
+    TooSlow,
+    Unavailable,
+)
+from blyand.log import broken
+from blyand.supervise import leaves
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Serve = Callable[["MessageStream"], Awaitable[None]]
+Blame = Callable[[str, ProtocolError], None]
+
+SEND_DEADLINE_S = 30.0
+LINGER_S = 2.0  # how long a finished server waits for the client's end of stream
+LINGER_BYTES = 1024 * 1024
+_READ_AHEAD = 16 * 1024  # one read takes a small frame whole
+_READ_MOST = 256 * 1024
+_HEAD_BYTES = 65_000  # copied behind the prefix; the rest of a frame is sent as is
+_LOST = (BaseLibp2pError, OSError, trio.ClosedResourceError, trio.BrokenResourceError)
+
+_CODES: tuple[tuple[type[Unavailable], ResultCode], ...] = (
+    (Busy, ResultCode.BUSY),
+    (StaleVersion, ResultCode.STALE_VERSION),
+    (Pruned, ResultCode.PRUNED),
+    (NotHere, ResultCode.ABSENT),
+    (Unavailable, ResultCode.UNAVAILABLE),
+)
+
+
+class Traffic:
+    """Bytes sent and received, by protocol."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, list[int]] = {}
+
+    def add(self, protocol: str, up: int = 0, down: int = 0) -> None:
+        count = self._counts.setdefault(protocol, [0, 0])
+        count[0] += up
+        count[1] += down
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Return {protocol: (bytes up, bytes down)}."""
+        return {protocol: (up, down) for protocol, (up, down) in self._counts.items()}
+
+
+class MessageStream:
+    """One stream of length-prefixed messages with an authenticated peer.
+
+    One task may receive while any number send. A send that was cancelled or ran into
+    its deadline half-way ends the stream: later calls raise NotHere.
+    """
+
+    def __init__(
+        self, transport: INetStream, peer: str, protocol: str, traffic: Traffic
+    ) -> None:
+        self.peer = peer
+        self.protocol = protocol
+        self.ended = False  # the peer finished its side
+        self.answered = False  # at least one frame left this side
+        self._transport = transport
+        self._traffic = traffic
+        self._buffer = bytearray()
+        self._held = b""  # a result frame that travels with the next frame
+        self._gone = False
+        self._sending = trio.Lock()
+
+    async def __aenter__(self) -> MessageStream:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await (self.aclose() if kind is None else self.reset())
+
+    async def send(self, body: bytes, deadline_s: float = SEND_DEADLINE_S) -> None:
+        """Send one frame. TooSlow or NotHere when it could not leave whole."""
+        prefix = len(body).to_bytes(PREFIX_BYTES, "big")
+        head, rest = prefix + body[:_HEAD_BYTES], memoryview(body)[_HEAD_BYTES:]
+        with trio.move_on_after(deadline_s) as scope:
+            async with self._sending:
+                head, self._held = self._held + head, b""
+                await self._write(head)
+                if rest:
+                    await self._write(rest)
+        if scope.cancelled_caught:
+            raise TooSlow(f"{self.protocol}: the peer did not take a frame in time")
+
+    async def receive(self, limit: int, deadline_s: float) -> bytes:
+        """Return the next frame's body, at most `limit` bytes.
+
+        LimitExceeded before a longer one is read; TooSlow after `deadline_s`; NotHere
+        when the peer ended, reset or lost the stream.
+        """
+        body = await self.receive_or_end(limit, deadline_s)
+        if body is None:
+            raise NotHere(f"{self.protocol}: the peer ended the stream")
+        return body
+
+    async def receive_or_end(self, limit: int, deadline_s: float) -> bytes | None:
+        """Like `receive`, but None when the peer finished between two frames."""
+        with trio.move_on_after(deadline_s):
+            if not await self._fill(PREFIX_BYTES, may_end=True):
+                return None
+            length = int.from_bytes(self._buffer[:PREFIX_BYTES], "big")
+            if length > limit:
+                raise LimitExceeded(f"a frame of {length} bytes, at most {limit}")
+            whole = PREFIX_BYTES + length
+            await self._fill(whole)
+            with memoryview(self._buffer) as view:
+                body = bytes(view[PREFIX_BYTES:whole])
+            del self._buffer[:whole]
+            return body
+        raise TooSlow(f"{self.protocol}: nothing within {deadline_s:g} s")
+
+    async def send_message(
+        self,
+        message: Any,
+        choice: Choice | None = None,
+        deadline_s: float = SEND_DEADLINE_S,
+    ) -> None:
+        """Send a typed message, as a member of `choice` if one is given."""
+        try:
+            body = encode(message) if choice is None else choice.encode(message)
+        except ProtocolError as error:  # ours, not the peer's
+            raise ValueError(f"cannot encode: {error}") from error
+        await self.send(body, deadline_s)
+
+    async def receive_message(
+        self, kind: type[T] | Choice, limit: int, deadline_s: float
+    ) -> Any:
+        """Return the next message, of the class or choice `kind`.
+
+        ProtocolError when its bytes are anything else; otherwise as `receive`.
+        """
+        body = await self.receive(limit, deadline_s)
+        if isinstance(kind, Choice):
+            return kind.decode(body, limit)
+        return decode(kind, body, limit)
+
+    async def send_result(self, code: ResultCode) -> None:
+        """Answer with a result. OK travels with the frame that follows it."""
+        self._held = frame(bytes([code]))
+        if code is not ResultCode.OK:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Send a result that is still held back."""
+        if self._held:
+            async with self._sending:
+                held, self._held = self._held, b""
+                await self._write(held)
+
+    async def close_write(self) -> None:
+        """Finish our side: the peer reads an end of stream after our last frame."""
+        await self.flush()
+        try:
+            await self._transport.close_write()
+        except _LOST as error:
+            raise NotHere(f"{self.protocol}: the stream is gone") from error
+
+    async def aclose(self) -> None:
+        """Let the stream go; never raises, at most a second."""
+        if not self.ended or self._gone:
+            await self.reset()
+            return
+        with trio.move_on_after(1, shield=True):
+            try:
+                await self._transport.close()
+            except _LOST:
+                pass
+
+    async def reset(self) -> None:
+        """Abandon the stream in both directions; never raises, at most a second."""
+        self._gone = True
+        with trio.move_on_after(1, shield=True):
+            try:
+                await self._transport.reset()
+            except _LOST:
+                pass
+
+    async def drain(self, limit: int) -> None:
+        """Discard what the peer still sends, until it finishes or `limit` is reached."""
+        while not self.ended and limit > 0:
+            self._buffer.clear()
+            if not await self._fill(1, may_end=True):
+                return
+            limit -= len(self._buffer)
+
+    async def _write(self, raw: bytes | memoryview) -> None:
+        if self._gone:
+            raise NotHere(f"{self.protocol}: the stream is gone")
+        self.answered = True
+        whole = False
+        try:
+            await self._transport.write(raw)
+            whole = True
+        except _LOST as error:
+            raise NotHere(f"{self.protocol}: the stream is gone") from error
+        finally:
+            self._gone = self._gone or not whole
+        self._traffic.add(self.protocol, up=len(raw))
+
+    async def _fill(self, size: int, may_end: bool = False) -> bool:
+        """Read until `size` bytes are buffered; False at a clean end (if it may be)."""
+        while (missing := size - len(self._buffer)) > 0:
+            if self._gone:
+                raise NotHere(f"{self.protocol}: the stream is gone")
+            try:
+                received = await self._transport.read(
+                    min(max(missing, _READ_AHEAD), _READ_MOST)
+                )
+            except StreamEOF as error:
+                self.ended = True
+                if may_end and not self._buffer:
+                    return False
+                raise NotHere(f"{self.protocol}: the stream ended early") from error
+            except _LOST as error:
+                self._gone = True
+                raise NotHere(f"{self.protocol}: the stream is gone") from error
+            self._buffer += received
+            self._traffic.add(self.protocol, down=len(received))
+        return True
+
+
+async def expect_ok(stream: MessageStream, deadline_s: float) -> None:
+    """Read the result of a request; return on OK, raise what the code says otherwise.
+
+    Busy, StaleVersion, Pruned, NotHere, Unavailable; UnexpectedMessage for a code that
+    does not exist.
+    """
+    raw = await stream.receive(RESULT_BYTES, deadline_s)
+    if len(raw) != RESULT_BYTES or raw[0] not in ResultCode._value2member_map_:
+        raise UnexpectedMessage(f"{stream.protocol}: {raw!r} is no result")
+    code = ResultCode(raw[0])
+    if code is ResultCode.OK:
+        return
+    for error, means in _CODES:
+        if means is code:
+            raise error(f"{stream.protocol}: the peer answers {code.name}")
+    raise Unavailable(f"{stream.protocol}: the peer answers {code.name}")
+
+
+async def serve_stream(
+    stream: MessageStream, serve: Serve, deadline_s: float | None, blame: Blame
+) -> None:
+    """Run `serve` on a stream and turn its end into what the peer sees.
+
+    `deadline_s` bounds the whole exchange; None leaves the deadlines of a long-lived
+    stream to `serve`. Raises only LocalFault; the stream is ended in every case. One
+    of the four boundaries: a bug of ours costs the peer this stream and nothing else.
+    """
+    try:
+        with trio.move_on_after(deadline_s or float("inf")) as scope:
+            await serve(stream)
+            await stream.close_write()
+        if scope.cancelled_caught:
+            log.debug("%s: deadline passed", stream.protocol)
+            await stream.reset()
+    except Exception as error:
+        await _refuse(stream, _weightiest(error), blame)
+    except BaseException:
+        await stream.reset()
+        raise
+
+
+async def _refuse(stream: MessageStream, error: BaseException, blame: Blame) -> None:
+    code = ResultCode.SERVER_ERROR
+    if isinstance(error, ProtocolError):
+        code = ResultCode.INVALID_REQUEST
+        blame(stream.peer, error)
+    elif isinstance(error, Unavailable):
+        code = next(code for kind, code in _CODES if isinstance(error, kind))
+    elif isinstance(error, trio.TooSlowError):
+        code = ResultCode.UNAVAILABLE
+    elif not isinstance(error, LocalFault):
+        broken(log, f"serving {stream.protocol}", error, peer=stream.peer)
+    await refuse(stream, code)
+    if isinstance(error, LocalFault):
+        raise error
+
+
+async def refuse(stream: MessageStream, code: ResultCode) -> None:
+    """End a stream with a result, or with a reset if an answer has begun."""
+    if stream.answered:
+        await stream.reset()
+        return
+    with trio.move_on_after(LINGER_S):
+        try:
+            await stream.send_result(code)
+            await stream.close_write()
+            return
+        except NotHere:
+            pass
+    await stream.reset()
+
+
+async def linger(stream: MessageStream) -> None:
+    """Give the client the time to finish its side, then let the stream go."""
+    with trio.move_on_after(LINGER_S):
+        try:
+            await stream.drain(LINGER_BYTES)
+        except Unavailable:
+            pass
+    await stream.aclose()
+
+
+def _weightiest(error: Exception) -> BaseException:
+    """Of the errors that left a handler together, return the one that decides."""
+
+    def weight(leaf: BaseException) -> int:
+        order = (Unavailable, trio.TooSlowError, ProtocolError, LocalFault)
+        for place, kind in enumerate(order):
+            if isinstance(leaf, kind):
+                return 9 if kind is LocalFault else place
+        return 5  # a bug of ours
+
+    return max(leaves(error), key=weight)
+
+
+@asynccontextmanager
+async def requesting(
+    stream: MessageStream, blame: Blame
+) -> AsyncIterator[MessageStream]:
+    """Let a block use a stream as client: close it after, blame broken formats."""
+    try:
+        yield stream
+    except ProtocolError as error:
+        blame(stream.peer, error)
+        raise
+    finally:
+        await stream.aclose()

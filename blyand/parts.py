@@ -1,0 +1,324 @@
+"""Building the parts of a node and handing each what it needs of the others.
+
+Level 3 parts never import one another; here their callables meet. `daemon` runs them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from blyan_proto import topics
+from blyan_proto.block.block import Block
+from blyan_proto.checkpoint import FinalCheckpoint
+from blyan_proto.genesis import Genesis
+from blyan_proto.signing import SigningKey
+from blyan_proto.types import members
+from blyand.chain.author import Author
+from blyand.chain.follow import Follower, Remote
+from blyand.chain.intake import Intake, Sources
+from blyand.chain.machine import Machine
+from blyand.chain.pool import Pool, blobs_of
+from blyand.clock import Clock
+from blyand.compute import Threads, Worker, choose_device, choose_memory_bytes
+from blyand.config import Config
+from blyand.events import BlockStored, Broadcast
+from blyand.finality.beacon import BeaconChain
+from blyand.finality.sequencer import Availability, Chain, Sequencer
+from blyand.home import Home
+from blyand.inference.serving import Serving
+from blyand.metrics import Metrics
+from blyand.net.host import Host
+from blyand.net.identity import peer_id_of
+from blyand.poison import PoisonBox
+from blyand.protocols import blobs as blobs_ends
+from blyand.protocols import blocks as blocks_ends
+from blyand.protocols import delta as delta_ends
+from blyand.protocols import sync as sync_ends
+from blyand.protocols.expert import Client as ExpertClient
+from blyand.protocols.fetch import Fetcher
+from blyand.protocols.meeting import Meeting
+from blyand.rules.records import NODES
+from blyand.rules.view import View
+from blyand.store.blobs import BlobStore
+from blyand.store.blocks import BlockStore
+from blyand.store.checkpoints import CheckpointStore
+from blyand.store.commit import GroupCommit
+from blyand.store.intents import IntentLog
+from blyand.store.state import State
+from blyand.training.holder import Blocks, Holder
+from blyand.training.journal import Journal
+from blyand.training.learner import Learner, Reach
+from blyand.training.primary import Primary
+
+
+@dataclass(frozen=True)
+class Stores:
+    """What is on disk."""
+
+    blocks: BlockStore
+    checkpoints: CheckpointStore
+    state: State
+    blobs: BlobStore
+    intents: IntentLog
+    commit: GroupCommit
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Base:
+    """What every part of one node stands on."""
+
+    home: Home
+    config: Config
+    genesis: Genesis
+    key: SigningKey
+    clock: Clock
+    events: Broadcast
+    poison: PoisonBox
+    metrics: Metrics
+    stores: Stores
+    host: Host
+    meeting: Meeting
+    blame: Callable[[str, Exception], None]
+    threads: int  # of one tensor operation
+    chain_lane: Threads
+    tile_lane: Threads
+    disk_lane: Threads
+    infer_lane: Threads
+
+    def peers(self) -> list[str]:
+        """Return the peers that said hello."""
+        return list(self.meeting.peers)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The chain as this node follows it."""
+
+    machine: Machine
+    pool: Pool
+    intake: Intake
+    follower: Follower
+    author: Author
+
+    @property
+    def view(self) -> View:
+        return self.machine.view
+
+    def peer_of(self, account: bytes) -> str | None:
+        """Return the peer id of a registered account."""
+        node = NODES.get(self.view, account)
+        return peer_id_of(node.key) if node is not None else None
+
+
+@dataclass(frozen=True)
+class Models:
+    """What this node does with models: hold, serve, learn, aggregate."""
+
+    holder: Holder
+    serving: Serving
+    journal: Journal
+    primary: Primary
+    learner: Learner
+
+
+def build_fetcher(base: Base) -> Fetcher:
+    """Return what gets blobs from peers."""
+    return Fetcher(
+        blobs_ends.Client(base.host), base.stores.blobs, base.disk_lane, base.peers
+    )
+
+
+def build_ledger(base: Base) -> Ledger:
+    """Return the chain, from the stores and the network."""
+    machine = Machine(
+        base.genesis,
+        base.stores.state,
+        base.stores.checkpoints,
+        base.chain_lane,
+        base.events,
+        base.poison,
+    )
+    client = blocks_ends.Client(base.host)
+    pool = Pool()
+    intake = Intake(
+        base.genesis,
+        base.stores.blocks,
+        base.stores.commit,
+        pool,
+        base.events,
+        base.clock,
+        base.chain_lane,
+        base.poison,
+        Sources(client.fetch, base.blame),
+    )
+    checkpoints = sync_ends.Client(base.host)
+    follower = Follower(
+        base.genesis,
+        machine,
+        base.stores.blocks,
+        pool,
+        intake,
+        base.chain_lane,
+        Remote(
+            peers=base.peers,
+            checkpoints=checkpoints.fetch,
+            blocks=client.fetch,
+            pending=client.pending,
+            blame=base.blame,
+        ),
+    )
+    author = Author(
+        base.key,
+        machine,
+        pool,
+        intake,
+        base.stores.intents,
+        base.clock,
+        functools.partial(base.host.gossip.publish, topics.BLOCK),
+    )
+    return Ledger(machine, pool, intake, follower, author)
+
+
+def build_models(
+    base: Base,
+    ledger: Ledger,
+    fetcher: Fetcher,
+    experts: ExpertClient,
+    trainer: Worker,
+) -> Models:
+    """Return everything that works with weights."""
+
+    def view() -> View:
+        return ledger.view
+
+    stores = base.stores
+    holder = Holder(
+        base.key.account,
+        Blocks(view, stores.blocks.get, lambda: iter(ledger.pool)),
+        stores.blobs,
+        fetcher,
+        base.tile_lane,
+        base.events,
+        ledger.peer_of,
+    )
+    serving = _serving(base, ledger, holder, experts)
+    journal = Journal(
+        view,
+        base.host.traffic,
+        stores.blobs,
+        base.tile_lane,
+        base.events,
+        serving.evaluate,
+        fetcher.get,
+        base.key.account,
+    )
+    primary = Primary(
+        base.key,
+        base.genesis.id,
+        view,
+        holder,
+        stores.blobs,
+        base.tile_lane,
+        stores.intents,
+        ledger.author.make,
+        base.events,
+    )
+    learner = Learner(
+        base.key,
+        base.genesis.id,
+        view,
+        stores.blocks.get,
+        holder,
+        stores.blobs,
+        trainer,
+        Reach(
+            push=delta_ends.Client(base.host).push,
+            take=primary.take,
+            peer_of=ledger.peer_of,
+            is_connected=lambda peer: peer in base.meeting.peers,
+            fetch=fetcher.get,
+        ),
+        base.events,
+        journal,
+        base.home.residuals,
+        choose_device(base.config.compute.device),
+        base.threads,
+    )
+    return Models(holder, serving, journal, primary, learner)
+
+
+def _serving(
+    base: Base, ledger: Ledger, holder: Holder, experts: ExpertClient
+) -> Serving:
+    def holders(model: bytes, group: int) -> Iterable[str]:
+        """Connected peers whose last heartbeat says that they hold the group."""
+        connected = base.meeting.peers
+        for node in NODES.scan(ledger.view):
+            peer = peer_id_of(node.key)
+            if peer in connected and node.model == model:
+                if group in members(node.held):
+                    yield peer
+
+    def tiles(model: bytes, group: int) -> list[bytes] | None:
+        head = holder.head(model, group)
+        return [tile.weights for tile in head.tiles] if head else None
+
+    config = base.config
+    return Serving(
+        base.host.peer_id,
+        lambda: ledger.view,
+        base.stores.blobs,
+        base.infer_lane,
+        experts,
+        holders,
+        holder.held,
+        tiles,
+        base.events,
+        base.metrics,
+        choose_device(config.compute.device),
+        choose_memory_bytes(config.inference.memory_mib, config.compute.daemons_on_host),
+        config.inference.max_requests,
+    )
+
+
+def build_sequencer(base: Base, ledger: Ledger, fetcher: Fetcher) -> Sequencer:
+    """Return the service that orders blocks, for the node that the genesis names."""
+    stores, pool = base.stores, ledger.pool
+
+    def is_ordered(id: bytes) -> bool:
+        return stores.blocks.outcome(id) is not None
+
+    async def changed() -> None:
+        with base.events.subscribe(BlockStored, capacity=1) as facts:
+            if not len(pool):
+                await facts.receive()
+
+    async def apply(final: FinalCheckpoint, blocks: list[Block]) -> None:
+        await ledger.machine.apply(final, blocks)
+        for block in blocks:
+            pool.remove(block.id)
+
+    def want(blob: bytes, account: bytes) -> None:
+        peer = ledger.peer_of(account)
+        fetcher.want(blob, [peer] if peer else [])
+
+    return Sequencer(
+        base.genesis,
+        base.key,
+        Chain(
+            clock=lambda: ledger.machine.clock,
+            ready=functools.partial(pool.ready, is_ordered),
+            preview=ledger.machine.preview,
+            apply=apply,
+            drop=pool.remove,
+            changed=changed,
+        ),
+        Availability(blobs_of, stores.blobs.has, want),
+        stores.intents,
+        base.clock,
+        functools.partial(base.host.gossip.publish, topics.CHECKPOINT),
+        BeaconChain(base.key.secret),
+    )

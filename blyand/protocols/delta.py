@@ -1,0 +1,76 @@
+"""/blyan/delta/1, both ends: bundles in, receipts out. docs/protocols/delta.md"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from blyan_proto.errors import BadSignature, UnexpectedMessage
+from blyan_proto.protocols.delta import (
+    ANSWER,
+    DEADLINE_S,
+    MAX_BUNDLE_BYTES,
+    PROTOCOL_ID,
+    REQUEST,
+    Bundle,
+    Receipt,
+)
+from blyan_proto.protocols.result import ResultCode
+from blyan_proto.signing import Purpose, check_signature
+from blyand.net.host import Host
+from blyand.net.identity import public_key_of
+from blyand.net.stream import MessageStream, Serve, expect_ok
+
+MAX_RECEIPT_BYTES = 64 * 1024
+
+
+class Client:
+    """Hands bundles to primaries."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    async def push(self, peer: str, bundle: Bundle) -> Receipt:
+        """Send a bundle and return what became of its entries."""
+        async with self._host.request(peer, PROTOCOL_ID, DEADLINE_S) as stream:
+            await stream.send_message(bundle, REQUEST, deadline_s=DEADLINE_S)
+            await stream.close_write()
+            await expect_ok(stream, DEADLINE_S)
+            receipt: Receipt = await stream.receive_message(
+                ANSWER, MAX_RECEIPT_BYTES, DEADLINE_S
+            )
+        return receipt
+
+
+def serve(network: bytes, take: Callable[[Bundle], Awaitable[Receipt]]) -> Serve:
+    """Return the handler: checks the bundle's form and signature, then asks `take`."""
+
+    async def answer(stream: MessageStream) -> None:
+        bundle = await stream.receive_message(REQUEST, MAX_BUNDLE_BYTES, DEADLINE_S)
+        check_bundle(bundle, network)
+        if bundle.signer != public_key_of(stream.peer):
+            raise BadSignature("a bundle signed by somebody else than its sender")
+        receipt = await take(bundle)
+        await stream.send_result(ResultCode.OK)
+        await stream.send_message(receipt, ANSWER)
+
+    return answer
+
+
+def check_bundle(bundle: Bundle, network: bytes) -> None:
+    """Raise ProtocolError unless deltas, manifest and signature belong together."""
+    manifest = bundle.manifest
+    announced = [entry.delta for entry in manifest.entries if entry.delta is not None]
+    if announced != [delta.digest for delta in bundle.deltas]:
+        raise UnexpectedMessage("a bundle's deltas are not those of its manifest")
+    groups = [entry.group for entry in manifest.entries]
+    if groups != sorted(set(groups)):
+        raise UnexpectedMessage("a bundle's groups are not ascending")
+    for entry, delta in zip(
+        (entry for entry in manifest.entries if entry.delta), bundle.deltas
+    ):
+        named = (delta.run, delta.round, delta.learner, delta.group)
+        if named != (manifest.run, manifest.round, manifest.learner, entry.group):
+            raise UnexpectedMessage("a delta of another run, round, learner or group")
+    check_signature(
+        Purpose.DELTA_BUNDLE, network, manifest, bundle.signer, bundle.signature
+    )

@@ -1,0 +1,185 @@
+"""Executing a checkpoint: blocks in order, each takes effect or stays a no-op (DEC-A3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from blyan_proto.block import data, economy, model
+from blyan_proto.block.block import Block
+from blyan_proto.checkpoint import next_beacon
+from blyan_proto.constants import MAX_PARENTS
+from blyan_proto.genesis import Genesis
+from blyan_proto.signing import account_of
+from blyan_proto.types import Chain
+from blyand.rules.data import dataset as datasets
+from blyand.rules.economy import node as nodes
+from blyand.rules.economy import transfer as transfers
+from blyand.rules.model import adoption
+from blyand.rules.model import model as models
+from blyand.rules.model import run, update
+from blyand.rules.records import (
+    BALANCES,
+    CLOCK,
+    NODES,
+    TIPS,
+    USED,
+    Balance,
+    Clock,
+    Tip,
+    Tips,
+    Used,
+)
+from blyand.rules.verdict import Reject
+from blyand.rules.view import Overlay, View
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What execution knows besides state: the checkpoint's place and the genesis."""
+
+    height: int
+    time_ms: int
+    genesis: Genesis
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one block: None, or why it is a no-op."""
+
+    block: bytes
+    error: str | None
+
+
+Effect = Callable[[Overlay, Block, Any, Moment], None]
+
+EFFECTS: dict[type, Effect] = {
+    model.Model: lambda view, block, payload, at: models.create(
+        view, block, payload, at.height
+    ),
+    model.Weights: lambda view, block, payload, at: models.add_weights(
+        view, block, payload, at.height
+    ),
+    model.Placement: lambda view, block, payload, at: models.change_placement(
+        view, block, payload
+    ),
+    model.Run: lambda view, block, payload, at: run.start(
+        view, block, payload, at.genesis.parameters.liveness_span_ms
+    ),
+    model.TileUpdate: lambda view, block, payload, at: update.apply(
+        view, block, payload
+    ),
+    model.Snapshot: lambda view, block, payload, at: update.keep_snapshot(
+        view, payload
+    ),
+    model.Adoption: lambda view, block, payload, at: adoption.adopt(
+        view, block, payload, at.height, {v.key for v in at.genesis.validators}
+    ),
+    data.Dataset: lambda view, block, payload, at: datasets.register(
+        view, block, payload
+    ),
+    economy.Registration: lambda view, block, payload, at: nodes.register(
+        view, block, payload, at.height, at.time_ms
+    ),
+    economy.Heartbeat: lambda view, block, payload, at: nodes.beat(
+        view, block, payload, at.time_ms
+    ),
+    economy.Transfer: lambda view, block, payload, at: transfers.transfer(
+        view, block, payload
+    ),
+}
+
+
+def begin(genesis: Genesis) -> Overlay:
+    """Return the state at height 0, as changes on an empty view."""
+    view = Overlay(_Nothing())
+    tail = genesis.sequencer.beacon_tail
+    CLOCK.put(view, Clock(0, genesis.time_ms, (genesis.id,), tail))
+    for balance in genesis.balances:
+        BALANCES.put(
+            view, Balance(balance.account, None, balance.micro, 0), balance.account
+        )
+    for participant in genesis.participants:
+        account = account_of(participant.key)
+        nodes.lock(view, account, participant.key, participant.bond_micro)
+        nodes.enroll(view, participant, 0, genesis.time_ms)
+    return view
+
+
+def execute(
+    view: View,
+    blocks: Sequence[Block],
+    moment: Moment,
+    preimage: bytes,
+    begun: list[Block],
+) -> tuple[Overlay, list[Outcome]]:
+    """Execute one checkpoint's blocks in order; return the changes and the outcomes.
+
+    Reject from a rule makes the block a no-op. Any other exception is a bug and leaves
+    this function; then the last of `begun` is the block that met it (DEC-C2).
+    """
+    state = Overlay(view)
+    clock = CLOCK.get(view)
+    assert clock is not None
+    beacons = (*clock.beacons, next_beacon(clock.beacons[-1], preimage))[-3:]
+    CLOCK.put(state, Clock(moment.height, moment.time_ms, beacons, preimage))
+    outcomes = []
+    for block in blocks:
+        begun.append(block)
+        outcomes.append(_execute_one(state, block, moment))
+    _advance_tips(state, blocks)
+    run.close_rounds(state, moment.genesis.parameters.liveness_span_ms)
+    return state, outcomes
+
+
+def _execute_one(state: Overlay, block: Block, moment: Moment) -> Outcome:
+    scratch = Overlay(state)
+    try:
+        _spend_sequence(scratch, block)
+        effect = EFFECTS.get(type(block.content))
+        if effect is None:
+            raise Reject("this kind has no effect in this version")
+        effect(scratch, block, block.content, moment)
+    except Reject as error:
+        return Outcome(block.id, str(error)[:200])
+    state.merge(scratch)
+    return Outcome(block.id, None)
+
+
+def _advance_tips(state: Overlay, blocks: Sequence[Block]) -> None:
+    for chain in Chain:
+        known = TIPS.get(state, bytes([chain]))
+        tips = {tip.block: tip for tip in known.tips} if known else {}
+        for block in blocks:
+            if block.header.chain == chain:
+                for parent in block.header.parents:
+                    tips.pop(parent, None)
+                tips[block.id] = Tip(block.id, block.header.height)
+        ordered = sorted(tips.values(), key=lambda t: (t.height, t.block), reverse=True)
+        if ordered:
+            TIPS.put(state, Tips(tuple(ordered[:MAX_PARENTS])), bytes([chain]))
+
+
+def _spend_sequence(view: Overlay, block: Block) -> None:
+    """A key signs for its account, and a sequence is spent once per chain (DEC-A9, A10)."""
+    header = block.header
+    node = NODES.get(view, header.account)
+    key_owner = account_of(header.author) == header.account
+    if node is not None and node.key != header.author:
+        raise Reject("signed by a key that is not the account's current one")
+    if node is None and not key_owner:
+        raise Reject("signed by a key that is not the account's")
+    chain = bytes([header.chain])
+    used = USED.get(view, header.account, chain)
+    if used is not None and header.sequence <= used.sequence:
+        raise Reject(f"sequence {header.sequence} is spent")
+    USED.put(view, Used(header.sequence), header.account, chain)
+
+
+class _Nothing:
+    def get(self, key: bytes) -> bytes | None:
+        return None
+
+    def scan(self, prefix: bytes) -> Any:
+        return iter(())

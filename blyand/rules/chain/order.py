@@ -1,0 +1,48 @@
+"""The order of blocks inside a checkpoint (DEC-A3): A, D, B, C; topological; ties by id."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+from blyan_proto.block.block import Block
+from blyan_proto.block.model import TileUpdate
+from blyan_proto.types import CHAIN_ORDER
+
+
+def order(blocks: Iterable[Block]) -> list[Block]:
+    """Return `blocks` in execution order; parents outside the set count as ordered.
+
+    Kahn's algorithm per chain. Ties go by id, among tile updates by rank first, so that
+    of two heads of one round the lower rank is executed first and wins (DEC-A6).
+    """
+    chains: dict[int, dict[bytes, Block]] = {chain: {} for chain in CHAIN_ORDER}
+    for block in blocks:
+        chains[block.header.chain][block.id] = block
+    return [block for chain in CHAIN_ORDER for block in _topological(chains[chain])]
+
+
+def _topological(blocks: dict[bytes, Block]) -> list[Block]:
+    children: dict[bytes, list[bytes]] = {}
+    waiting: dict[bytes, int] = {}
+    for id, block in blocks.items():
+        inside = [parent for parent in block.header.parents if parent in blocks]
+        waiting[id] = len(inside)
+        for parent in inside:
+            children.setdefault(parent, []).append(id)
+    ready = [(_rank(blocks[id]), id) for id, count in waiting.items() if not count]
+    heapq.heapify(ready)
+    ordered: list[Block] = []
+    while ready:
+        _, id = heapq.heappop(ready)
+        ordered.append(blocks[id])
+        for child in children.get(id, ()):
+            waiting[child] -= 1
+            if not waiting[child]:
+                heapq.heappush(ready, (_rank(blocks[child]), child))
+    return ordered
+
+
+def _rank(block: Block) -> int:
+    content = block.content
+    return content.rank if isinstance(content, TileUpdate) else 0

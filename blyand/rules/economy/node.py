@@ -1,0 +1,90 @@
+"""Nodes take part: registration and heartbeat (DEC-A8)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from blyan_proto.block.block import Block
+from blyan_proto.block.economy import Heartbeat, Registration
+from blyan_proto.signing import account_of
+from blyand.rules.economy.transfer import balance_of
+from blyand.rules.records import BALANCES, MODELS, NODES, Node
+from blyand.rules.verdict import Reject
+from blyand.rules.view import Overlay
+
+MAX_NODES = 1024
+
+
+def register(
+    view: Overlay, block: Block, payload: Registration, height: int, time_ms: int
+) -> None:
+    """Execute a registration block of a new node, or of one that changes its claims."""
+    account = block.header.account
+    if account_of(payload.key) != account:
+        raise Reject("a registration carries its own account's first key")
+    known = NODES.get(view, account)
+    if known is None and sum(1 for _ in NODES.scan(view)) >= MAX_NODES:
+        raise Reject(f"the network has its {MAX_NODES} nodes")
+    lock(view, account, payload.key, payload.bond_micro)
+    enroll(view, payload, known.registered_height if known else height, time_ms, known)
+
+
+def enroll(
+    view: Overlay,
+    payload: Registration,
+    height: int,
+    time_ms: int,
+    known: Node | None = None,
+) -> None:
+    """Write a node's record; used by registration and by the genesis."""
+    account = account_of(payload.key)
+    NODES.put(
+        view,
+        Node(
+            account=account,
+            key=payload.key,
+            roles=payload.roles,
+            region=payload.region,
+            hardware=payload.hardware,
+            registered_height=height,
+            heartbeat_ms=time_ms,
+            model=known.model if known else None,
+            held=known.held if known else b"",
+        ),
+        account,
+    )
+
+
+def lock(view: Overlay, account: bytes, key: bytes, bond_micro: int) -> None:
+    """Bring an account's bond up to `bond_micro`."""
+    balance = replace(balance_of(view, account), key=key)
+    more = max(0, bond_micro - balance.bonded_micro)
+    if more > balance.micro:
+        raise Reject("the bond is more than the account owns")
+    BALANCES.put(
+        view,
+        replace(
+            balance,
+            micro=balance.micro - more,
+            bonded_micro=balance.bonded_micro + more,
+        ),
+        account,
+    )
+
+
+def beat(view: Overlay, block: Block, payload: Heartbeat, time_ms: int) -> None:
+    """Execute a heartbeat: alive at this checkpoint's time, holding these groups."""
+    node = NODES.get(view, block.header.account)
+    if node is None:
+        raise Reject("a heartbeat of a node that is not registered")
+    if payload.model is not None:
+        record = MODELS.get(view, payload.model)
+        if record is None:
+            raise Reject("a heartbeat for an unknown model")
+        if len(payload.held) != (record.groups + 7) // 8:
+            raise Reject("the heartbeat's bitmap is not as long as the layout")
+    NODES.put(
+        view,
+        replace(node, heartbeat_ms=time_ms, model=payload.model, held=payload.held),
+        node.account,
+    )

@@ -1,0 +1,56 @@
+"""The heads of a round become what inference answers with (DEC-B8)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from blyan_proto.block.block import Block
+from blyan_proto.block.model import Adoption
+from blyand.rules.model.model import heads_root, require_model
+from blyand.rules.model.run import is_adoptable
+from blyand.rules.records import GROUPS, MODELS, RUNS, VERSIONS, Version
+from blyand.rules.verdict import Reject
+from blyand.rules.view import Overlay, View
+
+
+def adopt(
+    view: Overlay, block: Block, payload: Adoption, height: int, adopters: set[bytes]
+) -> None:
+    """Execute an adoption block. `adopters`: the keys of the validators."""
+    if block.header.author not in adopters:
+        raise Reject("only a validator adopts in this version")
+    record = require_model(view, payload.model)
+    run = RUNS.get(view, payload.run)
+    if run is None or run.run.model != payload.model:
+        raise Reject("unknown run")
+    if payload.round >= run.closed or not is_adoptable(run.run, payload.round):
+        raise Reject(f"round {payload.round} is not up for adoption")
+    versions = versions_of(view, payload.run, payload.round, record.groups)
+    if versions is None:
+        raise Reject(f"the versions of round {payload.round} are no longer held")
+    if heads_root([version.tiles for version in versions]) != payload.heads_root:
+        raise Reject("the adoption names other heads")
+    for index, version in enumerate(versions):
+        group = GROUPS.get(view, payload.model, index)
+        assert group is not None
+        adopted = replace(group, adopted=version.tiles, adopted_head=version.update)
+        GROUPS.put(view, adopted, payload.model, index)
+    MODELS.put(
+        view,
+        replace(
+            record,
+            adopted_round=payload.round + 1,
+            adopted_height=height,
+            heads_root=payload.heads_root,
+        ),
+        record.id,
+    )
+
+
+def versions_of(
+    view: View, run: bytes, round: int, groups: int
+) -> list[Version] | None:
+    """Return every group's version after `round`, or None when state forgot one."""
+    found = [VERSIONS.get(view, run, round, group) for group in range(groups)]
+    versions = [version for version in found if version is not None]
+    return versions if len(versions) == groups else None

@@ -1,0 +1,129 @@
+"""A training run begins, counts its rounds, and ends (DEC-B7)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from blyan_proto.block.block import Block
+from blyan_proto.block.model import Codec, Run
+from blyan_proto.constants import MAX_CONTRIBUTIONS, PPM
+from blyand.rules.model.model import require_model
+from blyand.rules.model.schedule import write_schedule
+from blyand.rules.records import (
+    DATASETS,
+    MODELS,
+    NODES,
+    RUNS,
+    SCHEDULES,
+    VERSIONS,
+    RunRecord,
+)
+from blyand.rules.verdict import Reject
+from blyand.rules.view import Overlay
+
+BUILT_CODECS = (Codec.DENSE, Codec.LR4)
+VERSIONS_KEPT = 8  # rounds behind a run's front whose group versions state remembers
+
+
+def start(view: Overlay, block: Block, run: Run, liveness_ms: int) -> None:
+    """Execute a run block: check the numbers, open the run, schedule its first rounds."""
+    record = require_model(view, run.model)
+    if record.run is not None:
+        raise Reject(f"the model has an open run {record.run.hex()[:16]}")
+    if record.heads_root is None:
+        raise Reject("the model's first weights are not complete")
+    for dataset in run.datasets:
+        if DATASETS.get(view, dataset) is None:
+            raise Reject(f"unknown dataset {dataset.hex()[:16]}")
+    check_numbers(run)
+    if sum(1 for _ in NODES.scan(view)) > MAX_CONTRIBUTIONS:
+        raise Reject(
+            "more learners than an update can list; re-compression is not built"
+        )
+    opened = RunRecord(
+        id=block.id,
+        run=run,
+        author=block.header.account,
+        closed=0,
+        counts=(),
+        finished=False,
+    )
+    RUNS.put(view, opened, block.id)
+    MODELS.put(view, replace(record, run=block.id), record.id)
+    for round in range(min(run.rounds_ahead + 1, run.rounds)):
+        write_schedule(view, opened, round, liveness_ms)
+
+
+def check_numbers(run: Run) -> None:
+    """Reject a run whose numbers no state could make good."""
+    if not 1 <= run.rounds <= 1_000_000:
+        raise Reject("a run has 1 to 1,000,000 rounds")
+    if not run.inner_steps or not run.batch or not 2 <= run.sequence <= 65_535:
+        raise Reject("a run needs inner steps, a batch and a sequence of 2 or more")
+    if run.held_out_ppm > PPM // 2 or run.quorum_ppm > PPM:
+        raise Reject("a share is above its bound")
+    if run.outer_momentum_ppm >= PPM or run.feedback_ppm > PPM:
+        raise Reject("momentum is below 1 and error feedback at most 1")
+    if run.delta_clip_ppm or run.rotation:
+        raise Reject("clipping to the median norm and rotation are not in this version")
+    if run.first_checkpoint:
+        raise Reject("a run starts at the checkpoint that orders it in this version")
+    if not 1 <= run.rounds_ahead <= 8:
+        raise Reject("a run goes 1 to 8 rounds ahead of finality")
+    for choice in run.codecs:
+        if choice.codec not in BUILT_CODECS:
+            raise Reject(f"codec {choice.codec.name} is not in this version")
+
+
+def count_update(view: Overlay, record: RunRecord, round: int) -> RunRecord:
+    """Count one group's update of `round`; return the run's record as it now stands."""
+    counts = list(record.counts)
+    place = round - record.closed
+    counts += [0] * (place + 1 - len(counts))
+    counts[place] += 1
+    counted = replace(record, counts=tuple(counts))
+    RUNS.put(view, counted, record.id)
+    return counted
+
+
+def close_rounds(view: Overlay, liveness_ms: int) -> None:
+    """At the end of a checkpoint: close whole rounds, schedule the ones that may follow."""
+    for record in list(RUNS.scan(view)):
+        if record.finished:
+            continue
+        groups = require_model(view, record.run.model).groups
+        counts, closed = list(record.counts), record.closed
+        while counts and counts[0] == groups:
+            counts.pop(0)
+            _forget(view, record, closed)
+            closed += 1
+            ahead = closed + record.run.rounds_ahead
+            if ahead < record.run.rounds:
+                write_schedule(view, record, ahead, liveness_ms)
+        if closed == record.closed:
+            continue
+        finished = closed >= record.run.rounds
+        RUNS.put(
+            view,
+            replace(record, counts=tuple(counts), closed=closed, finished=finished),
+            record.id,
+        )
+        if finished:
+            model = require_model(view, record.run.model)
+            MODELS.put(view, replace(model, run=None), model.id)
+
+
+def _forget(view: Overlay, record: RunRecord, closed: int) -> None:
+    """Drop what is behind the window that adoption and joiners may still ask about."""
+    old = closed - VERSIONS_KEPT
+    if old < 0:
+        return
+    SCHEDULES.remove(view, record.id, old)
+    for group in range(require_model(view, record.run.model).groups):
+        VERSIONS.remove(view, record.id, old, group)
+
+
+def is_adoptable(run: Run, round: int) -> bool:
+    """True when the heads of `round` are to be adopted (DEC-B8)."""
+    last = round + 1 == run.rounds
+    return last or bool(run.adopt_every and (round + 1) % run.adopt_every == 0)

@@ -1,0 +1,172 @@
+"""A group moves by one round: what a tile update must say to take effect (DEC-B5, B6)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from blyan_proto.block.block import Block
+from blyan_proto.block.model import Snapshot, TileUpdate
+from blyan_proto.constants import PPM
+from blyan_proto.errors import BadSignature
+from blyan_proto.signing import Purpose, check_signature
+from blyan_proto.types import Role, members
+from blyand.rules.model.election import contributors, ranks
+from blyand.rules.model.run import count_update
+from blyand.rules.records import (
+    GROUPS,
+    RUNS,
+    SCHEDULES,
+    VERSIONS,
+    Group,
+    Node,
+    RunRecord,
+    Schedule,
+    Version,
+)
+from blyand.rules.verdict import Reject
+from blyand.rules.view import Overlay, View
+
+
+def apply(view: Overlay, block: Block, update: TileUpdate) -> None:
+    """Execute a tile update: move the group's trained head."""
+    group = require_group(view, update.model, update.group)
+    record, schedule = open_round(view, update.run, update.round)
+    check_lineage(update, group)
+    check_author(update, schedule, block.header.author)
+    check_contributions(update, schedule)
+    check_cosignatures(update, schedule, block.header.network)
+    counted = count_update(view, record, update.round)
+    GROUPS.put(
+        view,
+        replace(
+            group,
+            head=block.id,
+            run=counted.id,
+            rounds=update.round + 1,
+            tiles=update.result,
+        ),
+        update.model,
+        update.group,
+    )
+    VERSIONS.put(
+        view, Version(block.id, update.result), update.run, update.round, update.group
+    )
+
+
+def require_group(view: View, model: bytes, index: int) -> Group:
+    """Return a group's record or Reject."""
+    group = GROUPS.get(view, model, index)
+    if group is None:
+        raise Reject(f"unknown group {index}")
+    return group
+
+
+def open_round(view: View, run: bytes, round: int) -> tuple[RunRecord, Schedule]:
+    """Return the run and the schedule of a round that may be trained now, or Reject."""
+    record = RUNS.get(view, run)
+    if record is None or record.finished:
+        raise Reject("no such open run")
+    schedule = SCHEDULES.get(view, run, round)
+    if schedule is None or round < record.closed:
+        raise Reject(f"round {round} is not open")
+    return record, schedule
+
+
+def next_round(group: Group, run: bytes) -> int:
+    """Return the round that `group` trains next in `run`."""
+    return group.rounds if group.run == run else 0
+
+
+def check_lineage(update: TileUpdate, group: Group) -> None:
+    """The update continues exactly the group's head."""
+    if update.parent != group.head or update.base != group.tiles:
+        raise Reject("the update does not continue the group's head")
+    if update.round != next_round(group, update.run):
+        raise Reject(f"the group's next round is {next_round(group, update.run)}")
+    if not update.contributions and update.result != update.base:
+        raise Reject("an update without contributions changes nothing")
+
+
+def check_author(update: TileUpdate, schedule: Schedule, author: bytes) -> None:
+    """The author is the rank that it claims, under the schedule's lease."""
+    if update.lease_epoch != schedule.epoch:
+        raise Reject(
+            f"lease epoch {update.lease_epoch}, the round has {schedule.epoch}"
+        )
+    seats = ranks(schedule, update.group)
+    if update.rank >= len(seats) or seats[update.rank].key != author:
+        raise Reject(f"the author is not rank {update.rank} of the group")
+
+
+def check_contributions(update: TileUpdate, schedule: Schedule) -> None:
+    """Contributions are of the round's learners, in order, and weighed by the rule."""
+    learners = [part.learner for part in update.contributions]
+    if len(set(learners)) != len(learners):
+        raise Reject("two contributions of one learner")
+    allowed = {
+        seat.account for seat in contributors(schedule, update.group, Role.LEARN)
+    }
+    if not set(learners) <= allowed:
+        raise Reject("a contribution of somebody who is no learner of the group")
+    weights = contribution_weights([part.tokens for part in update.contributions])
+    for part, weight in zip(update.contributions, weights):
+        if (part.weight_ppm, part.clip_ppm, part.norm) != (weight, PPM, 0):
+            raise Reject("a contribution's weight is not the rule's")
+
+
+def contribution_weights(tokens: list[int]) -> list[int]:
+    """Return each contribution's weight in ppm: its tokens, at most twice the median.
+
+    DEC-B10: weight = tokens of the assigned batches, capped at 2 x the (lower) median.
+    The weights need not sum to 10^6; the sum is divided by their total (DEC-B1).
+    """
+    if not tokens:
+        return []
+    cap = 2 * sorted(tokens)[(len(tokens) - 1) // 2]
+    capped = [min(count, cap) for count in tokens]
+    total = sum(capped)
+    if not total:
+        return [PPM // len(tokens)] * len(tokens)
+    return [max(1, count * PPM // total) for count in capped]
+
+
+def check_cosignatures(update: TileUpdate, schedule: Schedule, network: bytes) -> None:
+    """Every cosignature is a rank's, over the update's claim; the first is the author's."""
+    keys = [seat.key for seat in ranks(schedule, update.group)]
+    signers = [cosignature.signer for cosignature in update.cosignatures]
+    if len(set(signers)) != len(signers) or not set(signers) <= set(keys):
+        raise Reject("a cosignature of somebody who is no rank of the group")
+    if signers[0] != keys[update.rank]:
+        raise Reject("the author's cosignature does not come first")
+    claim = update.claim
+    for cosignature in update.cosignatures:
+        try:
+            check_signature(
+                Purpose.TILE_UPDATE,
+                network,
+                claim,
+                cosignature.signer,
+                cosignature.signature,
+            )
+        except BadSignature as error:
+            raise Reject(f"cosignature: {error}") from error
+
+
+def keep_snapshot(view: Overlay, payload: Snapshot) -> None:
+    """Execute a snapshot block: this version of the group is kept durable (DEC-B3)."""
+    group = require_group(view, payload.model, payload.group)
+    if group.run is None:
+        raise Reject("the group has not been trained")
+    version = VERSIONS.get(view, group.run, payload.round, payload.group)
+    if version is None or version.update != payload.update:
+        raise Reject("the snapshot names no recent version of the group")
+    if version.tiles != payload.tiles:
+        raise Reject("the snapshot's roots are not the version's")
+    GROUPS.put(
+        view, replace(group, snapshot=payload.update), payload.model, payload.group
+    )
+
+
+def held_by(node: Node) -> frozenset[int]:
+    """Return the groups that a node's last heartbeat says it holds."""
+    return members(node.held)

@@ -1,0 +1,45 @@
+"""What rules may look at: a key/value view of executed state, and an overlay on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+
+class View(Protocol):
+    """Read-only key/value state."""
+
+    def get(self, key: bytes) -> bytes | None: ...
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield (key, value) of every key with the prefix, ascending."""
+        ...
+
+
+class Overlay:
+    """Changes on top of a view: the scratch pad of one block, or of one checkpoint."""
+
+    def __init__(self, below: View) -> None:
+        self._below = below
+        self.changes: dict[bytes, bytes | None] = {}
+
+    def get(self, key: bytes) -> bytes | None:
+        return self.changes[key] if key in self.changes else self._below.get(key)
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        merged = dict(self._below.scan(prefix))
+        for key, value in self.changes.items():
+            if key.startswith(prefix):
+                if value is None:
+                    merged.pop(key, None)
+                else:
+                    merged[key] = value
+        yield from sorted(merged.items())
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        """Set a key; None removes it."""
+        self.changes[key] = value
+
+    def merge(self, other: Overlay) -> None:
+        """Take over the changes of an overlay that stood on this one."""
+        self.changes.update(other.changes)

@@ -1,0 +1,254 @@
+"""Blobs: one TBLOCK file each, named by its root, written once, opened by mapping.
+
+What is here, reading and writing; which files are believed is `shelf`'s. Durable blobs
+are on disk when a call returns; derived ones may vanish and are made again (DEC-B4).
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from blyan_proto.block.model import Dtype
+from blyan_proto.errors import ProtocolError
+from blyan_tile import tblock
+from blyan_tile.tblock import Outline
+from blyand.errors import Busy, NotHere
+from blyand.store.medium import Medium, open_outside
+from blyand.store.partial import PartialBlob, pread
+from blyand.store.shelf import PARTIAL, TEMPORARY, Shelf, name_of
+
+OPEN_VIEWS = 256  # mappings kept; each holds one descriptor
+
+
+@dataclass
+class _View:
+    outline: Outline
+    array: np.ndarray | None = None  # mapped at the first need
+
+
+class BlobStore:
+    """The blobs under one folder. Blocking; safe to use from several threads."""
+
+    def __init__(
+        self, path: Path, *, medium: Medium | None = None, open_views: int = OPEN_VIEWS
+    ) -> None:
+        self._path = path
+        self._medium = Medium(path) if medium is None else medium
+        self._shelf = Shelf(self._medium)
+        self._open_views = open_views
+        self._lock = threading.Lock()
+        self._views: OrderedDict[bytes, _View] = OrderedDict()
+        self._fetching: set[bytes] = set()
+        self._medium.make_folder(PARTIAL)
+        self._medium.make_folder(TEMPORARY)
+        for entry in self._medium.files(TEMPORARY):
+            self._medium.unlink(f"{TEMPORARY}/{entry.name}")
+
+    # What is here
+
+    def has(self, root: bytes) -> bool:
+        """True when the blob is here; a file of a wrong size counts as absent.
+
+        The first question about a derived blob after a restart hashes it.
+        """
+        return self._shelf.checked(root) is not None
+
+    def path(self, root: bytes) -> Path:
+        """Return where the blob's file stands now, for a worker to map. NotHere."""
+        held = self._shelf.checked(root)
+        if held is None:
+            raise NotHere(f"blob {root.hex()} is not here")
+        return self._path / name_of(root, held.durable)
+
+    def is_durable(self, root: bytes) -> bool:
+        """True when the blob is here and would survive a power cut."""
+        return self._shelf.stands(root, durable=True)
+
+    def roots(self, *, durable: bool) -> tuple[bytes, ...]:
+        """Return the roots of all durable or all derived blobs, as the files say."""
+        return self._shelf.roots(durable)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all blobs, without partial ones."""
+        return self._shelf.total_bytes
+
+    @property
+    def lost(self) -> frozenset[bytes]:
+        """Roots of the blobs that were found damaged and are not back yet (DEC-D3)."""
+        return self._shelf.lost
+
+    # Reading
+
+    def open_array(self, root: bytes) -> np.ndarray:
+        """Return the blob's tensor as a read-only mapping, bf16 as uint16. NotHere.
+
+        The array stays good after the blob is deleted.
+        """
+        view = self._view(root)
+        if view.array is None:
+            with self._shelf.file(root) as fd:
+                view.array = tblock.open_array(fd)
+        return view.array
+
+    def outline(self, root: bytes) -> Outline:
+        """Return the blob's outline. NotHere."""
+        return self._view(root).outline
+
+    def read_leaf(self, root: bytes, index: int) -> bytes:
+        """Return the data under one leaf (at most 256 KiB), checked. NotHere.
+
+        IndexError for a leaf that the blob does not have.
+        """
+        outline = self.outline(root)
+        offset, length = outline.leaf_span(index)
+        with self._shelf.file(root) as fd:
+            chunk = pread(fd, offset, length)
+        try:
+            tblock.check_leaf(outline, index, chunk)
+        except ProtocolError as error:
+            self._lose(root, error)
+            raise NotHere(f"blob {root.hex()} was damaged") from error
+        return chunk
+
+    def verify(self, root: bytes) -> bool:
+        """Hash the whole blob; a damaged one is removed. False when it is not here."""
+        if self._shelf.checked(root) is None:
+            return False
+        try:
+            with self._shelf.file(root) as fd:
+                tblock.verify_file(fd, root)
+        except ProtocolError as error:
+            self._lose(root, error)
+            return False
+        except NotHere:
+            return False
+        return True
+
+    # Writing
+
+    def put_array(
+        self, array: np.ndarray, *, dtype: Dtype | None = None, durable: bool = True
+    ) -> bytes:
+        """Store a tensor and return its root; if `durable`, it is on disk on return."""
+        outline = tblock.outline_of(array, dtype)
+        if self._shelf.stands(outline.root, durable=durable):
+            return outline.root
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        name = f"{TEMPORARY}/{secrets.token_hex(16)}"
+        fd = self._medium.create(name)
+        try:
+            self._medium.allocate(fd, outline.file_bytes)
+            self._medium.write(fd, 0, outline.header)
+            self._medium.write(fd, outline.data_offset, data.data)
+            self._medium.write(
+                fd, outline.data_offset + outline.data_bytes, outline.tail_bytes()
+            )
+            self._shelf.settle(fd, name, outline, durable)
+        except BaseException:
+            self._medium.unlink(name)
+            raise
+        finally:
+            self._medium.close_file(fd)
+        return outline.root
+
+    def put_bytes(self, raw: bytes, *, durable: bool = True) -> bytes:
+        """Store plain bytes as a one-dimensional U8 TBLOCK and return its root."""
+        return self.put_array(tblock.bytes_array(raw), durable=durable)
+
+    def put_file(self, path: Path, *, durable: bool = True) -> bytes:
+        """Take over a finished TBLOCK file of the same file system; return its root.
+
+        The file is hashed first (ProtocolError, and it stays where it is). Afterwards
+        the path is gone. Nobody may hold it open for writing.
+        """
+        fd = open_outside(path)
+        try:
+            outline = tblock.verify_file(fd)
+            if self._shelf.stands(outline.root, durable=durable):
+                path.unlink()
+            else:
+                name = f"{TEMPORARY}/{secrets.token_hex(16)}"
+                self._medium.adopt(path, name)
+                self._shelf.settle(fd, name, outline, durable)
+        finally:
+            self._medium.close_file(fd)
+        return outline.root
+
+    def begin_fetch(self, outline: Outline) -> PartialBlob:
+        """Begin, or take up again, the arrival of a blob whose outline was checked.
+
+        The caller closes the result. Busy when it is being fetched already.
+        """
+        root = outline.root
+        with self._lock:
+            if root in self._fetching:
+                raise Busy(f"blob {root.hex()} is being fetched already")
+            self._fetching.add(root)
+        try:
+            return PartialBlob(
+                self._medium,
+                f"{PARTIAL}/{root.hex()}.part",
+                outline,
+                settle=self._shelf.settle,
+                closed=self._fetched,
+            )
+        except BaseException:
+            self._fetched(root)
+            raise
+
+    def delete(self, root: bytes) -> None:
+        """Remove a blob; what is mapped stays readable until it is let go."""
+        with self._lock:
+            self._views.pop(root, None)
+        self._shelf.remove(root)
+
+    def sweep_partials(self, before_s: float) -> int:
+        """Remove partial blobs not written to since `before_s` (Unix time); count them."""
+        removed = 0
+        for entry in self._medium.files(PARTIAL):
+            with self._lock:
+                busy = any(entry.name.startswith(r.hex()) for r in self._fetching)
+            if not busy and entry.changed_s < before_s:
+                self._medium.unlink(f"{PARTIAL}/{entry.name}")
+                removed += 1
+        return removed
+
+    def close(self) -> None:
+        """Let go of all files. Arrays that were handed out stay good."""
+        with self._lock:
+            self._views.clear()
+        self._medium.close()
+
+    # Inside
+
+    def _view(self, root: bytes) -> _View:
+        with self._lock:
+            view = self._views.get(root)
+            if view is not None:
+                self._views.move_to_end(root)
+                return view
+        if self._shelf.checked(root) is None:
+            raise NotHere(f"blob {root.hex()} is not here")
+        with self._shelf.file(root) as fd:
+            view = _View(tblock.read_outline(fd))
+        with self._lock:
+            view = self._views.setdefault(root, view)
+            while len(self._views) > self._open_views:
+                self._views.popitem(last=False)
+        return view
+
+    def _lose(self, root: bytes, reason: ProtocolError) -> None:
+        with self._lock:
+            self._views.pop(root, None)
+        self._shelf.lose(root, reason)
+
+    def _fetched(self, root: bytes) -> None:
+        with self._lock:
+            self._fetching.discard(root)

@@ -1,0 +1,170 @@
+"""Blocks by id, with the indexes that the chains ask for.
+
+A block enters with all its index entries in one batch (DEC-D1), so there is never a
+header without its place or the other way round. Reads are blocking and short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from blyan_proto.block.block import Block
+from blyan_proto.block.header import Header
+from blyan_proto.codec import decode, encode
+from blyan_proto.constants import MAX_BLOCK_BYTES
+from blyan_proto.errors import ProtocolError
+from blyan_proto.types import Chain
+from blyand.errors import Pruned
+from blyand.store.db import Store
+from blyand.store.schema import (
+    CHILD,
+    HEADER,
+    ORDERED,
+    PAYLOAD,
+    PENDING,
+    PLACE,
+    Arrival,
+    Batch,
+    Outcome,
+    SignedHeader,
+    author_key,
+    decode_own,
+    place_key,
+    u64,
+)
+
+OWN = Arrival(time_ms=0, peer="")
+SMALL_BYTES = 1024  # bound of an arrival or outcome
+
+
+class BlockStore:
+    """What this node keeps of every block it accepted."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def batch(self, blocks: Iterable[Block], arrival: Arrival = OWN) -> Batch:
+        """Return the writes that store `blocks`; blocks already here are left out."""
+        writes: Batch = []
+        for block in blocks:
+            key = block.id
+            if self.has(key):
+                continue
+            writes.append(
+                (HEADER + key, encode(SignedHeader(block.header, block.signature)))
+            )
+            writes.append((PAYLOAD + key, block.payload))
+            writes.append((PENDING + key, encode(arrival)))
+            writes += _index(key, block.header)
+        return writes
+
+    def put_many(self, blocks: Sequence[Block], arrival: Arrival = OWN) -> None:
+        """Store `blocks` as one batch, durable on return."""
+        self._store.write_batch(self.batch(blocks, arrival), sync=True)
+
+    def has(self, block: bytes) -> bool:
+        """True when the header of the block is here."""
+        return self._store.get(HEADER + block) is not None
+
+    def signed_header(self, block: bytes) -> SignedHeader | None:
+        """Return the header and signature, which are kept for ever."""
+        raw = self._store.get(HEADER + block)
+        return None if raw is None else decode_own(SignedHeader, raw, MAX_BLOCK_BYTES)
+
+    def get(self, block: bytes) -> Block | None:
+        """Return the whole block, None when unknown. Pruned when only its header is here."""
+        signed = self.signed_header(block)
+        if signed is None:
+            return None
+        payload = self._store.get(PAYLOAD + block)
+        if payload is None:
+            raise Pruned(f"the payload of block {block.hex()} is no longer kept")
+        return Block(signed.header, signed.signature, payload)
+
+    def by_author(self, account: bytes, sequence: int) -> tuple[bytes, ...]:
+        """Return the ids under an author's count; two are an equivocation."""
+        prefix = author_key(account, sequence)
+        return tuple(key[-32:] for key, _ in self._store.scan(prefix))
+
+    def highest_sequence(self, account: bytes) -> int:
+        """Return the author's largest sequence among the blocks here, 0 for none."""
+        prefix = author_key(account, 0)[:-8]
+        for key, _ in self._store.scan(prefix, reverse=True):
+            return int.from_bytes(key[-40:-32], "big")
+        return 0
+
+    def children(self, block: bytes) -> tuple[bytes, ...]:
+        """Return the ids of the blocks that name `block` as a parent, ascending."""
+        return tuple(key[-32:] for key, _ in self._store.scan(CHILD + block))
+
+    def headers(
+        self, chain: Chain, from_height: int = 0
+    ) -> Iterator[tuple[bytes, Header]]:
+        """Iterate (id, header) of a chain, parents before children."""
+        prefix = PLACE + bytes([chain])
+        for key, _ in self._store.scan(prefix, start=u64(from_height)):
+            signed = self.signed_header(key[-32:])
+            if signed is not None:  # None: a hole that a repaired database may have
+                yield key[-32:], signed.header
+
+    def pending(self) -> Iterator[tuple[bytes, Arrival]]:
+        """Iterate the blocks that no checkpoint has ordered, ascending by id."""
+        for key, raw in self._store.scan(PENDING):
+            if self._store.get(ORDERED + key[1:]) is not None:
+                continue  # written twice, and ordered in between
+            yield key[1:], decode_own(Arrival, raw, SMALL_BYTES)
+
+    def outcome(self, block: bytes) -> Outcome | None:
+        """Return where the block was ordered and what came of it, None while pending."""
+        raw = self._store.get(ORDERED + block)
+        return None if raw is None else decode_own(Outcome, raw, SMALL_BYTES)
+
+    def expire(self, blocks: Iterable[bytes]) -> None:
+        """Forget pending blocks; an ordered block is left as it is (DEC-A1)."""
+        writes: Batch = []
+        for block in blocks:
+            signed = self.signed_header(block)
+            if signed is None or self._store.get(ORDERED + block) is not None:
+                continue
+            for prefix in (HEADER, PAYLOAD, PENDING):
+                writes.append((prefix + block, None))
+            writes += [(key, None) for key, _ in _index(block, signed.header)]
+        self._store.write_batch(writes, sync=False)
+
+    def prune(self, blocks: Iterable[bytes]) -> None:
+        """Drop the payloads of blocks past their retention; headers stay (DEC-B9)."""
+        self._store.write_batch([(PAYLOAD + key, None) for key in blocks], sync=False)
+
+    def reindex(self) -> int:
+        """Write every index again from the headers; for a repaired database.
+
+        A block whose id is not the digest of its header is dropped, so that it is
+        fetched again. Returns how many blocks are here.
+        """
+        count = 0
+        for key, raw in self._store.scan(HEADER):
+            block = key[1:]
+            writes: Batch
+            try:
+                header = decode(SignedHeader, raw, MAX_BLOCK_BYTES).header
+                sound = header.id == block
+            except ProtocolError:
+                sound = False
+            if sound:
+                count += 1
+                writes = _index(block, header)
+                if self._store.get(ORDERED + block) is None:
+                    writes.append((PENDING + block, encode(OWN)))
+            else:
+                writes = [(prefix + block, None) for prefix in (HEADER, PAYLOAD)]
+            self._store.write_batch(writes, sync=False)
+        self._store.write_batch([], sync=True)
+        return count
+
+
+def _index(block: bytes, header: Header) -> Batch:
+    return [
+        (place_key(header.chain, header.height, block), b""),
+        (author_key(header.account, header.sequence, block), b""),
+        *((CHILD + parent + block, b"") for parent in header.parents),
+    ]

@@ -1,0 +1,125 @@
+"""Every key and value of the LevelDB, in one table; docs/store-schema.md says it in prose.
+
+A key is one prefix byte and fixed-width parts, integers big-endian, so that a scan runs
+in the order of its heights. A value is a canonical message, a raw id or integer, or empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from blyan_proto.block.header import Header
+from blyan_proto.codec import U8, U16, U64, Size, decode, message
+from blyan_proto.errors import ProtocolError
+from blyan_proto.types import Signature
+from blyand.errors import StorageFault
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+
+Batch = list[tuple[bytes, bytes | None]]  # in order; None deletes the key
+
+
+@message
+class SignedHeader:
+    """What stays of a block for ever (DEC-B9); its payload is a value of its own."""
+
+    header: Header
+    signature: Signature
+
+
+@message
+class Arrival:
+    """How a block that no checkpoint has ordered yet came here."""
+
+    time_ms: U64  # our clock when it was accepted
+    peer: Annotated[str, Size(0, 128)]  # who sent it; "" for our own
+
+
+MAX_OUTCOME_TEXT_BYTES = 200
+
+
+@message
+class Outcome:
+    """Where a checkpoint placed a block and what came of it (DEC-A3)."""
+
+    height: U64  # of the checkpoint
+    position: U16  # in its order
+    code: U8  # 0: took effect
+    text: Annotated[str, Size(0, MAX_OUTCOME_TEXT_BYTES)]  # why it did not
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of key."""
+
+    prefix: bytes
+    key: str
+    value: str
+
+
+META = b"M"
+HEADER = b"B"
+PAYLOAD = b"L"
+PENDING = b"P"
+ORDERED = b"O"
+PLACE = b"H"
+AUTHOR = b"S"
+CHILD = b"C"
+CHECKPOINT = b"F"
+EXECUTED = b"X"
+
+TABLE = (
+    Row(META, "name", "schema: u32; clean: u8; executed: u64 height; others: raw"),
+    Row(HEADER, "block id 32", "SignedHeader"),
+    Row(PAYLOAD, "block id 32", "payload bytes; absent once pruned"),
+    Row(PENDING, "block id 32", "Arrival; absent once ordered"),
+    Row(ORDERED, "block id 32", "Outcome"),
+    Row(PLACE, "chain u8, height u64, block id 32", "empty"),
+    Row(AUTHOR, "account 20, sequence u64, block id 32", "empty"),
+    Row(CHILD, "parent id 32, block id 32", "empty"),
+    Row(CHECKPOINT, "height u64", "FinalCheckpoint"),
+    Row(EXECUTED, "key of the executed state", "its value"),
+)
+
+META_SCHEMA = META + b"schema"
+META_CLEAN = META + b"clean"  # there only while the database is closed in order
+META_EXECUTED = META + b"executed"  # height of the checkpoint that the state is after
+
+
+def u64(value: int) -> bytes:
+    """Return `value` so that bytes compare as the integers do."""
+    return value.to_bytes(8, "big")
+
+
+def place_key(chain: int, height: int, block: bytes) -> bytes:
+    """Return the key that orders the blocks of a chain by height, then id."""
+    return PLACE + bytes([chain]) + u64(height) + block
+
+
+def author_key(account: bytes, sequence: int, block: bytes = b"") -> bytes:
+    """Return the key of a block by its author's count; without an id, the scan prefix."""
+    return AUTHOR + account + u64(sequence) + block
+
+
+def checkpoint_key(height: int) -> bytes:
+    """Return the key of the final checkpoint at `height`."""
+    return CHECKPOINT + u64(height)
+
+
+def after(prefix: bytes) -> bytes | None:
+    """Return the first key behind every key that starts with `prefix`, None for no end."""
+    stripped = prefix.rstrip(b"\xff")
+    if not stripped:
+        return None
+    return stripped[:-1] + bytes([stripped[-1] + 1])
+
+
+def decode_own(cls: type[T], raw: bytes, limit: int) -> T:
+    """Decode a value of our own database: StorageFault when it does not, our fault."""
+    try:
+        return decode(cls, raw, limit)
+    except ProtocolError as error:
+        raise StorageFault(f"a {cls.__name__} in the database: {error}") from error

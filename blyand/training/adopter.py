@@ -1,0 +1,69 @@
+"""Adopting trained heads at the run's pace: the validator's automatic rule (DEC-B8).
+
+The proof-of-learning gate takes this place; until then a network adopts by schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from blyan_proto.block.model import Adoption
+from blyan_proto.constants import FORMAT_VERSION
+from blyand.events import Broadcast, CheckpointFinalised
+from blyand.rules.model.adoption import versions_of
+from blyand.rules.model.model import heads_root
+from blyand.rules.model.run import is_adoptable
+from blyand.rules.records import MODELS, RUNS, RunRecord
+from blyand.rules.view import View
+
+
+class Adopter:
+    """Makes adoption blocks. Runs on validators only."""
+
+    def __init__(
+        self,
+        view: Callable[[], View],
+        make: Callable[..., Awaitable[object]],
+        events: Broadcast,
+    ) -> None:
+        self._view = view
+        self._make = make
+        self._events = events
+        self._adopted: dict[bytes, int] = {}  # run -> newest round adopted by us
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Adopt each adoptable round once it is closed."""
+        with self._events.subscribe(CheckpointFinalised) as facts:
+            task_status.started()
+            async for _ in facts:
+                for record in list(RUNS.scan(self._view())):
+                    await self._adopt(record)
+
+    async def _adopt(self, record: RunRecord) -> None:
+        view = self._view()
+        round = next(
+            (r for r in reversed(range(record.closed)) if is_adoptable(record.run, r)),
+            None,
+        )
+        if round is None or self._adopted.get(record.id, -1) >= round:
+            return
+        model = MODELS.get(view, record.run.model)
+        assert model is not None
+        versions = versions_of(view, record.id, round, model.groups)
+        self._adopted[record.id] = round
+        if versions is None or model.adopted_round > round:
+            return
+        await self._make(
+            Adoption(
+                version=FORMAT_VERSION,
+                model=model.id,
+                run=record.id,
+                round=round,
+                heads_root=heads_root([version.tiles for version in versions]),
+                score_before_micro=0,
+                score_after_micro=0,
+            ),
+            meta_ref=model.id,
+        )

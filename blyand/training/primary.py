@@ -1,0 +1,337 @@
+"""The primary of a group: takes deltas, decides membership, publishes one update (B5, B6).
+
+It holds nothing that anybody else lacks: contributors send again to the next rank.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from blyan_proto.block.block import Block
+from blyan_proto.block.header import NO_LAYER
+from blyan_proto.block.model import (
+    Contribution,
+    Cosignature,
+    Run,
+    Snapshot,
+    TileRootsList,
+    TileUpdate,
+)
+from blyan_proto.codec import encode
+from blyan_proto.constants import FORMAT_VERSION, PPM
+from blyan_proto.errors import ProtocolError
+from blyan_proto.protocols.delta import (
+    Bundle,
+    Delta,
+    EntryVerdict,
+    Manifest,
+    Receipt,
+    Verdict,
+)
+from blyan_proto.signing import Purpose, SigningKey, signing_digest
+from blyan_proto.types import Role
+from blyan_tile import delta as deltas
+from blyan_tile.layout import Group, Layout
+from blyand.compute import Threads
+from blyand.errors import NotHere, Unavailable
+from blyand.events import Broadcast, RoundClosed
+from blyand.rules.model import update as rules
+from blyand.rules.model.election import contributors, ranks, seat_of
+from blyand.rules.model.model import layout_for, require_model
+from blyand.rules.records import Schedule
+from blyand.rules.verdict import Reject
+from blyand.rules.view import View
+from blyand.store.blobs import BlobStore
+from blyand.store.intents import AlreadySigned, IntentLog
+from blyand.training import tiles
+from blyand.training.holder import Holder, Version
+
+logger = logging.getLogger(__name__)
+
+MAX_OPEN = 4096  # groups collecting at once
+TICK_S = 0.1
+
+Key = tuple[bytes, int, int]  # run, round, group
+
+
+@dataclass
+class Collecting:
+    """What came in for one group and round."""
+
+    rank: int
+    opened: float  # trio time of the first entry
+    heard: dict[bytes, Delta | None] = field(default_factory=dict)  # by learner
+    publishing: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an update would stand: what the view and the holder say about a group."""
+
+    run: Run
+    schedule: Schedule
+    layout: Layout
+    group: Group
+    head: Version
+
+
+class Primary:
+    """Serves the groups for which this node is a rank."""
+
+    def __init__(
+        self,
+        key: SigningKey,
+        network: bytes,
+        view: Callable[[], View],
+        holder: Holder,
+        blobs: BlobStore,
+        lane: Threads,
+        intents: IntentLog,
+        make: Callable[..., Awaitable[Block]],
+        events: Broadcast,
+    ) -> None:
+        self._key = key
+        self._network = network
+        self._view = view
+        self._holder = holder
+        self._blobs = blobs
+        self._lane = lane
+        self._intents = intents
+        self._make = make
+        self._events = events
+        self._open: dict[Key, Collecting] = {}
+
+    async def take(self, bundle: Bundle) -> Receipt:
+        """Take a bundle whose form and signature were checked; say what became of it."""
+        manifest = bundle.manifest
+        by_group = {delta.group: delta for delta in bundle.deltas}
+        verdicts = []
+        for entry in manifest.entries:
+            delta = by_group.get(entry.group)
+            try:
+                verdict = await self._take_one(manifest, bundle, entry.group, delta)
+            except Reject as error:
+                logger.info("a delta for group %d: %s", entry.group, error)
+                verdict = Verdict.REFUSED
+            except ProtocolError as error:
+                logger.warning("a delta for group %d is broken: %s", entry.group, error)
+                verdict = Verdict.REFUSED
+            verdicts.append(EntryVerdict(entry.group, verdict))
+        return Receipt(manifest.run, manifest.round, tuple(verdicts))
+
+    async def _take_one(
+        self, manifest: Manifest, bundle: Bundle, index: int, delta: Delta | None
+    ) -> Verdict:
+        place = self._place(manifest.run, manifest.round, index)
+        if isinstance(place, Verdict):
+            return place
+        seat = seat_of(place.schedule, manifest.learner)
+        if seat is None or seat.key != bundle.signer:
+            raise Reject("the sender has no seat in this round")
+        if seat not in contributors(place.schedule, index, Role.LEARN):
+            raise Reject("the sender is no learner of the group")
+        if delta is not None:
+            if delta.base != tuple(tile.weights for tile in place.head.tiles):
+                return Verdict.STALE
+            await self._lane.run(_check_delta, place, manifest.round, delta)
+        return self._keep(manifest, index, place, delta)
+
+    def _keep(
+        self, manifest: Manifest, index: int, place: Place, delta: Delta | None
+    ) -> Verdict:
+        key = (manifest.run, manifest.round, index)
+        collecting = self._open.get(key)
+        if collecting is None:
+            if len(self._open) >= MAX_OPEN:
+                self._drop_old()
+            rank = self._rank(place)
+            assert rank is not None
+            collecting = Collecting(rank, trio.current_time())
+            self._open[key] = collecting
+        if collecting.publishing:
+            return Verdict.CLOSED
+        if manifest.learner in collecting.heard:
+            return Verdict.ALREADY_HAD
+        collecting.heard[manifest.learner] = delta
+        return Verdict.TAKEN
+
+    def _drop_old(self) -> None:
+        oldest = min(self._open, key=lambda key: self._open[key].opened)
+        del self._open[oldest]
+
+    def _rank(self, place: Place) -> int | None:
+        keys = [seat.key for seat in ranks(place.schedule, place.group.index)]
+        return keys.index(self._key.public) if self._key.public in keys else None
+
+    def _place(self, run: bytes, round: int, index: int) -> Place | Verdict:
+        """Return where an update of this group would stand now, or why there is none."""
+        view = self._view()
+        try:
+            record, schedule = rules.open_round(view, run, round)
+        except Reject:
+            return Verdict.STALE
+        layout = layout_for(require_model(view, record.run.model).model)
+        if index >= len(layout.groups):
+            raise Reject(f"the model has no group {index}")
+        head = self._holder.head(record.run.model, index)
+        if head is None:
+            return Verdict.NOT_PRIMARY
+        done = head.rounds if head.run == run else 0
+        if done != round:
+            return Verdict.CLOSED if done > round else Verdict.STALE
+        place = Place(record.run, schedule, layout, layout.groups[index], head)
+        return place if self._rank(place) is not None else Verdict.NOT_PRIMARY
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Publish what is complete, or late enough."""
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            while True:
+                await trio.sleep(TICK_S)
+                for key, collecting in list(self._open.items()):
+                    if not collecting.publishing and self._is_due(key, collecting):
+                        collecting.publishing = True
+                        nursery.start_soon(self._publish, key, collecting)
+
+    def _is_due(self, key: Key, collecting: Collecting) -> bool:
+        """Complete; or quorum and grace; or the deadline: never a barrier."""
+        place = self._place(*key)
+        if isinstance(place, Verdict):
+            del self._open[key]  # the round went on without us
+            return False
+        expected = len(contributors(place.schedule, key[2], Role.LEARN))
+        heard = len(collecting.heard)
+        waited_ms: float = (trio.current_time() - collecting.opened) * 1000
+        if heard >= expected:
+            return True
+        if heard * PPM >= expected * place.run.quorum_ppm:
+            return bool(waited_ms >= place.run.grace_ms)
+        return bool(waited_ms >= place.run.deadline_ms)
+
+    async def _publish(self, key: Key, collecting: Collecting) -> None:
+        place = self._place(*key)
+        if isinstance(place, Verdict):
+            self._open.pop(key, None)
+            return
+        try:
+            update = await self._lane.run(self._form, key, collecting, place)
+            await self._lane.run(
+                self._intents.record_head,
+                place.group.name,
+                key[0],
+                key[1],
+                place.schedule.epoch,
+                signing_digest(Purpose.TILE_UPDATE, self._network, update.claim),
+            )
+            block = await self._make(
+                update,
+                subject=place.group.name,
+                layer=_layer(place.group),
+                meta_ref=update.model,
+            )
+        except AlreadySigned:
+            logger.warning("%s: a head for this round is out", place.group.name)
+            return
+        except (NotHere, Unavailable, Reject, ProtocolError) as error:
+            logger.warning("no update for %s: %s", place.group.name, error)
+            collecting.publishing = False
+            return
+        finally:
+            if collecting.publishing:
+                self._open.pop(key, None)
+        count = len(update.contributions)
+        self._events.publish(
+            RoundClosed(update.model, key[0], key[2], key[1], block.id, count)
+        )
+        if place.run.snapshot_every and (key[1] + 1) % place.run.snapshot_every == 0:
+            await self._snapshot(place, update, block)
+
+    def _form(self, key: Key, collecting: Collecting, place: Place) -> TileUpdate:
+        """Make the update: weights by rule, the exact sum, our cosignature. Blocking."""
+        heard = sorted(collecting.heard.items(), key=lambda item: item[0])
+        sent = [(learner, delta) for learner, delta in heard if delta is not None]
+        raws = [encode(delta) for _, delta in sent]
+        weights = rules.contribution_weights([delta.tokens for _, delta in sent])
+        contributions = []
+        offset = 0
+        for (learner, delta), raw, weight in zip(sent, raws, weights):
+            contributions.append(
+                Contribution(
+                    learner=learner,
+                    delta=delta.digest,
+                    offset=offset,
+                    bytes=len(raw),
+                    tokens=delta.tokens,
+                    weight_ppm=weight,
+                    clip_ppm=PPM,
+                )
+            )
+            offset += len(raw)
+        parts = [
+            (part.weight_ppm, delta.tiles)
+            for part, (_, delta) in zip(contributions, sent)
+        ]
+        base = place.head.tiles
+        result = tiles.advance(self._blobs, place.group, base, parts, place.run)
+        blob = self._blobs.put_bytes(b"".join(raws)) if raws else None
+        return self._signed(key, collecting.rank, place, contributions, result, blob)
+
+    def _signed(
+        self,
+        key: Key,
+        rank: int,
+        place: Place,
+        contributions: list[Contribution],
+        result: TileRootsList,
+        blob: bytes | None,
+    ) -> TileUpdate:
+        def update(cosignature: Cosignature) -> TileUpdate:
+            return TileUpdate(
+                version=FORMAT_VERSION,
+                model=place.run.model,
+                run=key[0],
+                group=key[2],
+                round=key[1],
+                lease_epoch=place.schedule.epoch,
+                rank=rank,
+                parent=place.head.block,
+                base=place.head.tiles,
+                contributions=tuple(contributions),
+                result=result,
+                blob=blob,
+                cosignatures=(cosignature,),
+            )
+
+        unsigned = update(Cosignature(self._key.public, bytes(64)))
+        signature = self._key.sign(Purpose.TILE_UPDATE, self._network, unsigned.claim)
+        return update(Cosignature(self._key.public, signature))
+
+    async def _snapshot(self, place: Place, update: TileUpdate, block: Block) -> None:
+        snapshot = Snapshot(
+            version=FORMAT_VERSION,
+            model=update.model,
+            group=update.group,
+            update=block.id,
+            round=update.round,
+            tiles=update.result,
+        )
+        await self._make(
+            snapshot,
+            subject=place.group.name,
+            layer=_layer(place.group),
+            meta_ref=update.model,
+        )
+
+
+def _layer(group: Group) -> int:
+    return NO_LAYER if group.layer is None else group.layer
+
+
+def _check_delta(place: Place, round: int, delta: Delta) -> None:
+    """Raise DecodeError unless the delta decodes to finite tiles of the right shape."""
+    deltas.check(place.group, delta.tiles, place.run, round)
+    deltas.decode_group(place.group, delta.tiles)

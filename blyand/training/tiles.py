@@ -1,0 +1,90 @@
+"""Forming the next version of a group from its base, the accepted deltas and the run.
+
+Blocking functions for a thread lane; blobs in, blobs out. DEC-B1, B4, B5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from blyan_proto.block.model import (
+    Contribution,
+    Run,
+    TileRoots,
+    TileRootsList,
+)
+from blyan_proto.codec import decode
+from blyan_proto.errors import BadProof, DecodeError
+from blyan_proto.protocols.delta import MAX_BUNDLE_BYTES, Delta
+from blyan_tile import delta as deltas
+from blyan_tile.layout import Group
+from blyand.store.blobs import BlobStore
+
+
+def load(
+    blobs: BlobStore, group: Group, roots: TileRootsList
+) -> list[deltas.TileState]:
+    """Return (weights, momentum) of each tile, as read-only views. NotHere."""
+    states: list[deltas.TileState] = []
+    for tile, root in zip(group.tiles, roots, strict=True):
+        weights = blobs.open_array(root.weights)
+        momentum = blobs.open_array(root.momentum) if root.momentum else None
+        if weights.shape != tile.shape or weights.dtype != np.float32:
+            raise DecodeError(f"{group.name} tile {tile.index} has another shape")
+        states.append((weights, momentum))
+    return states
+
+
+def advance(
+    blobs: BlobStore,
+    group: Group,
+    base: TileRootsList,
+    parts: Sequence[tuple[int, Sequence[bytes]]],
+    run: Run,
+) -> TileRootsList:
+    """Compute and store the group's next version; return its roots.
+
+    `parts` are (weight_ppm, encoded tiles) in ascending order of learner. The tiles are
+    derived blobs: not synced, rebuilt from snapshot and updates if lost (DEC-B4).
+    """
+    if not parts:
+        return base
+    after = deltas.next_tiles(group, load(blobs, group, base), parts, run)
+    return tuple(
+        TileRoots(
+            blobs.put_array(weights, durable=False),
+            None if momentum is None else blobs.put_array(momentum, durable=False),
+        )
+        for weights, momentum in after
+    )
+
+
+def parts_of(
+    blobs: BlobStore,
+    blob: bytes | None,
+    contributions: Sequence[Contribution],
+    base: TileRootsList,
+) -> list[tuple[int, tuple[bytes, ...]]]:
+    """Read an update's deltas out of its blob, each checked against its digest.
+
+    BadProof or DecodeError when the blob does not hold what the update lists.
+    """
+    if blob is None:
+        return []
+    raw = blobs.open_array(blob)
+    parts: list[tuple[int, tuple[bytes, ...]]] = []
+    for part in contributions:
+        end = part.offset + part.bytes
+        if end > raw.size:
+            raise DecodeError("a contribution stands outside the update's blob")
+        delta = decode(Delta, raw[part.offset : end].tobytes(), MAX_BUNDLE_BYTES)
+        if delta.digest != part.delta:
+            raise BadProof("a delta does not match the digest that the update lists")
+        if delta.learner != part.learner or delta.tokens != part.tokens:
+            raise DecodeError("a delta is of another learner, or of other tokens")
+        if delta.base != tuple(root.weights for root in base):
+            raise DecodeError("a delta was made for another base")
+        parts.append((part.weight_ppm, delta.tiles))
+    return parts

@@ -1,0 +1,222 @@
+"""One target per decoder of foreign bytes: how to decode, how to encode again, valid samples.
+
+A target's decoder may raise ProtocolError and nothing else, and what it returns must
+encode to the bytes that came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from blyan_proto import codec, merkle
+from blyan_proto.block.block import MAX_BLOCK_BYTES, decode_block, encode_block
+from blyan_proto.block.data import MAX_INDEX_BYTES, ArchiveIndex
+from blyan_proto.block.model import Codec, SignedClaim
+from blyan_proto.block.payload import KINDS, decode_payload, encode_payload
+from blyan_proto.checkpoint import MAX_FINAL_CHECKPOINT_BYTES, FinalCheckpoint, Vote
+from blyan_proto.errors import DecodeError, ProtocolError
+from blyan_proto.framing import FrameReader, frame
+from blyan_proto.genesis import MAX_GENESIS_BYTES, Genesis
+from blyan_proto.protocols import blobs, blocks, delta, expert, hello, sync
+from blyan_proto.rpc import jsonrpc
+from blyan_proto.signing import Purpose, check_signature
+from blyan_tile import compress, tblock
+from tests.vectors import make_proto as made
+
+Decode = Callable[[bytes], Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One decoder. `encode` None: what comes out has no canonical bytes."""
+
+    decode: Decode
+    encode: Callable[[Any], bytes] | None
+    samples: tuple[bytes, ...]
+
+    def check(self, raw: bytes) -> bool:
+        """True if `raw` decodes; AssertionError or whatever the decoder lets through."""
+        try:
+            value = self.decode(raw)
+        except ProtocolError:
+            return False
+        if self.encode is not None:
+            assert self.encode(value) == raw, f"not canonical: {raw.hex()}"
+        return True
+
+
+def message(cls: type, limit: int, *values: Any) -> Target:
+    return Target(
+        lambda raw: codec.decode(cls, raw, limit),
+        codec.encode,
+        tuple(codec.encode(value) for value in values),
+    )
+
+
+def choice(members: codec.Choice, limit: int, *names: str) -> Target:
+    return Target(
+        lambda raw: members.decode(raw, limit),
+        members.encode,
+        tuple(made.encode_message(name) for name in names),
+    )
+
+
+def sample(name: str) -> Any:
+    return made.MESSAGES[name][0]
+
+
+def payload(code: int) -> Target:
+    return Target(
+        lambda raw: decode_payload(code, raw),
+        encode_payload,
+        (made.BLOCKS[KINDS[code].name].payload,),
+    )
+
+
+def frames(raw: bytes) -> list[bytes]:
+    """Split a stream that arrives three bytes at a time."""
+    reader, found = FrameReader(4096), []
+    for place in range(0, len(raw), 3):
+        reader.feed(raw[place : place + 3])
+        while (body := reader.take()) is not None:
+            found.append(body)
+    if reader.partial:
+        raise DecodeError("the stream ends in a frame")
+    return found
+
+
+def request_line(raw: bytes) -> list[Any]:
+    """What a server does with the bytes of a client."""
+    reader = jsonrpc.LineReader()
+    reader.feed(raw)
+    found = []
+    while (line := reader.take()) is not None:
+        found.append(jsonrpc.parse_requests(line))
+    return found
+
+
+def reply_line(raw: bytes) -> Any:
+    """What a client does with the bytes of a server; it expects ValueError."""
+    try:
+        return jsonrpc.parse_reply(raw)
+    except ValueError as error:
+        raise DecodeError(str(error)) from error
+
+
+def outline(raw: bytes) -> tblock.Outline:
+    rest = raw[tblock.HEADER_BYTES :]
+    leaves = tuple(rest[i : i + 32] for i in range(0, len(rest), 32))
+    return tblock.parse_outline(raw[: tblock.HEADER_BYTES], b"", leaves)
+
+
+def outline_bytes(parsed: tblock.Outline) -> bytes:
+    return parsed.header + parsed.quant + b"".join(parsed.leaves)
+
+
+def signature(raw: bytes) -> None:
+    """A key and a signature over a fixed statement."""
+    if len(raw) != 97:  # their types fix the lengths
+        raise DecodeError("not a key and a signature")
+    check_signature(Purpose.HELLO, made.NETWORK, made.GREETING, raw[:33], raw[33:])
+
+
+def proof(raw: bytes) -> None:
+    """The proof of leaf 3 of 5 and its root."""
+    parts = [raw[i : i + 32] for i in range(0, len(raw), 32)]
+    merkle.verify(LEAVES[3], 3, 5, parts[:-1], parts[-1] if parts else b"")
+
+
+LEAVES = [made.hash_of(f"leaf {i}") for i in range(5)]
+SHAPE = (24, 16)
+TENSOR = np.arange(24 * 16, dtype=np.float32).reshape(SHAPE) / 64
+SIGNED = made.KEY.public + sample("hello").signature
+
+TARGETS: dict[str, Target] = {
+    "block": Target(
+        decode_block, encode_block, tuple(map(encode_block, made.BLOCKS.values()))
+    ),
+    "genesis": message(Genesis, MAX_GENESIS_BYTES, made.GENESIS),
+    "final_checkpoint": message(
+        FinalCheckpoint, MAX_FINAL_CHECKPOINT_BYTES, made.FINAL
+    ),
+    "vote": message(Vote, MAX_BLOCK_BYTES, made.vote(None)),
+    "signed_claim": message(
+        SignedClaim,
+        MAX_BLOCK_BYTES,
+        SignedClaim(made.UPDATE.claim, made.UPDATE.cosignatures[0]),
+    ),
+    "archive_index": message(ArchiveIndex, MAX_INDEX_BYTES, made.INDEX),
+    "hello": message(hello.Hello, hello.MAX_MESSAGE_BYTES, sample("hello")),
+    "known_peers": message(
+        hello.KnownPeers, hello.MAX_MESSAGE_BYTES, sample("known_peers")
+    ),
+    "blocks request": choice(
+        blocks.REQUEST, blocks.MAX_REQUEST_BYTES, "get_blocks", "get_pending"
+    ),
+    "blocks": message(blocks.Blocks, blocks.MAX_ANSWER_BYTES, sample("blocks")),
+    "sync request": choice(sync.REQUEST, sync.MAX_REQUEST_BYTES, "get_checkpoints"),
+    "checkpoints": message(
+        sync.Checkpoints, sync.MAX_ANSWER_BYTES, sample("checkpoints")
+    ),
+    "blobs request": choice(
+        blobs.REQUEST, blobs.MAX_REQUEST_BYTES, "get_outline", "get_leaves"
+    ),
+    "outline message": message(
+        blobs.OutlineOf, blobs.MAX_ANSWER_BYTES, sample("outline")
+    ),
+    "leaf": message(blobs.Leaf, blobs.MAX_ANSWER_BYTES, sample("leaf")),
+    "expert request": choice(expert.REQUEST, expert.MAX_MESSAGE_BYTES, "forward"),
+    "expert answer": choice(
+        expert.ANSWER, expert.MAX_MESSAGE_BYTES, "outputs", "refused"
+    ),
+    "delta request": choice(delta.REQUEST, delta.MAX_BUNDLE_BYTES, "bundle"),
+    "delta answer": choice(delta.ANSWER, delta.MAX_BUNDLE_BYTES, "receipt"),
+    "framing": Target(
+        frames,
+        lambda bodies: b"".join(map(frame, bodies)),
+        (frame(b"") + frame(b"abc") + frame(bytes(300)),),
+    ),
+    "jsonrpc request": Target(
+        request_line,
+        None,
+        (
+            jsonrpc.line(jsonrpc.request(1, "node.status", {})),
+            jsonrpc.line([jsonrpc.request("a", "infer.generate", {"prompt": "é"})]),
+            b"[" * 5000 + b"\n",
+        ),
+    ),
+    "jsonrpc reply": Target(
+        reply_line,
+        None,
+        (
+            jsonrpc.line(jsonrpc.result(1, {"peers": []})),
+            jsonrpc.line(jsonrpc.item(1, {"text": "a"})),
+            b'{"a":' * 5000,
+        ),
+    ),
+    "signature": Target(signature, None, (SIGNED,)),
+    "merkle proof": Target(
+        proof, None, (b"".join(merkle.prove(LEAVES, 3)) + merkle.root(LEAVES),)
+    ),
+    "tblock outline": Target(
+        outline,
+        outline_bytes,
+        tuple(
+            outline_bytes(tblock.outline_of(array))
+            for array in (TENSOR, np.zeros(300_000, np.uint8), np.zeros(0, np.uint8))
+        ),
+    ),
+    "delta codec": Target(
+        lambda raw: compress.decode(raw, SHAPE),
+        None,
+        (
+            compress.encode(Codec.DENSE, 0, TENSOR, None)[0],
+            compress.encode(Codec.LR4, 4, TENSOR, None)[0],
+        ),
+    ),
+    **{f"payload {kind.name}": payload(code) for code, kind in KINDS.items()},
+}

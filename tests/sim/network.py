@@ -1,0 +1,259 @@
+"""Nodes in one process: memory stores, a lossy gossip, a seed, and trio's MockClock.
+
+Everything above the wire is the daemon's own code; the wire is a function call.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from blyan_proto.block.block import Block
+from blyan_proto.block.economy import Hardware, Registration
+from blyan_proto.checkpoint import FinalCheckpoint, Validator
+from blyan_proto.constants import FORMAT_VERSION
+from blyan_proto.genesis import DEVNET, Genesis
+from blyan_proto.signing import SigningKey
+from blyan_proto.types import Role
+from blyand.chain.author import Author
+from blyand.chain.follow import Follower, Remote
+from blyand.chain.intake import Intake, Sources
+from blyand.chain.machine import Machine
+from blyand.chain.pool import Pool, blobs_of
+from blyand.errors import NotHere
+from blyand.events import BlockStored, Broadcast
+from blyand.finality import beacon as beacons
+from blyand.finality.sequencer import Availability, Chain, Sequencer
+from blyand.poison import PoisonBox
+from blyand.store.blocks import BlockStore
+from blyand.store.checkpoints import CheckpointStore
+from blyand.store.intents import IntentLog
+from blyand.store.memory import MemoryStore
+from blyand.store.state import State
+
+
+class InlineLane:
+    """A thread lane without threads: virtual time must not pass while work is done."""
+
+    async def run(self, fn, *args):
+        await trio.lowlevel.checkpoint()
+        return fn(*args)
+
+
+class InlineCommit:
+    """A group commit without a thread."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def submit(self, batch) -> None:
+        await trio.lowlevel.checkpoint()
+        self._store.write_batch(batch, sync=True)
+
+
+class VirtualClock:
+    """Wall time that follows trio's clock."""
+
+    def now_ms(self) -> int:
+        return 1_700_000_000_000 + int(trio.current_time() * 1000)
+
+
+@dataclass
+class Wire:
+    """Who hears whom, how late, and how much is lost."""
+
+    random: random.Random
+    loss: float = 0.0
+    delay_s: float = 0.02
+    nodes: dict[str, SimNode] = field(default_factory=dict)
+    down: set[str] = field(default_factory=set)
+
+    def others(self, name: str) -> list[str]:
+        return [n for n in self.nodes if n != name and n not in self.down]
+
+    async def reach(self, source: str, target: str) -> SimNode:
+        await trio.sleep(self.random.uniform(0, self.delay_s))
+        if target in self.down or source in self.down:
+            raise NotHere(f"{target} is not connected")
+        return self.nodes[target]
+
+
+class SimNode:
+    """One node without libp2p and without models."""
+
+    def __init__(
+        self, name: str, genesis: Genesis, key: SigningKey, wire: Wire, home: Path
+    ) -> None:
+        self.name = name
+        self.key = key
+        self.wire = wire
+        self.genesis = genesis
+        self.store = MemoryStore()
+        self.events = Broadcast()
+        self.blocks = BlockStore(self.store)
+        self.checkpoints = CheckpointStore(self.store)
+        self.intents = IntentLog(home / "intents")
+        lane, clock = InlineLane(), VirtualClock()
+        self.poison = PoisonBox(home / "poison")
+        self.machine = Machine(
+            genesis,
+            State.load(self.store),
+            self.checkpoints,
+            lane,
+            self.events,
+            self.poison,
+        )
+        self.pool = Pool()
+        self.blamed: list[str] = []
+
+        def blame(peer: str, error: Exception) -> None:
+            self.blamed.append(f"{peer}: {error}")
+
+        self.intake = Intake(
+            genesis,
+            self.blocks,
+            InlineCommit(self.store),
+            self.pool,
+            self.events,
+            clock,
+            lane,
+            self.poison,
+            Sources(self._fetch, blame),
+        )
+        remote = Remote(
+            peers=lambda: wire.others(name),
+            checkpoints=self._checkpoints,
+            blocks=self._fetch,
+            pending=self._pending,
+            blame=blame,
+        )
+        self.follower = Follower(
+            genesis, self.machine, self.blocks, self.pool, self.intake, lane, remote
+        )
+        self.author = Author(
+            key, self.machine, self.pool, self.intake, self.intents, clock, self._gossip
+        )
+        self._nursery: trio.Nursery
+
+    async def _gossip(self, raw: bytes) -> None:
+        await self._spread(raw, lambda node: node.intake.gossip_check)
+
+    async def _announce(self, raw: bytes) -> None:
+        await self._spread(raw, lambda node: node.follower.gossip_check)
+
+    async def _spread(self, raw: bytes, check) -> None:
+        async def deliver(target: str) -> None:
+            try:
+                node = await self.wire.reach(self.name, target)
+            except NotHere:
+                return
+            await check(node)(self.name, raw)
+
+        for target in self.wire.others(self.name):
+            if self.wire.random.random() >= self.wire.loss:
+                self._nursery.start_soon(deliver, target)
+
+    async def _fetch(self, peer: str, ids: Sequence[bytes]) -> Sequence[Block]:
+        node = await self.wire.reach(self.name, peer)
+        found = (node.blocks.get(id) for id in ids)
+        return tuple(block for block in found if block is not None)
+
+    async def _pending(self, peer: str) -> Sequence[Block]:
+        node = await self.wire.reach(self.name, peer)
+        return tuple(node.pool)
+
+    async def _checkpoints(self, peer: str, height: int) -> Sequence[FinalCheckpoint]:
+        node = await self.wire.reach(self.name, peer)
+        return node.checkpoints.range(height, 64)
+
+    def sequencer(self) -> Sequencer:
+        """Return the service that orders blocks; only the genesis's node has one."""
+
+        async def changed() -> None:
+            with self.events.subscribe(BlockStored, capacity=1) as facts:
+                if not len(self.pool):
+                    await facts.receive()
+
+        async def apply(final: FinalCheckpoint, blocks: list[Block]) -> None:
+            await self.machine.apply(final, blocks)
+            for block in blocks:
+                self.pool.remove(block.id)
+
+        chain = Chain(
+            clock=lambda: self.machine.clock,
+            ready=lambda available, count, size: self.pool.ready(
+                lambda id: self.blocks.outcome(id) is not None, available, count, size
+            ),
+            preview=self.machine.preview,
+            apply=apply,
+            drop=self.pool.remove,
+            changed=changed,
+        )
+        return Sequencer(
+            self.genesis,
+            self.key,
+            chain,
+            Availability(blobs_of, lambda blob: True, lambda blob, account: None),
+            self.intents,
+            VirtualClock(),
+            self._announce,
+            beacons.BeaconChain(self.key.secret),
+        )
+
+    async def run(self, *, sequences: bool, task_status=trio.TASK_STATUS_IGNORED):
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for service in (self.intake.run, self.follower.run, self.author.run):
+                await nursery.start(service)
+            if sequences:
+                await nursery.start(self.sequencer().run)
+            task_status.started()
+
+
+def make_network(
+    count: int, seed: int, home: Path, loss: float = 0.0
+) -> tuple[Genesis, list[SimNode], Wire]:
+    """Return a genesis in which node 0 is the sequencer, and its nodes, not yet running."""
+    source = random.Random(seed)
+    keys = [SigningKey(source.randbytes(32)) for _ in range(count)]
+    tail = beacons.BeaconChain(keys[0].secret).tail
+    genesis = Genesis(
+        version=FORMAT_VERSION,
+        name="simulation",
+        salt=source.randbytes(32),
+        time_ms=1_699_999_999_000,
+        parameters=DEVNET,
+        validators=(Validator(keys[0].public, 1, tail),),
+        participants=tuple(registration(key) for key in keys),
+        balances=(),
+    )
+    wire = Wire(source, loss)
+    for index, key in enumerate(keys):
+        folder = home / f"node{index}"
+        folder.mkdir(parents=True)
+        wire.nodes[f"node{index}"] = SimNode(f"node{index}", genesis, key, wire, folder)
+    return genesis, list(wire.nodes.values()), wire
+
+
+def registration(key: SigningKey) -> Registration:
+    """Return what a simulated node registers with."""
+    return Registration(
+        version=FORMAT_VERSION,
+        key=key.public,
+        roles=int(Role.LEARN | Role.SERVE),
+        region="",
+        hardware=Hardware("cpu", 1 << 30, 1),
+        bond_micro=0,
+        beacon_tail=None,
+    )
+
+
+async def until(condition, timeout_s: float = 120.0) -> None:
+    """Wait in virtual time until `condition()` holds."""
+    with trio.fail_after(timeout_s):
+        while not condition():
+            await trio.sleep(0.05)

@@ -1,0 +1,123 @@
+"""The command line of every declared method."""
+
+from __future__ import annotations
+
+import pytest
+
+from blyan_proto.rpc.methods import all_methods
+from blyan_proto.rpc.records import Field, fields_of
+from blyan_proto.rpc.spec import JsonObject, Method
+from blyanctl import parser
+
+
+def parse(*argv: str) -> JsonObject:
+    arguments = parser.build(argv).parse_args(argv)
+    return parser.params_of(arguments, arguments.method)
+
+
+def sample(field: Field) -> object:
+    """A JSON value that fits a field."""
+    schema = field.shape.schema
+    if field.about.choices:
+        return field.about.choices[0]
+    many = "items" in schema
+    kind = schema["items"]["type"] if many else schema["type"]
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "string" and "pattern" in schema:
+        return "ab" * 32
+    number = 1 if many or field.about.low is None else field.about.low
+    value: object = {"string": "word", "integer": int(number), "number": 0.5}.get(kind)
+    if kind == "boolean":
+        value = True
+    if kind == "number" and field.about.low is not None:
+        value = max(0.5, float(field.about.low))
+    return [value, value] if many else value
+
+
+def words(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+
+
+@pytest.mark.parametrize("method", all_methods().values(), ids=list(all_methods()))
+def test_every_param_as_a_flag_and_by_place(method: Method) -> None:
+    values = {field.name: sample(field) for field in fields_of(method.params)}
+    flags: list[str] = []
+    for name, value in values.items():
+        flags.append("--" + name.replace("_", "-"))
+        flags += [] if value is True else words(value)
+    assert parse(method.noun, method.verb, *flags) == values
+
+    placed = {
+        f.name: values[f.name] for f in fields_of(method.params) if f.about.positional
+    }
+    if all(f.name in placed for f in fields_of(method.params) if f.required):
+        argv = [word for value in placed.values() for word in words(value)]
+        assert parse(method.noun, method.verb, *argv) == placed
+
+
+@pytest.mark.parametrize("method", all_methods().values(), ids=list(all_methods()))
+def test_no_param_hides_a_general_option(method: Method) -> None:
+    names = {field.name for field in fields_of(method.params)}
+    assert not names & {"home", "json", "timeout", "stream", "help"}
+
+
+@pytest.mark.parametrize("method", all_methods().values(), ids=list(all_methods()))
+def test_help_prints(method: Method, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(method.noun, method.verb, "--help")
+    assert caught.value.code == 0
+    assert method.summary.split()[0] in capsys.readouterr().out
+
+
+def test_what_is_not_given_is_not_sent() -> None:
+    assert parse("chain", "log") == {}
+    assert parse("infer", "generate", "Once upon") == {"prompt": "Once upon"}
+    assert parse("infer", "generate", "--", "-1") == {"prompt": "-1"}
+    assert parse("chain", "block", "ab" * 32, "--no-payload")["payload"] is False
+
+
+def test_general_options_stand_before_and_after() -> None:
+    for argv in (
+        ["--home", "/h", "--json", "node", "status"],
+        ["node", "status", "--json", "--home", "/h"],
+        ["--json", "node", "status", "--home", "/h"],
+    ):
+        arguments = parser.build(argv).parse_args(argv)
+        assert (arguments.home, arguments.json) == ("/h", True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["chain", "block"], "'id' is missing"),
+        (["chain", "block", "xyz"], "id: expected hex of 32 bytes"),
+        (["chain", "log", "--limit", "0"], "limit: expected 1 to 1000"),
+        (["chain", "log", "--chain", "E"], "chain: expected one of A, B, C, D"),
+        (["chain", "block", "00", "--id", "00"], "id is given twice"),
+    ],
+)
+def test_wrong_values(argv: list[str], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse(*argv)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["node"],
+        ["node", "fly"],
+        ["chain", "log", "--limit", "x"],
+        ["chain", "log", "--lim", "5"],
+        ["rpc", "node.status", "[1]"],
+        ["rpc", "node.status", "{"],
+    ],
+)
+def test_wrong_usage_is_one_sentence(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(*argv)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--help" in said

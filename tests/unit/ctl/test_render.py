@@ -1,0 +1,130 @@
+"""Results and streams for people."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from blyanctl import live
+from blyanctl.render import cell, duration, label, render, size
+
+
+def test_plain_fields_then_tables() -> None:
+    result = {
+        "peer_id": "abc",
+        "total_bytes": 3 * 1024 * 1024,
+        "uptime_s": 65.0,
+        "fine": True,
+        "head": None,
+        "roles": ["learn", "serve"],
+        "timings": {"total_s": 0.5},
+        "tiles": [
+            {"group": "embed", "index": 0, "shape": [4, 2], "root": None},
+            {"group": "layer0.trunk", "index": 10, "shape": [8], "root": "ff"},
+        ],
+    }
+    assert render(result) == (
+        "peer id        abc\n"
+        "total          3.0 MiB\n"
+        "uptime         1m 05s\n"
+        "fine           yes\n"
+        "head           -\n"
+        "roles          learn, serve\n"
+        "timings total  0.50 s\n"
+        "\n"
+        "tiles\n"
+        "group         index  shape  root\n"
+        "embed             0  4, 2   -\n"
+        "layer0.trunk     10  8      ff"
+    )
+
+
+def test_a_list_alone_has_no_title_and_an_empty_one_says_so() -> None:
+    assert render({"peers": []}) == "none"
+    assert render({"peers": [{"a": 1}]}) == "a\n1"
+    assert render({"peer_id": "x", "holders": []}) == "peer id  x\nholders  -"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("bytes", 1023, "1023 B"),
+        ("bytes_up", 2048, "2.0 KiB"),
+        ("time_ms", 0, "1970-01-01 00:00:00Z"),
+        ("latency_ms", 1.234, "1.2 ms"),
+        ("held_out_ppm", 125_000, "12.5 %"),
+        ("loss", 1.23456, "1.2346"),
+        ("height", 7, "7"),
+        ("note", "a\x1b[31m", "a\N{REPLACEMENT CHARACTER}[31m"),
+    ],
+)
+def test_units(name: str, value: object, text: str) -> None:
+    assert cell(name, value) == text
+
+
+def test_spans_sizes_and_labels() -> None:
+    spans = [0.25, 12.5, 185, 7380, 450_000]
+    assert [duration(span) for span in spans] == [
+        "0.25 s",
+        "12.5 s",
+        "3m 05s",
+        "2h 03m",
+        "5d 05h",
+    ]
+    assert size(5 * 1024**4) == "5120.0 GiB"
+    assert label("up_bytes") == "up" and label("peer_id") == "peer id"
+
+
+def report(round: int, **more: object) -> dict[str, object]:
+    return {
+        "round": round,
+        "rounds": 9,
+        "train_loss": 2.5,
+        "held_out_loss": None,
+        "tokens": 20480,
+        "bytes_up": 1024,
+        "bytes_down": 2048,
+        "compression_ratio": 63.7,
+        "primaries": [{"peer_id": "p", "groups": 3}],
+        "contributions": 12,
+        "blocks": 11,
+        "peers": 3,
+        "seconds": 4.5,
+        "baselines": None,
+        **more,
+    }
+
+
+def test_the_round_table() -> None:
+    out = io.StringIO()
+    baselines = {"unigram": 3.3, "bigram": 2.5, "trigram": 2.0, "lzma": 1.5}
+    live.rounds([report(0, baselines=baselines), report(1)], out)
+    first, heads, *rows = out.getvalue().splitlines()
+    assert first == (
+        "baselines, nats per byte: unigram 3.300, bigram 2.500, trigram 2.000, lzma 1.500"
+    )
+    assert (
+        heads.split()
+        == (
+            "round train held out tokens up down ratio deltas blocks primaries peers time"
+        ).split()
+    )
+    assert (
+        rows[1].split()
+        == ("1/9 2.5000 - 20,480 1.0 KiB 2.0 KiB 64x 12 11 1 3 4.50 s").split()
+    )
+    assert len({len(line) for line in (heads, *rows)}) == 1
+
+
+def test_progress_on_a_pipe_and_on_a_terminal() -> None:
+    items = [
+        {"stage": "read", "done": 0, "total": None, "unit": "files"},
+        {"stage": "read", "done": 5, "total": None, "unit": "files"},
+        {"stage": "write", "done": 1024, "total": 2048, "unit": "bytes"},
+    ]
+    out = io.StringIO()
+    live.progress(items, out)
+    assert out.getvalue() == "read\nwrite\n"
+    assert live.bar(items[1]) == "read: 5 files"
+    assert live.bar(items[2]) == "write [############............]  50 %  1.0 KiB"

@@ -1,0 +1,438 @@
+"""Regenerates blocks.json and messages.json: canonical bytes of every record that travels.
+
+    python -m tests.vectors.make_proto           writes both files beside this one
+    python -m tests.vectors.make_proto blocks    prints one of them
+
+Values are fixed; signatures are deterministic (RFC 6979). A changed file is a changed
+format: docs/block-format.md and docs/protocols/ come first.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from blyan_proto.block import data, economy, model
+from blyan_proto.block.block import Block, encode_block
+from blyan_proto.block.header import INLINE, NO_LAYER, Header
+from blyan_proto.block.payload import encode_payload, kind_of, payload_digest
+from blyan_proto.checkpoint import (
+    BlobReceipt,
+    Checkpoint,
+    FinalCheckpoint,
+    ReceiptStatement,
+    Validator,
+    Vote,
+    VoteStage,
+    VoteStatement,
+    validators_root,
+)
+from blyan_proto.codec import encode, to_plain
+from blyan_proto.digest import Domain, digest
+from blyan_proto.genesis import DEVNET, Balance, Genesis
+from blyan_proto.protocols import blobs, blocks, delta, expert, hello, sync
+from blyan_proto.protocols.result import ResultCode
+from blyan_proto.signing import Purpose, SigningKey
+from blyan_proto.types import Role, bitmap
+
+HERE = Path(__file__).parent
+TIME_MS = 1_767_225_600_000  # 2026-01-01
+
+
+def hash_of(name: str) -> bytes:
+    """Return 32 fixed bytes by name."""
+    return blake3(f"vector {name}".encode()).digest()
+
+
+KEY = SigningKey(hash_of("key"))
+OTHER = SigningKey(hash_of("other key"))
+HARDWARE = economy.Hardware("cpu", 8 << 30, 4)
+REGISTRATION = economy.Registration(
+    1,
+    KEY.public,
+    int(Role.LEARN | Role.VALIDATE),
+    "eu",
+    HARDWARE,
+    5_000_000,
+    hash_of("tail"),
+)
+VALIDATOR = Validator(KEY.public, 1, hash_of("tail"))
+GENESIS = Genesis(
+    version=1,
+    name="vector",
+    salt=hash_of("salt"),
+    time_ms=TIME_MS,
+    parameters=DEVNET,
+    validators=(VALIDATOR,),
+    participants=(REGISTRATION,),
+    balances=(Balance(KEY.account, 10_000_000), Balance(OTHER.account, 250)),
+)
+NETWORK = GENESIS.id
+
+ARCHITECTURE = model.Architecture(
+    vocabulary=256,
+    layers=2,
+    width=64,
+    heads=4,
+    kv_heads=2,
+    head_width=16,
+    experts=4,
+    experts_per_token=2,
+    expert_width=96,
+    rope_base=10_000,
+    rms_epsilon_ppb=1_000,
+    normalise_top_k=True,
+    tied_embeddings=False,
+    context=512,
+)
+MODEL_ID, RUN_ID, DATASET_ID = hash_of("model"), hash_of("run"), hash_of("dataset")
+RUN = model.Run(
+    version=1,
+    model=MODEL_ID,
+    datasets=(DATASET_ID,),
+    held_out_ppm=50_000,
+    rounds=15,
+    inner_steps=20,
+    batch=8,
+    sequence=128,
+    inner_rate=(model.RateStep(0, 1_500_000), model.RateStep(10, 750_000)),
+    beta1_ppm=900_000,
+    beta2_ppm=990_000,
+    decay_ppm=50_000,
+    clip_ppm=1_000_000,
+    auxiliary_ppm=10_000,
+    codecs=(
+        model.CodecChoice(model.TensorClass.MATRIX, 0, model.Codec.LR4, 16),
+        model.CodecChoice(model.TensorClass.VECTOR, 0, model.Codec.DENSE, 0),
+    ),
+    feedback_ppm=1_000_000,
+    outer_rate_ppm=900_000,
+    outer_momentum_ppm=500_000,
+    delta_clip_ppm=0,
+    quorum_ppm=500_000,
+    deadline_ms=60_000,
+    grace_ms=2_000,
+    min_tokens=64,
+    rotation=0,
+    adopt_every=3,
+    snapshot_every=5,
+    rounds_ahead=2,
+    seed=7,
+)
+
+
+def roots(name: str, count: int = 2) -> tuple[model.TileRoots, ...]:
+    return tuple(
+        model.TileRoots(hash_of(f"{name} {i}"), hash_of(f"{name} m {i}") if i else None)
+        for i in range(count)
+    )
+
+
+def signed(update: model.TileUpdate, key: SigningKey) -> model.Cosignature:
+    return model.Cosignature(
+        key.public, key.sign(Purpose.TILE_UPDATE, NETWORK, update.claim)
+    )
+
+
+def make_update() -> model.TileUpdate:
+    learners = sorted([KEY.account, OTHER.account])
+    fields: dict[str, Any] = dict(
+        version=1,
+        model=MODEL_ID,
+        run=RUN_ID,
+        group=5,
+        round=3,
+        lease_epoch=41,
+        rank=0,
+        parent=hash_of("parent"),
+        base=roots("base"),
+        contributions=(
+            model.Contribution(
+                learners[0], hash_of("d0"), 0, 700, 4096, 600_000, 10**6
+            ),
+            model.Contribution(
+                learners[1], hash_of("d1"), 700, 650, 2048, 400_000, 10**6
+            ),
+        ),
+        result=roots("result"),
+        blob=hash_of("deltas"),
+    )
+    draft = model.TileUpdate(
+        **fields, cosignatures=(model.Cosignature(KEY.public, bytes(64)),)
+    )
+    return model.TileUpdate(
+        **fields, cosignatures=(signed(draft, KEY), signed(draft, OTHER))
+    )
+
+
+UPDATE = make_update()
+ROTATION = economy.RotationStatement(1, KEY.account, OTHER.public)
+
+
+def vote(checkpoint: bytes | None, stage: VoteStage = VoteStage.PRECOMMIT) -> Vote:
+    statement = VoteStatement(1, stage, 12, 0, checkpoint)
+    signature = KEY.sign(Purpose.CHECKPOINT_VOTE, NETWORK, statement)
+    return Vote(statement, KEY.public, signature)
+
+
+PAYLOADS: tuple[Any, ...] = (
+    model.Model(1, "tiny", ARCHITECTURE, "bytes", model.Dtype.F32, 2, "a vector"),
+    RUN,
+    model.Adoption(1, MODEL_ID, RUN_ID, 2, hash_of("heads"), 5_545_177, 2_100_000),
+    model.Placement(1, MODEL_ID, 3, 0),
+    model.Weights(1, MODEL_ID, 5, (model.TileRoots(hash_of("w"), None),)),
+    UPDATE,
+    model.Snapshot(1, MODEL_ID, 5, hash_of("update"), 3, roots("result")),
+    REGISTRATION,
+    economy.Heartbeat(1, MODEL_ID, bitmap({0, 1, 5, 12}, 13), 250_000),
+    economy.Transfer(1, OTHER.account, 1_000, 0, "thanks · 谢谢"),
+    economy.Bond(1, 500, 0),
+    economy.KeyRotation(
+        1, OTHER.public, OTHER.sign(Purpose.KEY_ROTATION, NETWORK, ROTATION)
+    ),
+    economy.Evidence(
+        1,
+        economy.Offence.DOUBLE_VOTE,
+        KEY.account,
+        (),
+        (encode(vote(hash_of("one"))), encode(vote(None))),
+    ),
+    economy.Dispute(1, hash_of("update"), 1, roots("true")[1]),
+    data.Dataset(
+        1,
+        "plays",
+        hash_of("archive"),
+        120_345,
+        37,
+        50_000,
+        "CC0-1.0",
+        "https://example.org/plays",
+        2,
+        None,
+    ),
+    data.DatasetVote(1, DATASET_ID, data.Tier.GOLD, "clean", hash_of("report")),
+)
+INDEX = data.ArchiveIndex(
+    1,
+    (
+        data.ArchiveFile("a/one.txt", 0, 10, False),
+        data.ArchiveFile("a/two.txt", 10, 0, True),
+        data.ArchiveFile("b.txt", 10, 5, False),
+    ),
+)
+
+
+def make_block(
+    payload: Any, key: SigningKey = KEY, network: bytes = NETWORK, **changed: Any
+) -> Block:
+    """Return a signed block around a payload; `changed` header fields win."""
+    kind, raw = kind_of(payload), encode_payload(payload)
+    fields: dict[str, Any] = dict(
+        version=1,
+        network=network,
+        chain=kind.chain,
+        kind=kind.code,
+        height=7,
+        parents=tuple(sorted([hash_of("tip one"), hash_of("tip two")])),
+        anchor_height=11,
+        anchor=hash_of("anchor"),
+        meta_ref=MODEL_ID if kind.name in ("weights", "tile_update") else None,
+        subject="layer0.expert1" if kind.name == "tile_update" else "",
+        layer=0 if kind.name == "tile_update" else NO_LAYER,
+        payload_type=INLINE,
+        payload_bytes=len(raw),
+        payload_digest=payload_digest(raw),
+        account=key.account,
+        author=key.public,
+        sequence=kind.code,
+        time_ms=TIME_MS + 5,
+        nonce=0,
+    )
+    header = Header(**{**fields, **changed})
+    return Block(header, key.sign(Purpose.BLOCK, network, header), raw)
+
+
+BLOCKS = {kind_of(payload).name: make_block(payload) for payload in PAYLOADS}
+ROOT_BLOCK = make_block(PAYLOADS[9], height=0, parents=())
+RECEIPT = ReceiptStatement(1, BLOCKS["tile_update"].id)
+CHECKPOINT = Checkpoint(
+    version=1,
+    network=NETWORK,
+    height=12,
+    parent=hash_of("anchor"),
+    round=0,
+    proposer=KEY.public,
+    time_ms=TIME_MS + 250,
+    beacon=digest(Domain.BEACON, hash_of("beacon"), hash_of("preimage")),
+    preimage=hash_of("preimage"),
+    blocks=(BLOCKS["dataset"].id, BLOCKS["tile_update"].id),
+    receipts=(
+        BlobReceipt(
+            RECEIPT.block,
+            OTHER.public,
+            OTHER.sign(Purpose.BLOB_RECEIPT, NETWORK, RECEIPT),
+        ),
+    ),
+    state_root=hash_of("state"),
+    validators_root=validators_root((VALIDATOR,)),
+    next_validators_root=validators_root((VALIDATOR,)),
+    parent_signers=b"\x01",
+)
+FINAL = FinalCheckpoint(CHECKPOINT, (vote(CHECKPOINT.id),))
+
+GREETING = hello.Greeting(
+    network=NETWORK,
+    software="blyan/0.1.0",
+    roles=int(Role.LEARN | Role.SERVE),
+    region="eu",
+    addresses=("/ip4/192.0.2.7/tcp/4001",),
+    model=MODEL_ID,
+    held=bitmap({0, 5}, 13),
+    finalised=12,
+    checkpoint=CHECKPOINT.id,
+)
+DELTA = delta.Delta(
+    version=1,
+    run=RUN_ID,
+    group=5,
+    round=3,
+    learner=KEY.account,
+    base=tuple(tile.weights for tile in UPDATE.base),
+    tokens=4096,
+    tiles=(b"\x02\x10" + bytes(12), b"\x01\x00" + bytes(4)),
+)
+MANIFEST = delta.Manifest(
+    run=RUN_ID,
+    round=3,
+    learner=KEY.account,
+    entries=(delta.Entry(5, DELTA.digest), delta.Entry(6, None)),
+    residual=hash_of("residual"),
+    change=hash_of("change"),
+    batches=hash_of("batches"),
+)
+# name -> message, and the choice it travels in
+MESSAGES: dict[str, tuple[Any, Any]] = {
+    "hello": (
+        hello.Hello(GREETING, KEY.sign(Purpose.HELLO, NETWORK, GREETING)),
+        None,
+    ),
+    "known_peers": (
+        hello.KnownPeers((hello.Address("16Uiu2HAm", ("/ip4/192.0.2.8/tcp/1",)),)),
+        None,
+    ),
+    "get_blocks": (blocks.GetBlocks((BLOCKS["bond"].id,)), blocks.REQUEST),
+    "get_pending": (blocks.GetPending(500, BLOCKS["bond"].id), blocks.REQUEST),
+    "blocks": (blocks.Blocks((BLOCKS["bond"], ROOT_BLOCK)), None),
+    "get_checkpoints": (sync.GetCheckpoints(12, 128), sync.REQUEST),
+    "checkpoints": (sync.Checkpoints(12, (FINAL,)), None),
+    "get_outline": (blobs.GetOutline(hash_of("blob")), blobs.REQUEST),
+    "get_leaves": (blobs.GetLeaves(hash_of("blob"), 16, 16), blobs.REQUEST),
+    "outline": (blobs.OutlineOf(bytes(128), b"", (hash_of("leaf"),)), None),
+    "leaf": (blobs.Leaf(16, b"some bytes"), None),
+    "forward": (
+        expert.Forward(
+            call=9,
+            model=MODEL_ID,
+            numerics=expert.Numerics.REFERENCE,
+            width=2,
+            experts=(
+                expert.ExpertRows(5, hash_of("group"), b"\x00\x00\x01\x00"),
+                expert.ExpertRows(6, hash_of("group 6"), b"\x01\x00"),
+            ),
+            activations=bytes(range(16)),
+        ),
+        expert.REQUEST,
+    ),
+    "outputs": (expert.Outputs(9, (bytes(16), bytes(8))), expert.ANSWER),
+    "refused": (
+        expert.Refused(9, ResultCode.STALE_VERSION, "version gone"),
+        expert.ANSWER,
+    ),
+    "bundle": (
+        delta.Bundle(
+            MANIFEST,
+            KEY.public,
+            KEY.sign(Purpose.DELTA_BUNDLE, NETWORK, MANIFEST),
+            (DELTA,),
+        ),
+        delta.REQUEST,
+    ),
+    "receipt": (
+        delta.Receipt(
+            RUN_ID,
+            3,
+            (
+                delta.EntryVerdict(5, delta.Verdict.TAKEN),
+                delta.EntryVerdict(6, delta.Verdict.NOT_PRIMARY),
+            ),
+        ),
+        delta.ANSWER,
+    ),
+}
+
+
+def encode_message(name: str) -> bytes:
+    """Return the bytes of a sample as they stand in a frame."""
+    value, choice = MESSAGES[name]
+    return encode(value) if choice is None else bytes(choice.encode(value))
+
+
+def build_blocks() -> dict[str, Any]:
+    return {
+        "genesis": {
+            "id": NETWORK.hex(),
+            "raw": encode(GENESIS).hex(),
+            "plain": to_plain(GENESIS),
+        },
+        "final_checkpoint": {
+            "id": CHECKPOINT.id.hex(),
+            "raw": encode(FINAL).hex(),
+            "plain": to_plain(FINAL),
+        },
+        "archive_index": {"raw": encode(INDEX).hex(), "plain": to_plain(INDEX)},
+        "claim": {
+            "raw": encode(UPDATE.claim).hex(),
+            "plain": to_plain(UPDATE.claim),
+        },
+        "blocks": {
+            name: {
+                "id": block.id.hex(),
+                "raw": encode_block(block).hex(),
+                "header": to_plain(block.header),
+                "payload": to_plain(block.content),
+                "signature": block.signature.hex(),
+            }
+            for name, block in (*BLOCKS.items(), ("transfer_root", ROOT_BLOCK))
+        },
+    }
+
+
+def build_messages() -> dict[str, Any]:
+    return {
+        name: {
+            "type": type(value).__name__,
+            "raw": encode_message(name).hex(),
+            "plain": to_plain(value),
+        }
+        for name, (value, _) in MESSAGES.items()
+    }
+
+
+BUILD = {"blocks": build_blocks, "messages": build_messages}
+
+
+def main(names: list[str]) -> None:
+    for name in names:
+        print(json.dumps(BUILD[name](), indent=1, ensure_ascii=False))
+    if not names:
+        for name, build in BUILD.items():
+            text = json.dumps(build(), indent=1, ensure_ascii=False)
+            (HERE / f"{name}.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
