@@ -24,6 +24,7 @@ from blyanctl.render import duration, size
 
 ROUNDS = 16
 CORPUS_MB = 12
+JUDGED_TOKENS = 65_536  # of the held-out text, before and after
 PROMPT = "def "
 TOKENS = 96
 LONG_TOKENS = 160  # of the answer in whose middle a node is killed
@@ -193,7 +194,7 @@ def _train(
 ) -> None:
     node = nodes[0]
     _say("measuring held-out loss before training")
-    before = _call(node, "infer.evaluate", {"tokens": 0})
+    before = _call(node, "infer.evaluate", {"tokens": JUDGED_TOKENS})
     marks = [_traffic(each) for each in nodes]
     _step(f"blyanctl train start --rounds {arguments.rounds}; blyanctl train watch")
     _call(node, "train.start", {"rounds": arguments.rounds, "preset": arguments.preset})
@@ -205,7 +206,7 @@ def _train(
     up = sum(now[0] - mark[0] for now, mark in zip(moved, marks))
     down = sum(now[1] - mark[1] for now, mark in zip(moved, marks))
     _say("measuring held-out loss after training")
-    after = _call(node, "infer.evaluate", {"tokens": 0})
+    after = _call(node, "infer.evaluate", {"tokens": JUDGED_TOKENS})
     float32 = sum(_float32_bytes(each) for each in nodes)
     totals.figures |= {
         "held_out_loss_before": before["loss"],

@@ -24,7 +24,7 @@ from blyanctl.client import Client, NoAnswer, NoDaemon
 from blyanctl.render import table
 
 STATE = "devnet.json"
-START_S = 60.0
+START_S = 90.0
 STOP_S = 15.0
 LOOPBACK = "/ip4/127.0.0.1/tcp/{port}"
 SUPPLY_MICRO = 1_000_000 * 1_000_000

@@ -20,12 +20,14 @@ from blyand.rpc import (
     node,
     peer,
     tile,
+    train,
 )
 from blyand.rpc.bind import Answers
 from blyand.rpc.holders import Holders
 from blyand.rpc.ordering import Ordering
 from blyand.rpc.publishing import Publishing
 from blyand.rpc.resolve import dataset_called, model_called
+from blyand.rpc.rounds import Watching
 
 
 def bind_all(
@@ -109,5 +111,22 @@ def bind_all(
         lambda name: model_called(ledger.view, name),
         held_out,
         checkpoint_id,
+    )
+    learner = models.learner if base.config.training.enabled else None
+    train.bind(
+        answers,
+        account=base.key.account,
+        ordering=ordering,
+        make=ledger.author.make,
+        holder=models.holder,
+        learner=learner,
+        watching=Watching(
+            view=lambda: ledger.view,
+            journal=models.journal,
+            lane=base.disk_lane,
+            peers=lambda: len(base.meeting.peers),
+            is_paused=lambda: learner is not None and learner.paused,
+        ),
+        liveness_ms=base.genesis.parameters.liveness_span_ms,
     )
     return answers

@@ -76,6 +76,8 @@ from blyand.training.adopter import Adopter
 
 logger = logging.getLogger(__name__)
 
+FAREWELL_S = 0.1  # for the answer to node.stop to leave
+
 
 async def run(home: Home, config: Config) -> None:
     """Run the node of an opened home until it is stopped by signal or by `node.stop`.
@@ -86,7 +88,9 @@ async def run(home: Home, config: Config) -> None:
     try:
         check_arithmetic()
     except ArithmeticError as error:
-        raise ComputeFault(f"this machine's arithmetic is not exact: {error}") from error
+        raise ComputeFault(
+            f"this machine's arithmetic is not exact: {error}"
+        ) from error
     genesis = genesis_file.load(home.genesis)
     passphrase = config.key.passphrase_file
     key = keystore.open(home, Path(passphrase) if passphrase else None)
@@ -197,6 +201,7 @@ async def _run_services(
         logger.info("ready on %s", ", ".join(base.host.addresses))
         await stop.wait()
         logger.info("stopping")
+        await trio.sleep(FAREWELL_S)
         nursery.cancel_scope.cancel()
 
 
@@ -356,4 +361,3 @@ async def _watch_signals(stop: trio.Event) -> None:
             if stop.is_set():
                 os._exit(1)  # a second signal ends at once
             stop.set()
-

@@ -279,7 +279,9 @@ def _serving(
         base.events,
         base.metrics,
         choose_device(config.compute.device),
-        choose_memory_bytes(config.inference.memory_mib, config.compute.daemons_on_host),
+        choose_memory_bytes(
+            config.inference.memory_mib, config.compute.daemons_on_host
+        ),
         config.inference.max_requests,
     )
 

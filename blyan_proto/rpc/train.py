@@ -111,7 +111,7 @@ class Learning:
     finalised_round: int = arg("newest round that a checkpoint has finalised")
     rounds: int = arg("rounds in all; 0: no run")
     tokens: int = arg("tokens this node has learnt from in this run")
-    train_loss: float | None = arg("mean loss of the newest round, nats per token")
+    train_loss: float | None = arg("of this node's newest round, nats per token")
     held_out_loss: float | None = arg("newest held-out loss, nats per token")
     learners: int = arg("learners of the round under way")
     primary_of: list[str] = arg("groups whose primary this node is now")
@@ -151,7 +151,7 @@ class RoundReport:
 
     round: int = arg("round, from 1; 0: before the first")
     rounds: int = arg("rounds in all")
-    train_loss: float | None = arg("mean loss of the learners, nats per token")
+    train_loss: float | None = arg("mean loss of this node's steps, nats per token")
     held_out_loss: float | None = arg("nats per token; null where not evaluated")
     tokens: int = arg("tokens learnt from in this round, all learners")
     bytes_up: int = arg("bytes of deltas this node sent in this round")

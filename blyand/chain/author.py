@@ -111,7 +111,9 @@ class Author:
             heights[own.id] = own.header.height
         return heights
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Announce again what no checkpoint took: gossip may lose messages."""
         task_status.started()
         while True:

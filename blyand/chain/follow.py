@@ -92,7 +92,9 @@ class Follower:
         if height > self._machine.clock.height:
             self._wake.set()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Apply what is here; ask peers for what is not."""
         task_status.started()
         while True:

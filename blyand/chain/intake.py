@@ -74,7 +74,7 @@ class Intake:
         self._poison = poison
         self._sources = sources
         self._send, self._receive = trio.open_memory_channel[tuple[Checked, str]](QUEUE)
-        self._under_way: set[bytes] = set()
+        self._under_way: dict[bytes, trio.Event] = {}
         self._orphans: OrderedDict[bytes, tuple[Checked, str]] = OrderedDict()
 
     async def gossip_check(self, peer: str, raw: bytes) -> Verdict:
@@ -100,14 +100,16 @@ class Intake:
 
         Raises Reject or Ignore. Unknown parents are fetched from `peer` first.
         """
-        if self._is_known(block.id):
+        if self._blocks.has(block.id):
             return
         with self._poison.containing("block", lambda: (block.id, encode_block(block))):
             now_ms = self._clock.now_ms()
             checked = await self._lane.run(check, block, self._genesis, now_ms)
             await self._admit(checked, peer)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Admit what gossip brought."""
         for id, _ in self._blocks.pending():
             block = self._blocks.get(id)
@@ -128,12 +130,7 @@ class Intake:
                 logger.debug("a block of %s waits: %s", peer, error)
 
     def _is_known(self, id: bytes) -> bool:
-        return (
-            id in self._pool
-            or id in self._under_way
-            or id in self._orphans
-            or self._blocks.has(id)
-        )
+        return id in self._pool or id in self._under_way or self._blocks.has(id)
 
     async def _admit_contained(self, checked: Checked, peer: str) -> None:
         block = checked.block
@@ -142,9 +139,12 @@ class Intake:
 
     async def _admit(self, checked: Checked, peer: str) -> None:
         block = checked.block
-        if block.id in self._under_way or self._blocks.has(block.id):
+        while block.id in self._under_way:
+            await self._under_way[block.id].wait()
+        if self._blocks.has(block.id):
             return
-        self._under_way.add(block.id)
+        self._orphans.pop(block.id, None)
+        self._under_way[block.id] = trio.Event()
         try:
             if self._missing(block):
                 await self._connect(checked, peer)
@@ -153,7 +153,7 @@ class Intake:
             await self._commit.submit(self._blocks.batch([block], arrival))
             self._pool.add(block)
         finally:
-            self._under_way.discard(block.id)
+            self._under_way.pop(block.id).set()
         self._events.publish(BlockStored(block))
         await self._release(block.id)
 
@@ -192,6 +192,8 @@ class Intake:
                     if parent not in here
                 ][:256]
         except (Ignore, Unavailable):
+            if not self._missing(checked.block):
+                return  # they came another way meanwhile
             self._park(checked, peer)
             raise
         for block in sorted(fetched, key=lambda block: block.header.height):
@@ -214,4 +216,9 @@ class Intake:
         ]
         for id in freed:
             checked, peer = self._orphans.pop(id)
-            await self._admit(checked, peer)
+            try:
+                await self._admit(checked, peer)
+            except Reject as error:
+                self._sources.blame(peer, error)
+            except Ignore as error:
+                logger.debug("an orphan of %s is dropped: %s", peer, error)

@@ -43,7 +43,9 @@ class Member:
         self._spoke = -1e9
         self._registered = -1e9
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Register when the network does not know us; beat while something is hosted."""
         with self._events.subscribe(HeldChanged, CheckpointFinalised) as facts:
             task_status.started()

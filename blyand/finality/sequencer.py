@@ -85,7 +85,9 @@ class Sequencer:
         self._publish = publish
         self._beacon = beacon
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Order what is pending, at the genesis's pace."""
         task_status.started()
         round = await self._settle()

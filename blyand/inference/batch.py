@@ -61,7 +61,7 @@ class Batcher:
         self._experts = experts
         self._lane = lane
         self._call_rows = call_rows
-        self._room = trio.Condition()
+        self._room = trio.Event()  # replaced each time some room was made
         self._max_waiting_rows = max_waiting_rows
         self._waiting: deque[_Order] = deque()
         self._waiting_rows = 0
@@ -89,21 +89,20 @@ class Batcher:
             if not self._waiting:
                 self._arrived = trio.Event()
                 await self._arrived.wait()
-            if batch := await self._take():
+            if batch := self._take():
                 results = await self._lane.run(self._compute, [o.work for o in batch])
                 for order, result in zip(batch, results):
                     order.result = result
                     order.done.set()
 
     async def _queue(self, order: _Order) -> None:
-        async with self._room:
-            while self._waiting and self._waiting_rows > self._max_waiting_rows:
-                await self._room.wait()
+        while self._waiting and self._waiting_rows > self._max_waiting_rows:
+            await self._room.wait()
         self._waiting.append(order)
         self._waiting_rows += len(order.work.rows)
         self._arrived.set()
 
-    async def _take(self) -> list[_Order]:
+    def _take(self) -> list[_Order]:
         """Take orders in turn up to a call's rows; what was given up is left out."""
         batch: list[_Order] = []
         rows = 0
@@ -116,8 +115,8 @@ class Batcher:
             if not order.dropped:
                 batch.append(order)
                 rows += size
-        async with self._room:
-            self._room.notify_all()
+        self._room.set()
+        self._room = trio.Event()
         return batch
 
     def _compute(self, works: list[Work]) -> list[np.ndarray | Unavailable]:

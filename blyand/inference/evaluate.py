@@ -18,14 +18,13 @@ from blyan_tile.model.transformer import Trunk
 from blyand.errors import StaleVersion, Unavailable
 from blyand.inference.call import most_rows
 from blyand.inference.passes import Pass, run_pass
-from blyand.inference.pins import Heads, heads_of
+from blyand.inference.pins import Heads
 from blyand.inference.scatter import Tally
 from blyand.inference.session import Parts
-from blyand.rules.model.heads import Pinned, Which
+from blyand.rules.model.heads import Which
 
 SEQUENCE = 128
 ROWS = 2048  # tokens of one pass
-ROUND_S = 600.0  # for one figure of a training run
 ABREAST = 2  # passes under way at once: one computes while one waits for peers
 
 
@@ -46,14 +45,6 @@ class Evaluation:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-
-    async def loss(self, pinned: Pinned, tokens: np.ndarray, sequence: int) -> float:
-        """Return nats per token of a pinned model, adopted or trained; see `measure`."""
-        deadline_s = trio.current_time() + ROUND_S
-        measured = await self.measure(
-            heads_of(pinned), tokens, sequence=sequence, deadline_s=deadline_s
-        )
-        return measured.loss
 
     async def newest(
         self,

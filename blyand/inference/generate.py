@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import trio
@@ -94,10 +95,10 @@ class Generation:
                 result.height = session.heads.height
                 feed = list(wanted.tokens)
                 for position in range(length, end):
-                    logits = await session.feed(feed)  # (V,)
-                    token = await self._parts.lane.run(
-                        _choose, logits, tokenizer.vocabulary, wanted.sampling, position
+                    choose = partial(
+                        _choose, tokenizer.vocabulary, wanted.sampling, position
                     )
+                    token = await session.feed(feed, choose)
                     feed = [token]
                     text = writer.add(token)
                     if writer.stopped:
@@ -115,7 +116,7 @@ class Generation:
 
 
 def _choose(
-    logits: np.ndarray, vocabulary: int, sampling: Sampling, position: int
+    vocabulary: int, sampling: Sampling, position: int, logits: np.ndarray
 ) -> int:
     return choose_token(logits[:vocabulary], sampling, position)
 

@@ -15,6 +15,7 @@ SAMPLE_ROWS = 256  # larger calls say more about their size than about the peer
 MAX_PEERS = 1024  # statistics kept
 CALL_S = 4.0  # deadline of a call to a peer that never answered one, and at least
 CALL_ROUND_TRIPS = 16  # on top of it
+CALL_ROW_S = 0.002  # and for each row
 
 
 @dataclass
@@ -40,10 +41,10 @@ class Routes:
         known = self._peers.get(peer)
         return known.latency_s * 1e3 if known and known.latency_s else None
 
-    def deadline_s(self, peer: str) -> float:
+    def deadline_s(self, peer: str, rows: int) -> float:
         """Return how long to wait for an answer before another peer is asked."""
-        known = self._peers.get(peer)
-        return CALL_S + CALL_ROUND_TRIPS * (known.latency_s if known else 0.0)
+        known = self._peers.get(peer, _Peer())
+        return CALL_S + CALL_ROUND_TRIPS * known.latency_s + CALL_ROW_S * rows
 
     def began(self, peer: str) -> None:
         """Count a call."""

@@ -175,7 +175,8 @@ class _Gathering:
         call = make_call(layer.heads, layer.index, experts, layer.x, layer.rows)
         began_s = trio.current_time()
         left_s = layer.deadline_s - began_s
-        deadline_s = max(0.0, min(routes.deadline_s(peer), DEADLINE_S, left_s))
+        patience_s = routes.deadline_s(peer, len(layer.x))
+        deadline_s = max(0.0, min(patience_s, DEADLINE_S, left_s))
         routes.began(peer)
         try:
             raw = await self._scatter.client.forward(peer, call, deadline_s)

@@ -105,8 +105,8 @@ def check_call(
 ) -> list[tuple[int, bytes, np.ndarray]]:
     """Return (group, root, rows (m,) int64) of each expert of a well-formed call.
 
-    DecodeError and LimitExceeded for one that is not: the groups must be experts of one
-    layer, ascending; rows ascending and inside; the answer within a message.
+    DecodeError and LimitExceeded for one that is not: the groups must be distinct
+    experts of one layer; rows ascending and inside; the answer within a message.
     """
     if call.width != width:
         raise DecodeError(f"activations of width {call.width}, the model's is {width}")
@@ -125,8 +125,8 @@ def check_call(
         group = layout.groups[wanted.group]
         if group.expert is None:
             raise DecodeError(f"{group.name} is no expert")
-        if works and wanted.group <= works[-1][0]:
-            raise DecodeError("the groups of a call are not ascending")
+        if any(wanted.group == before for before, _, _ in works):
+            raise DecodeError(f"{group.name} twice in one call")
         layers.add(group.layer)
         rows = np.frombuffer(wanted.rows, "<u2").astype(np.int64)  # (m,)
         if rows[-1] >= count or (np.diff(rows) <= 0).any():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +22,8 @@ from blyand.inference.scatter import Scatter, Tally
 from blyand.inference.trunks import Trunks
 from blyand.inference.versions import Versions
 from blyand.rules.model.heads import Which
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -72,22 +75,23 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self._pinned.close()
 
-    async def feed(self, tokens: Sequence[int]) -> np.ndarray:
-        """Add tokens, at least one, to the sequence; return the last one's logits (V,).
+    async def feed(self, tokens: Sequence[int], choose: Callable[[np.ndarray], R]) -> R:
+        """Add tokens, at least one, to the sequence; return choose(logits (V,)).
 
-        NoRoute, NotHere and TooSlow; LimitExceeded above the capacity.
+        `choose` runs in the lane, on the logits of the last token. NoRoute, NotHere and
+        TooSlow; LimitExceeded above the capacity.
         """
         while True:
             try:
-                logits = await self._run(tokens)
+                made = await self._run(tokens, choose)
                 self._fed.extend(tokens)
-                return logits
+                return made
             except StaleVersion:
                 self._pin()
                 self.tally.repinned += 1
                 tokens, self._fed = [*self._fed, *tokens], []
 
-    async def _run(self, tokens: Sequence[int]) -> np.ndarray:
+    async def _run(self, tokens: Sequence[int], choose: Callable[[np.ndarray], R]) -> R:
         lane = self._parts.lane
         if self._trunk is None or self._cache is None:
             self._trunk = await lane.run(self._parts.trunks.get, self.heads)
@@ -103,17 +107,19 @@ class Session:
         size = min(PREFILL_TOKENS, most_rows(self.heads.architecture.width))  # DEC-S4
         ids = np.array(tokens, np.int64)  # (T,)
         done = self._cache.tokens
+        last = (len(ids) - 1) // size * size  # where the last chunk starts
+
+        def finish(trunk: Trunk, hidden: Tensor) -> R:
+            return choose(trunk.logits(hidden[-1]).float().cpu().numpy())
+
         try:
-            for start in range(0, len(ids), size):
+            for start in range(0, last, size):
                 chunk = ids[start : start + size]
-                last = start + size >= len(ids)
-                made = await run_pass(
-                    self._parts.scatter, lane, run, chunk, _logits if last else _none
-                )
+                await run_pass(self._parts.scatter, lane, run, chunk, _nothing)
+            return await run_pass(self._parts.scatter, lane, run, ids[last:], finish)
         except BaseException:
             self._cache.rewind(done)  # so that the same tokens can be fed again
             raise
-        return made
 
     def _pin(self) -> None:
         heads = self._parts.pins.newest(self._model, self._which)
@@ -124,9 +130,5 @@ class Session:
         self.heads, self._trunk, self._cache = heads, None, None
 
 
-def _logits(trunk: Trunk, hidden: Tensor) -> np.ndarray:
-    return trunk.logits(hidden[-1]).float().cpu().numpy()  # (V,)
-
-
-def _none(trunk: Trunk, hidden: Tensor) -> np.ndarray:
-    return np.empty(0, np.float32)
+def _nothing(trunk: Trunk, hidden: Tensor) -> None:
+    """Only the cache of an earlier chunk is wanted."""

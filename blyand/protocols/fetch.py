@@ -67,7 +67,9 @@ class Fetcher:
             self._wanted[blob] = tuple(hints)
             self._wake.set()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Fetch what was wanted."""
         task_status.started()
         while True:

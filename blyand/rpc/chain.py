@@ -39,9 +39,7 @@ class Ledger:
     pool: Pool
 
 
-def bind(
-    answers: Answers, *, machine: Machine, ledger: Ledger, lane: Threads
-) -> None:
+def bind(answers: Answers, *, machine: Machine, ledger: Ledger, lane: Threads) -> None:
     """Bind chain.*. `lane` reads the database."""
     counter = Counter(ledger)
     counting = trio.Lock()  # the lane may have several threads
@@ -150,7 +148,9 @@ def newest(
     """Return at most `limit` blocks: pending ones first, then by order, newest first."""
     lines: list[spec.BlockLine] = []
     waiting = sorted(
-        pending(ledger), key=lambda pair: (pair[1].time_ms, pair[1].height), reverse=True
+        pending(ledger),
+        key=lambda pair: (pair[1].time_ms, pair[1].height),
+        reverse=True,
     )
     for id, header in waiting:
         if len(lines) < limit and chain in (None, header.chain):
@@ -284,4 +284,6 @@ def _kind(header: Header) -> str:
 
 
 def _error(outcome: Outcome | None) -> str | None:
-    return (outcome.text or "no reason is recorded") if outcome and outcome.code else None
+    return (
+        (outcome.text or "no reason is recorded") if outcome and outcome.code else None
+    )

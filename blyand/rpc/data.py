@@ -7,7 +7,6 @@ from pathlib import Path
 
 import trio
 
-
 from blyan_proto.errors import ProtocolError
 from blyan_proto.rpc import data as spec
 from blyan_proto.rpc.errors import (

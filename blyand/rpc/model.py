@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-
-
 from blyan_proto.block.model import Architecture, Model
 from blyan_proto.rpc import model as spec
 from blyan_proto.rpc.errors import (
-    INVALID_PARAMS,
     MODEL_EXISTS,
     PRESET_UNKNOWN,
     RpcError,
@@ -220,5 +217,3 @@ def architecture_of(shape: Architecture) -> spec.Architecture:
         context=shape.context,
         tied_embeddings=shape.tied_embeddings,
     )
-
-

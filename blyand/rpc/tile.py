@@ -155,7 +155,9 @@ def finalised(
     closed = run.closed if run is not None else 0
     rounds = closed if round is None else round
     if rounds > closed:
-        raise Unavailable(f"round {rounds} is not finalised; the newest one is {closed}")
+        raise Unavailable(
+            f"round {rounds} is not finalised; the newest one is {closed}"
+        )
     tiles: dict[int, TileRootsList] = {}
     height = 0
     for group in layout_for(record.model).groups:

@@ -33,7 +33,9 @@ class Adopter:
         self._events = events
         self._adopted: dict[bytes, int] = {}  # run -> newest round adopted by us
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Adopt each adoptable round once it is closed."""
         with self._events.subscribe(CheckpointFinalised) as facts:
             task_status.started()

@@ -113,7 +113,9 @@ class Holder:
         )
         return placed.get(self._account, frozenset())
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Follow the chain: each group in a task of its own, one at a time per group."""
         await self._lane.run(self._sweep)
         with self._events.subscribe(

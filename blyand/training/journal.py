@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import trio
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 KEPT = 4096  # rounds remembered
 AGAIN_S = 1.0  # until a judgement that peers could not help with is tried again
-DELTA = "/blyan/delta/1"
+ATTEMPTS = 60  # at the last round of a run
 BLOBS = "/blyan/blobs/1"
 
 Evaluate = Callable[[Pinned, np.ndarray, int], Awaitable[float]]
@@ -53,13 +53,12 @@ class Report:
     closed: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Mark:
     """Counters when the last round closed."""
 
-    up: int = 0
-    down: int = 0
-    at: float = field(default_factory=trio.current_time)
+    down: int
+    at: float
 
 
 class Journal:
@@ -85,12 +84,13 @@ class Journal:
         self._fetch = fetch
         self._account = account
         self._reports: OrderedDict[tuple[bytes, int], Report] = OrderedDict()
-        self._float32: dict[int, int] = {}
-        self._mark = _Mark(at=0.0)
+        self._sent: dict[int, tuple[int, int]] = {}  # round -> float32 bytes, bytes
+        self._mark = _Mark(0, 0.0)
         self._changed = trio.Event()
         self._before: dict[bytes, float | None] = {}  # run -> loss before its rounds
         self._judged: dict[bytes, int] = {}  # run -> newest round judged
         self._judging: tuple[bytes, int | None] | None = None
+        self._followed: set[bytes] = set()  # runs that were open since the start
         self.progress = ""  # of the inner steps under way
 
     # What others tell
@@ -106,9 +106,10 @@ class Journal:
         """This node trained a round."""
         self._set(run, round, train_loss=loss_micro / 1e6, own_tokens=tokens)
 
-    def handed_over(self, round: int, float32_bytes: int) -> None:
-        """Deltas that stand for so many float32 bytes left over a stream."""
-        self._float32[round] = self._float32.get(round, 0) + float32_bytes
+    def handed_over(self, round: int, float32_bytes: int, sent_bytes: int) -> None:
+        """Deltas left over a stream: what they stand for, and what was sent."""
+        before, sent = self._sent.get(round, (0, 0))
+        self._sent[round] = (before + float32_bytes, sent + sent_bytes)
 
     # What is shown
 
@@ -132,6 +133,8 @@ class Journal:
         """
         if record.author != self._account:
             return False
+        if record.finished and record.id not in self._followed:
+            return False  # it ended before this daemon began
         if self._judging == (record.id, round):
             return True
         if round is None:
@@ -158,13 +161,16 @@ class Journal:
 
     # Following the chain
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Close the book on each round as it is finalised; judge the newest."""
         updates: dict[tuple[bytes, int], list[tuple[bytes, TileUpdate]]] = {}
         closed: dict[bytes, int] = {}
         with self._events.subscribe(CheckpointFinalised, capacity=4096) as facts:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._judge)
+                self._follow()
                 task_status.started()
                 async for fact in facts:
                     for block in fact.blocks:
@@ -173,24 +179,31 @@ class Journal:
                             updates.setdefault((content.run, content.round), []).append(
                                 (block.header.account, content)
                             )
+                    self._follow()
                     for record in RUNS.scan(self._view()):
                         if record.id not in closed and not record.closed:
                             self._mark = self._now()
-                            self._notify()  # there is a run to judge
                         before = closed.get(record.id, record.closed)
                         closed[record.id] = record.closed
                         for round in range(before, record.closed):
                             made = updates.pop((record.id, round), [])
                             self._close(record, round, made)
 
+    def _follow(self) -> None:
+        open_runs = {r.id for r in RUNS.scan(self._view()) if not r.finished}
+        if not open_runs <= self._followed:
+            self._followed |= open_runs
+            self._notify()  # there is a run to judge
+
     def _now(self) -> _Mark:
         traffic = self._traffic()
-        return _Mark(traffic.get(DELTA, (0, 0))[0], traffic.get(BLOBS, (0, 0))[1])
+        return _Mark(traffic.get(BLOBS, (0, 0))[1], trio.current_time())
 
     def _close(
         self, record: RunRecord, round: int, made: Sequence[tuple[bytes, TileUpdate]]
     ) -> None:
         now = self._now()
+        float32_bytes, sent = self._sent.pop(round, (0, 0))
         counts: dict[bytes, int] = {}
         tokens: dict[bytes, int] = {}
         for account, update in made:
@@ -202,9 +215,9 @@ class Journal:
             record.id,
             round,
             tokens=sum(tokens.values()),
-            bytes_up=now.up - self._mark.up,
+            bytes_up=sent,
             bytes_down=now.down - self._mark.down,
-            float32_bytes=self._float32.pop(round, 0),
+            float32_bytes=float32_bytes,
             primaries=tuple(sorted(counts.items())),
             contributions=sum(len(update.contributions) for _, update in made),
             blocks=len(made),
@@ -215,6 +228,7 @@ class Journal:
 
     async def _judge(self) -> None:
         """Evaluate the runs that this node began, and their newest rounds (DEC-B17)."""
+        failures = 0
         while True:
             due = self._to_judge()
             if due is None:
@@ -226,13 +240,17 @@ class Journal:
                 loss = await self.held_out_loss(record, round)
             except Unavailable as error:
                 logger.info("no held-out loss yet: %s", error)
-                await trio.sleep(AGAIN_S)
-                continue
+                failures += 1
+                if failures < ATTEMPTS or not record.finished:
+                    await trio.sleep(AGAIN_S)
+                    continue
+                loss = None
             except ProtocolError as error:
                 logger.warning("no held-out loss: %s", error)
                 loss = None
             finally:
                 self._judging = None
+            failures = 0
             if round is None:
                 self._before[record.id] = loss
                 self._notify()
@@ -241,7 +259,8 @@ class Journal:
                 self._set(record.id, round, held_out_loss=loss)
 
     def _to_judge(self) -> tuple[RunRecord, int | None] | None:
-        for record in RUNS.scan(self._view()):
+        records = sorted(RUNS.scan(self._view()), key=lambda r: r.finished)
+        for record in records:
             round = record.closed - 1 if record.closed else None
             if self.awaits(record, round):
                 return record, round

@@ -15,9 +15,11 @@ import trio
 
 from blyan_proto.block.block import Block
 from blyan_proto.block.model import TileUpdate
+from blyan_proto.codec import encode
 from blyan_proto.constants import FORMAT_VERSION, PPM
 from blyan_proto.digest import Domain, digest
 from blyan_proto.errors import ProtocolError
+from blyan_proto.framing import PREFIX_BYTES
 from blyan_proto.protocols.delta import (
     Bundle,
     Delta,
@@ -124,7 +126,9 @@ class Learner:
     def paused(self) -> bool:
         return not self._resume.is_set()
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Train round after round, as the chain opens them."""
         task_status.started()
         with self._events.subscribe(CheckpointFinalised, HeadMoved) as facts:
@@ -341,7 +345,8 @@ class Learner:
             layout_elements(self._view(), bundle, delta.group)
             for delta in bundle.deltas
         )
-        self._journal.handed_over(bundle.manifest.round, 4 * elements)
+        sent = len(encode(bundle)) + PREFIX_BYTES
+        self._journal.handed_over(bundle.manifest.round, 4 * elements, sent)
         return receipt
 
     def _bundle(self, turn: Round, result: LearnResult, groups: list[int]) -> Bundle:

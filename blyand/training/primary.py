@@ -186,7 +186,9 @@ class Primary:
         place = Place(record.run, schedule, layout, layout.groups[index], head)
         return place if self._rank(place) is not None else Verdict.NOT_PRIMARY
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Publish what is complete, or late enough."""
         async with trio.open_nursery() as nursery:
             task_status.started()

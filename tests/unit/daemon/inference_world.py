@@ -32,6 +32,8 @@ from blyand.metrics import Metrics
 from blyand.rules.records import CLOCK, GROUPS, MODELS, Clock, Group, ModelRecord
 from blyand.rules.view import Overlay
 
+torch.set_num_threads(1)  # these tensors are tiny
+
 MODEL = b"\x11" * 32
 TINY = Architecture(
     vocabulary=256,

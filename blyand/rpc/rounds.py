@@ -1,0 +1,192 @@
+"""Following a run: one report per closed round, in order, each once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field
+
+import trio
+
+from blyan_proto.errors import ProtocolError
+from blyan_proto.rpc import train as spec
+from blyan_tile.baselines import baselines
+from blyand.compute import Threads
+from blyand.errors import Unavailable
+from blyand.net.identity import peer_id_of
+from blyand.rules.records import GROUPS, NODES, RUNS, RunRecord
+from blyand.rules.view import View
+from blyand.training.journal import Journal, Report
+
+LOOK_S = 0.5  # what the journal does not tell of is looked at this often
+BEFORE_S = 20.0  # for the judgement before the first round
+SETTLE_S = 2.0  # for the journal to close the last round of a finished run
+JUDGED_S = 120.0  # for the judgement of the last round
+ADOPTED_S = (
+    10.0  # for the adoption of the last round, so that inference answers with it
+)
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What is looked at."""
+
+    view: Callable[[], View]
+    journal: Journal
+    lane: Threads
+    peers: Callable[[], int]  # connected now
+    is_paused: Callable[[], bool]  # learning is stopped on this node
+    known: dict[bytes, spec.Baselines | None] = field(default_factory=dict)
+
+
+Emit = Callable[[spec.RoundReport], Awaitable[None]]
+
+
+async def follow(watching: Watching, run: bytes, emit: Emit) -> spec.Watched:
+    """Emit the state before the run, then every round, until the run has ended.
+
+    It also ends when this node stops learning meanwhile. A round waits for its held-out
+    loss only while that is still to come.
+    """
+    journal, began = watching.journal, trio.current_time()
+    learnt = not watching.is_paused()
+    await emit(await _first(watching, _record(watching, run)))
+    shown, ended, outcome = 0, math.inf, "finished"
+    while True:
+        record, now = _record(watching, run), trio.current_time()
+        if record.finished:
+            ended = min(ended, now)
+        judging = bool(record.closed) and journal.awaits(record, record.closed - 1)
+        patience_s = JUDGED_S if judging else SETTLE_S
+        is_late = now - ended > patience_s
+        due = due_reports(journal, record, shown, wait=not is_late)
+        for report in due:
+            await emit(report_of(watching.view(), report, watching.peers()))
+            shown = report.round + 1
+        if due:
+            continue
+        if record.finished and (shown >= record.closed or is_late):
+            if _is_adopted(watching.view(), record) or now - ended > ADOPTED_S:
+                break
+        if learnt and watching.is_paused():
+            outcome = "stopped"
+            break
+        with trio.move_on_after(LOOK_S):
+            await journal.changed()
+    reports = journal.reports(run)
+    losses = [r.held_out_loss for r in reports if r.held_out_loss is not None]
+    return spec.Watched(
+        run=run,
+        outcome=outcome,
+        round=record.closed,
+        rounds=record.run.rounds,
+        tokens=sum(report.tokens for report in reports),
+        first_held_out_loss=journal.before(run),
+        held_out_loss=losses[-1] if losses else None,
+        seconds=trio.current_time() - began,
+    )
+
+
+def due_reports(
+    journal: Journal, record: RunRecord, shown: int, wait: bool
+) -> list[Report]:
+    """Return the closed rounds after the first `shown` that may be shown now, in order.
+
+    With `wait`, none from the first one on whose held-out loss is still to come.
+    """
+    due = []
+    for report in journal.reports(record.id):
+        if report.round < shown:
+            continue
+        if wait and report.held_out_loss is None:
+            if journal.awaits(record, report.round):
+                break
+        due.append(report)
+    return due
+
+
+def report_of(view: View, report: Report, peers: int) -> spec.RoundReport:
+    """Return a closed round as declared; callers count rounds from 1."""
+    up, whole = report.bytes_up, report.float32_bytes
+    primaries = [
+        spec.PrimaryCount(peer_id=peer_id_of(node.key), groups=groups)
+        for account, groups in report.primaries
+        if (node := NODES.get(view, account)) is not None
+    ]
+    return spec.RoundReport(
+        round=report.round + 1,
+        rounds=report.rounds,
+        train_loss=_finite(report.train_loss),
+        held_out_loss=_finite(report.held_out_loss),
+        tokens=report.tokens,
+        bytes_up=up,
+        bytes_down=report.bytes_down,
+        compression_ratio=whole / up if whole and up else None,
+        primaries=primaries,
+        contributions=report.contributions,
+        blocks=report.blocks,
+        peers=peers,
+        seconds=report.seconds,
+        baselines=None,
+    )
+
+
+async def _first(watching: Watching, record: RunRecord) -> spec.RoundReport:
+    """Return round 0: what simple models reach, and the loss before the first round."""
+    journal = watching.journal
+    simple = await _baselines(watching, record)
+    with trio.move_on_after(BEFORE_S):
+        while journal.awaits(_record(watching, record.id), None):
+            await journal.changed()
+    return spec.RoundReport(
+        round=0,
+        rounds=record.run.rounds,
+        train_loss=None,
+        held_out_loss=_finite(journal.before(record.id)),
+        tokens=0,
+        bytes_up=0,
+        bytes_down=0,
+        compression_ratio=None,
+        primaries=[],
+        contributions=0,
+        blocks=0,
+        peers=watching.peers(),
+        seconds=0.0,
+        baselines=simple,
+    )
+
+
+async def _baselines(watching: Watching, record: RunRecord) -> spec.Baselines | None:
+    """Return the baselines of a run's dataset; None where they cannot be told.
+
+    They are of one dataset: of a run with several there are none.
+    """
+    if len(record.run.datasets) != 1:
+        return None
+    dataset = record.run.datasets[0]
+    if dataset not in watching.known:
+        try:
+            (archive,) = await watching.journal.archives(record)
+        except (Unavailable, ProtocolError):
+            return None
+        found = asdict(await watching.lane.run(baselines, archive))
+        whole = all(math.isfinite(value) for value in found.values())
+        watching.known[dataset] = spec.Baselines(**found) if whole else None
+    return watching.known[dataset]
+
+
+def _is_adopted(view: View, record: RunRecord) -> bool:
+    """True when inference answers with what the run made, or with something newer."""
+    groups = GROUPS.scan(view, record.run.model)
+    return all(g.run != record.id or g.adopted == g.tiles for g in groups)
+
+
+def _record(watching: Watching, run: bytes) -> RunRecord:
+    record = RUNS.get(watching.view(), run)
+    if record is None:
+        raise Unavailable("the run is no longer in the state; it is executed again")
+    return record
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,100 @@
+"""A run from a preset and the caller's numbers, and when it may begin. DEC-B7."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from blyan_proto.block.model import Codec, CodecChoice, RateStep, Run
+from blyan_proto.constants import PPM
+from blyan_proto.rpc.errors import PRESET_UNKNOWN, RUN_INVALID, RpcError
+from blyan_proto.rpc.records import nearest
+from blyan_proto.rpc.train import Start
+from blyan_proto.types import Role, members
+from blyan_tile.create import run_preset
+from blyand.rules.model.model import layout_for
+from blyand.rules.model.run import check_numbers
+from blyand.rules.model.schedule import live_seats
+from blyand.rules.records import NODES, ModelRecord
+from blyand.rules.verdict import Reject
+from blyand.rules.view import View
+
+ROUNDS = {"demo": 30, "tiny": 6}  # presets, and how long their runs are by default
+
+
+def run_of(params: Start, model: ModelRecord, dataset: bytes) -> Run:
+    """Return the run that a caller asks for. RpcError PRESET_UNKNOWN, RUN_INVALID."""
+    if params.preset not in ROUNDS:
+        hint = nearest(params.preset, ROUNDS)
+        text = f"no preset of runs is called {params.preset!r}{hint}"
+        raise RpcError(PRESET_UNKNOWN, f"{text} (there are {', '.join(ROUNDS)})")
+    base = run_preset(params.preset, model.id, (dataset,), ROUNDS[params.preset], 0)
+    run = changed(base, params)
+    context = model.model.architecture.context
+    if run.sequence > context:
+        raise RpcError(
+            RUN_INVALID,
+            f"sequences of {run.sequence} tokens do not fit the model's context of "
+            f"{context}; give a shorter --sequence",
+        )
+    try:
+        check_numbers(run)
+    except Reject as error:
+        raise RpcError(RUN_INVALID, str(error)) from error
+    return run
+
+
+def changed(run: Run, params: Start) -> Run:
+    """Return `run` with the numbers that the caller gave in place of its own."""
+    given = {
+        "rounds": params.rounds,
+        "inner_steps": params.inner_steps,
+        "batch": params.batch,
+        "sequence": params.sequence,
+        "outer_rate_ppm": _scaled(params.outer_rate, PPM),
+        "outer_momentum_ppm": _scaled(params.outer_momentum, PPM),
+        "deadline_ms": _scaled(params.deadline_s, 1000),
+        "adopt_every": params.adopt_every,
+        "seed": params.seed,
+    }
+    changes: dict[str, object] = {k: v for k, v in given.items() if v is not None}
+    if params.inner_rate is not None:
+        rate = _scaled(params.inner_rate, 10**9)
+        assert rate is not None
+        changes["inner_rate"] = (RateStep(0, rate),)
+    if params.codec is not None or params.rank is not None:
+        changes["codecs"] = tuple(_codec(choice, params) for choice in run.codecs)
+    return replace(run, **changes)  # type: ignore[arg-type]
+
+
+def _scaled(value: float | None, unit: int) -> int | None:
+    return None if value is None else round(value * unit)
+
+
+def _codec(choice: CodecChoice, params: Start) -> CodecChoice:
+    """Change how matrices are coded: whatever the preset codes by low rank."""
+    if choice.codec is not Codec.LR4:
+        return choice
+    if params.codec == "dense":
+        if params.rank is not None:
+            raise RpcError(RUN_INVALID, "dense deltas have no rank; leave one out")
+        return replace(choice, codec=Codec.DENSE, setting=0)
+    return choice if params.rank is None else replace(choice, setting=params.rank)
+
+
+def missing(view: View, model: ModelRecord, liveness_ms: int) -> list[str]:
+    """Return the groups that no live learner holds: a round could not close on them."""
+    seats = live_seats(view, model.id, liveness_ms)
+    held = [members(seat.held) for seat in seats if seat.roles & Role.LEARN]
+    groups = layout_for(model.model).groups
+    return [g.name for g in groups if not any(g.index in one for one in held)]
+
+
+def is_spread(view: View, model: ModelRecord, liveness_ms: int) -> bool:
+    """True when every registered node has taken up its share of the model's groups."""
+    nodes = sum(1 for _ in NODES.scan(view))
+    held = [members(s.held) for s in live_seats(view, model.id, liveness_ms)]
+    return all(
+        sum(group.index in one for one in held)
+        >= (nodes if group.expert is None else min(nodes, model.model.replication))
+        for group in layout_for(model.model).groups
+    )

@@ -1,0 +1,906 @@
+"""What the answers by noun make of records, blocks and tiles."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import trio
+import trio.testing
+
+from blyan_proto.block.block import Block
+from blyan_proto.block.data import Dataset, Tier
+from blyan_proto.block.economy import Hardware, Registration, Transfer
+from blyan_proto.block.header import INLINE, NO_LAYER, Header
+from blyan_proto.block.model import Codec, Model, TileRoots, Weights
+from blyan_proto.block.payload import encode_payload, kind_of, payload_digest
+from blyan_proto.checkpoint import (
+    Checkpoint,
+    FinalCheckpoint,
+    Validator,
+    Vote,
+    VoteStage,
+    VoteStatement,
+)
+from blyan_proto.genesis import DEVNET, Balance, Genesis
+from blyan_proto.protocols.hello import Greeting
+from blyan_proto.rpc import chain as chain_spec
+from blyan_proto.rpc import data as data_spec
+from blyan_proto.rpc import errors
+from blyan_proto.rpc import expert as expert_spec
+from blyan_proto.rpc import model as model_spec
+from blyan_proto.rpc import node as node_spec
+from blyan_proto.rpc import peer as peer_spec
+from blyan_proto.rpc import tile as tile_spec
+from blyan_proto.rpc import train as train_spec
+from blyan_proto.rpc.methods import all_methods
+from blyan_proto.signing import SigningKey
+from blyan_proto.types import Chain, Role, bitmap
+from blyan_tile.create import create, model_of, run_preset
+from blyan_tile.layout import layout_of
+from blyand.chain.machine import Machine
+from blyand.chain.pool import Pool
+from blyand.compute import Threads
+from blyand.config import Config
+from blyand.errors import NoRoute, NotHere, Unavailable
+from blyand.events import Broadcast, CheckpointFinalised
+from blyand.net.host import PeerInfo
+from blyand.net.identity import peer_id_of
+from blyand.poison import PoisonBox
+from blyand.protocols.meeting import Met
+from blyand.rpc import chain, data, expert, model, node, peer, rounds, runs, tile, train
+from blyand.rpc.bind import Answers
+from blyand.rpc.holders import Holders
+from blyand.rpc.ordering import Ordering
+from blyand.rpc.publishing import Publishing
+from blyand.rpc.resolve import model_called
+from blyand.rules.model.model import add_weights
+from blyand.rules.model.model import create as create_model
+from blyand.rules.model.schedule import write_schedule
+from blyand.rules.records import (
+    CLOCK,
+    DATASETS,
+    GROUPS,
+    MODELS,
+    NODES,
+    RUNS,
+    TIPS,
+    VERSIONS,
+    DatasetRecord,
+    RunRecord,
+    Tip,
+    Tips,
+    Version,
+)
+from blyand.rules.view import Overlay
+from blyand.store.blobs import BlobStore
+from blyand.store.blocks import BlockStore
+from blyand.store.checkpoints import CheckpointStore
+from blyand.store.memory import MemoryStore
+from blyand.store.state import State
+from blyand.training.holder import Version as Held
+from blyand.training.journal import Report
+
+KEY, OTHER = SigningKey(bytes(31) + b"\x01"), SigningKey(bytes(31) + b"\x02")
+METHODS = all_methods()
+
+
+def registration(key):
+    return Registration(
+        1, key.public, int(Role.LEARN), "", Hardware("cpu", 1, 1), 0, bytes(32)
+    )
+
+
+GENESIS = Genesis(
+    version=1,
+    name="test",
+    salt=bytes(32),
+    time_ms=1_000_000,
+    parameters=DEVNET,
+    validators=(Validator(KEY.public, 1, bytes(32)),),
+    participants=(registration(KEY), registration(OTHER)),
+    balances=(Balance(KEY.account, 10**9),),
+)
+
+
+class World:
+    """One node's chain without a network: what answers are read from."""
+
+    def __init__(self, path):
+        self.store = MemoryStore()
+        self.blocks = BlockStore(self.store)
+        self.checkpoints = CheckpointStore(self.store)
+        self.state = State()
+        self.events = Broadcast()
+        self.lane = Threads("test", 2)
+        self.machine = Machine(
+            GENESIS,
+            self.state,
+            self.checkpoints,
+            self.lane,
+            self.events,
+            PoisonBox(path / "poison"),
+        )
+        self.pool = Pool()
+        self.blobs = BlobStore(path / "blobs")
+        self.heads = {}
+        self.held = frozenset()
+        self.holder = SimpleNamespace(
+            held=lambda model: self.held,
+            head=lambda model, group: self.heads.get((model, group)),
+        )
+        self.ordering = Ordering(self.machine, self.blocks, self.events)
+        self.holders = Holders(self.machine, self.holder, KEY.account)
+        self.answers = Answers(METHODS)
+        self.items = []
+        self._sequence = 0
+
+    @property
+    def view(self):
+        return self.machine.view
+
+    def block(self, payload, subject="", time_ms=5, parents=()):
+        """Make a block, stored and pending; signatures are not what is tested."""
+        kind, raw = kind_of(payload), encode_payload(payload)
+        self._sequence += 1
+        header = Header(
+            version=1,
+            network=GENESIS.id,
+            chain=kind.chain,
+            kind=kind.code,
+            height=len(parents),
+            parents=tuple(parents),
+            anchor_height=0,
+            anchor=GENESIS.id,
+            meta_ref=None,
+            subject=subject,
+            layer=NO_LAYER,
+            payload_type=INLINE,
+            payload_bytes=len(raw),
+            payload_digest=payload_digest(raw),
+            account=KEY.account,
+            author=KEY.public,
+            sequence=self._sequence,
+            time_ms=time_ms,
+            nonce=0,
+        )
+        made = Block(header, bytes(64), raw)
+        self.blocks.put_many([made])
+        self.pool.add(made)
+        return made
+
+    def order(self, *blocks, change=lambda overlay: None, error=None):
+        """Finalise a checkpoint over `blocks`; `change` gives its effect on the state."""
+        clock = self.machine.clock
+        overlay = Overlay(self.state)
+        height = clock.height + 1
+        CLOCK.put(
+            overlay,
+            dataclasses.replace(clock, height=height, time_ms=1_000_000 + height),
+        )
+        for block in blocks:
+            header = block.header
+            tips = Tips((Tip(block.id, header.height),))
+            TIPS.put(overlay, tips, bytes([header.chain]))
+        change(overlay)
+        checkpoint = Checkpoint(
+            version=1,
+            network=GENESIS.id,
+            height=height,
+            parent=bytes(32),
+            round=0,
+            proposer=KEY.public,
+            time_ms=1_000_000 + height,
+            beacon=bytes(32),
+            preimage=bytes(32),
+            blocks=tuple(block.id for block in blocks),
+            receipts=(),
+            state_root=self.state.preview(overlay.changes),
+            validators_root=bytes(32),
+            next_validators_root=bytes(32),
+        )
+        statement = VoteStatement(1, VoteStage.PRECOMMIT, height, 0, checkpoint.id)
+        final = FinalCheckpoint(checkpoint, (Vote(statement, KEY.public, bytes(64)),))
+        outcomes = [(1, error) if error else (0, "")] * len(blocks)
+        self.checkpoints.commit_checkpoint(final, overlay.changes, outcomes)
+        self.state.apply(overlay.changes)
+        for block in blocks:
+            self.pool.remove(block.id)
+        self.events.publish(CheckpointFinalised(final, b"", tuple(blocks)))
+
+    async def ask(self, name, /, **params):
+        """Call a method as the server does, and check the answer's shape."""
+        method = METHODS[name]
+        arguments = [method.params(**params)]
+        if method.streams is not None:
+
+            async def emit(item):
+                method.write_item(item)
+                self.items.append(item)
+
+            arguments.append(emit)
+        result = await self.answers[name](*arguments)
+        assert method.read_result(method.write_result(result)) == result
+        return result
+
+
+def with_model(world, name="tiny", seed=0):
+    """Put a whole model on the chain, its tiles into the blobs; return its record."""
+    payload = model_of("tiny", name)
+    birth = world.block(payload, subject=name)
+    layout = layout_of(payload)
+    random = np.random.default_rng(seed)
+    weights = [
+        Weights(
+            1,
+            birth.id,
+            group.index,
+            tuple(
+                TileRoots(
+                    world.blobs.put_array(
+                        random.standard_normal(tile.shape, np.float32), durable=False
+                    ),
+                    None,
+                )
+                for tile in group.tiles
+            ),
+        )
+        for group in layout.groups
+    ]
+    blocks = [world.block(payload) for payload in weights]
+
+    def change(overlay):
+        create_model(overlay, birth, payload, 1)
+        for block, content in zip(blocks, weights):
+            add_weights(overlay, block, content, 1)
+
+    world.order(birth, *blocks, change=change)
+    for group, block, content in zip(layout.groups, blocks, weights):
+        head = Held(block.id, None, None, 0, content.tiles)
+        world.heads[birth.id, group.index] = head
+    world.held = frozenset(range(len(layout.groups)))
+    return MODELS.get(world.view, birth.id)
+
+
+def with_dataset(world, name="text"):
+    payload = Dataset(1, name, bytes(32), 900, 3, 30_000, "MIT", "here", 0, None)
+    block = world.block(payload, subject=name)
+    record = DatasetRecord(block.id, payload, KEY.account, Tier.PENDING)
+    world.order(block, change=lambda o: DATASETS.put(o, record, block.id))
+    return record
+
+
+def follow_model(world, record, *keys):
+    """Let nodes say that they hold everything."""
+
+    def change(overlay):
+        for key in keys:
+            known = NODES.get(overlay, key.account)
+            held = bitmap(set(range(record.groups)), record.groups)
+            said = dataclasses.replace(known, model=record.id, held=held)
+            NODES.put(overlay, said, key.account)
+
+    world.order(change=change)
+
+
+def open_run(world, record, dataset, **numbers):
+    """Order a run block; return the run's record."""
+    run = run_preset("tiny", record.id, (dataset.id,), 6, 0)
+    run = dataclasses.replace(run, **numbers)
+    block = world.block(run, subject=record.model.name)
+    made = RunRecord(block.id, run, KEY.account, 0, (), False)
+    world.order(block, change=lambda o: put_run(o, made))
+    return made
+
+
+def put_run(overlay, record):
+    RUNS.put(overlay, record, record.id)
+    model_record = MODELS.get(overlay, record.run.model)
+    open_one = None if record.finished else record.id
+    MODELS.put(
+        overlay, dataclasses.replace(model_record, run=open_one), model_record.id
+    )
+    for round in range(record.closed, record.run.rounds):
+        write_schedule(overlay, record, round, DEVNET.liveness_span_ms)
+
+
+@pytest.fixture
+def world(tmp_path):
+    made = World(tmp_path)
+    yield made
+    made.blobs.close()
+
+
+def refusal(code, ask):
+    with pytest.raises(errors.RpcError) as caught:
+        trio.run(ask)
+    assert caught.value.code == code.code
+    return caught.value.message
+
+
+# node and peer
+
+
+def met(peer, **greeting):
+    return Met(
+        PeerInfo(peer, "/ip4/127.0.0.1/tcp/9", inbound=False, admitted=True),
+        Greeting(
+            **{
+                "network": GENESIS.id,
+                "software": "blyand/0.1.0",
+                "roles": int(Role.LEARN | Role.SERVE),
+                "region": "",
+                "addresses": (),
+                "model": None,
+                "held": b"",
+                "finalised": 3,
+                "checkpoint": bytes(32),
+                **greeting,
+            }
+        ),
+        since=0.0,
+    )
+
+
+def test_the_status_says_what_is_wrong(world):
+    with_model(world)
+    world.held = frozenset({0, 1})
+    pending = world.block(Transfer(1, OTHER.account, 1, 0, ""), parents=[bytes(32)])
+    peers = {}
+    learner = SimpleNamespace(status="training round 3 of 6", paused=False)
+    standing = node.Standing(
+        world.machine,
+        SimpleNamespace(behind=0),
+        world.pool,
+        SimpleNamespace(peers=peers),
+        world.holder,
+        learner,
+        lambda: ("the database was repaired",),
+    )
+    stops = []
+    host = SimpleNamespace(
+        peer_id=peer_id_of(KEY.public),
+        addresses=("/ip4/127.0.0.1/tcp/1/p2p/x",),
+        traffic=lambda: {"/b": (1, 2), "/a": (3, 4)},
+    )
+
+    async def main():
+        node.bind(
+            world.answers,
+            config=Config(),
+            host=host,
+            standing=standing,
+            roles=("learn", "serve"),
+            stop=lambda: stops.append(1),
+        )
+        status = await world.ask("node.status")
+        assert status.account == KEY.account and status.finalised == 1
+        assert status.height == pending.header.height == 1
+        assert [h.groups for h in status.hosted] == [["embed", "layer0.trunk"]]
+        assert status.training == learner.status
+        assert "repaired" in status.warnings[0] and "no peer" in status.warnings[1]
+        peers["x"] = learner.paused = True
+        world.machine.halted = "checkpoint 9 gives another state root here"
+        status = await world.ask("node.status")
+        assert status.peers == 1 and len(status.warnings) == 3
+        assert status.warnings[0] == world.machine.halted
+        traffic = await world.ask("node.traffic")
+        assert (traffic.up_bytes, traffic.down_bytes) == (4, 6)
+        assert [line.protocol for line in traffic.protocols] == ["/a", "/b"]
+        options = {o.name: o for o in (await world.ask("node.config")).options}
+        assert options["node.roles"].value == ["learn", "serve"]
+        assert options["node.roles"].source == "default"
+        await world.ask("node.stop")
+        assert stops == [1]
+
+    trio.run(main)
+
+
+def test_peers_and_connecting(world):
+    record = with_model(world)
+    known = {"a": met("a", model=record.id, held=bitmap({0}, record.groups))}
+
+    async def connect(address):
+        if "/127.0.0.9/" in address:
+            raise NoRoute("nobody listens there")
+        return address.rpartition("/")[2]
+
+    async def wait_gone(peer):
+        if peer != "stranger":
+            await trio.sleep_forever()
+
+    async def greeted(peer):
+        if peer not in known:
+            await trio.sleep_forever()
+        return True
+
+    peer.bind(
+        world.answers,
+        host=SimpleNamespace(peer_id="me", connect=connect, wait_gone=wait_gone),
+        meeting=SimpleNamespace(peers=known, greeted=greeted),
+        view=lambda: world.view,
+        latency_ms=lambda peer: 1.5,
+    )
+
+    async def main():
+        (line,) = (await world.ask("peer.list")).peers
+        assert line.roles == ["learn", "serve"] and line.outbound
+        assert line.hosted[0].groups == ["embed"] and line.latency_ms == 1.5
+        connected = await world.ask("peer.connect", address="/ip4/1.2.3.4/tcp/1/p2p/a")
+        assert connected.peer_id == "a"
+
+    trio.run(main)
+    for code, address in (
+        (errors.PEER_REFUSED, "/ip4/1.2.3.4/tcp/1/p2p/me"),
+        (errors.PEER_REFUSED, "/ip4/1.2.3.4/tcp/1/p2p/stranger"),
+        (errors.PEER_UNREACHABLE, "/ip4/127.0.0.9/tcp/1/p2p/a"),
+        (errors.ADDRESS_INVALID, "/ip4/1.2.3.4/tcp/1"),
+    ):
+        refusal(code, lambda: world.ask("peer.connect", address=address))
+
+
+# chain
+
+
+def bind_chain(world):
+    ledger = chain.Ledger(world.blocks, world.checkpoints, world.pool)
+    chain.bind(world.answers, machine=world.machine, ledger=ledger, lane=world.lane)
+
+
+def test_tips_and_log_show_ordered_and_pending_blocks(world):
+    bind_chain(world)
+
+    async def main():
+        before = await world.ask("chain.tips")
+        assert before.checkpoint == GENESIS.id and before.state_root == world.state.root
+        assert [line.height for line in before.chains] == [-1] * 4
+        one, two = (
+            world.block(Transfer(1, OTHER.account, n, 0, ""), time_ms=n) for n in (1, 2)
+        )
+        world.order(one)
+        world.order(two, error="no money")
+        three = world.block(
+            Transfer(1, OTHER.account, 3, 0, ""), time_ms=3, parents=[two.id]
+        )
+        tips = await world.ask("chain.tips")
+        line = tips.chains[Chain.LEDGER]
+        assert (line.blocks, line.height, line.tips) == (3, 1, [three.id])
+        assert (tips.pending, tips.finalised) == (1, 2)
+        assert tips == await world.ask("chain.tips")
+        log = (await world.ask("chain.log")).blocks
+        assert [b.id for b in log] == [three.id, two.id, one.id]
+        assert [b.checkpoint for b in log] == [None, 2, 1]
+        assert [b.error for b in log] == [None, "no money", None]
+        assert [b.kind for b in log] == ["transfer"] * 3
+        assert len((await world.ask("chain.log", limit=2)).blocks) == 2
+        assert (await world.ask("chain.log", chain="A")).blocks == []
+
+    trio.run(main)
+
+
+def test_a_block_and_a_checkpoint(world):
+    bind_chain(world)
+    one = world.block(Transfer(1, OTHER.account, 7, 0, "memo"))
+    world.order(one)
+
+    async def main():
+        block = await world.ask("chain.block", id=one.id, payload=True)
+        assert block.payload["to"] == OTHER.account.hex()
+        assert block.payload["amount_micro"] == 7 and block.layer is None
+        newest = await world.ask("chain.checkpoint")
+        assert newest.height == 1 and newest.blocks == [one.id]
+        assert newest.signers == [KEY.public]
+        genesis = await world.ask("chain.checkpoint", height=0)
+        assert genesis.id == GENESIS.id and genesis.signers == []
+
+    trio.run(main)
+    refusal(errors.BLOCK_UNKNOWN, lambda: world.ask("chain.block", id=bytes(32)))
+    refusal(errors.CHECKPOINT_UNKNOWN, lambda: world.ask("chain.checkpoint", height=2))
+
+
+# models, experts, datasets
+
+
+def bind_models(world, publishing=None):
+    expert.bind(world.answers, holders=world.holders, latency_ms=lambda peer: None)
+    model.bind(
+        world.answers,
+        holders=world.holders,
+        ordering=world.ordering,
+        publishing=publishing,
+    )
+
+
+def test_models_and_experts_with_their_holders(world):
+    record = with_model(world)
+    follow_model(world, record, OTHER)
+    world.held = frozenset({0})
+    bind_models(world)
+
+    async def main():
+        (line,) = (await world.ask("model.list")).models
+        assert line.groups == record.groups and line.groups_held == 1
+        shown = await world.ask("model.show", model="tiny")
+        assert [g.holders for g in shown.groups[:2]] == [2, 1]
+        assert shown.active_parameters < shown.parameters == line.parameters
+        experts = (await world.ask("expert.list", model=record.id.hex())).experts
+        assert len(experts) == 8 and not any(e.local for e in experts)
+        one = await world.ask("expert.show", name="layer1.expert2")
+        assert [h.peer_id for h in one.holders] == [peer_id_of(OTHER.public)]
+        assert one.root == one.adopted_root and one.primaries == []
+
+    trio.run(main)
+    ask = world.ask
+    text = refusal(
+        errors.EXPERT_UNKNOWN, lambda: ask("expert.show", name="layer1.exprt2")
+    )
+    assert "layer1.expert2" in text
+    refusal(errors.EXPERT_UNKNOWN, lambda: ask("expert.show", name="embed"))
+    assert "'tiny'" in refusal(
+        errors.MODEL_UNKNOWN, lambda: ask("model.show", model="tyni")
+    )
+    with_model(world, "second")
+    assert "second, tiny" in refusal(errors.MODEL_AMBIGUOUS, lambda: ask("model.show"))
+
+
+def test_no_model_yet(world):
+    with pytest.raises(errors.RpcError, match="model create"):
+        model_called(world.view, None)
+
+
+def publishing_of(world, tmp_path, effect):
+    """Publishing whose worker runs jobs here, and whose blocks are ordered at once."""
+
+    class Worker:
+        async def call(self, job, report=None):
+            return create(job, report or (lambda progress: None))
+
+    async def make(payload, *, subject="", layer=NO_LAYER, meta_ref=None):
+        block = world.block(payload, subject=subject)
+        world.order(block, change=lambda overlay: effect(overlay, block, payload))
+        return block
+
+    return Publishing(Worker(), world.blobs, world.lane, make, tmp_path / "work")
+
+
+def test_creating_a_model_ends_when_its_weights_are_ordered(world, tmp_path):
+    def effect(overlay, block, payload):
+        if isinstance(payload, Model):
+            create_model(overlay, block, payload, 1)
+        else:
+            add_weights(overlay, block, payload, 1)
+
+    bind_models(world, publishing_of(world, tmp_path, effect))
+
+    async def main():
+        made = await world.ask("model.create", preset="tiny", name="mine")
+        record = MODELS.get(world.view, made.model_id)
+        assert record.weights == record.groups == made.groups
+        assert record.model.replication == DEVNET.replication
+        assert world.items[-1].done == world.items[-1].total == made.groups
+        assert list((tmp_path / "work").iterdir()) == []
+
+    trio.run(main)
+    ask = world.ask
+    refusal(
+        errors.MODEL_EXISTS, lambda: ask("model.create", preset="tiny", name="mine")
+    )
+    assert "'tiny'" in refusal(
+        errors.PRESET_UNKNOWN, lambda: ask("model.create", preset="tinny")
+    )
+
+
+def test_datasets(world, tmp_path):
+    publishing = publishing_of(world, tmp_path, lambda *_: None)
+    data.bind(world.answers, ordering=world.ordering, publishing=publishing)
+    with_dataset(world)
+
+    async def main():
+        (line,) = (await world.ask("data.list")).datasets
+        assert (line.name, line.tier, line.local) == ("text", "pending", False)
+        assert (await world.ask("data.show")).license == "MIT"
+
+    trio.run(main)
+    (tmp_path / "text").mkdir()
+    for code, directory in (
+        (errors.DIRECTORY_UNREADABLE, "relative"),
+        (errors.DIRECTORY_UNREADABLE, str(tmp_path / "absent")),
+        (errors.DATASET_EXISTS, str(tmp_path / "text")),
+    ):
+        refusal(code, lambda: world.ask("data.add", directory=directory))
+
+
+# tiles
+
+
+def bind_tiles(world):
+    tile.bind(
+        world.answers,
+        ordering=world.ordering,
+        holder=world.holder,
+        blocks=world.blocks,
+        blobs=world.blobs,
+        lane=world.lane,
+    )
+
+
+def test_roots_are_those_of_the_bytes_on_this_disk(tmp_path):
+    worlds = [World(tmp_path / name) for name in "ab"]
+    for world in worlds:
+        with_model(world)
+        bind_tiles(world)
+
+    async def main():
+        one, two = [await world.ask("tile.roots") for world in worlds]
+        assert one == two and one.tiles > len(one.groups) == 13
+        assert one.round == 0 and one.checkpoint == 1
+        world = worlds[1]
+        lost = world.heads[one.model_id, 3].tiles[0].weights
+        path = world.blobs.path(lost)
+        path.chmod(0o600)
+        raw = bytearray(path.read_bytes())
+        raw[5000] ^= 1  # in the data
+        path.write_bytes(raw)
+        three = await world.ask("tile.roots")
+        assert three.digest != one.digest
+        assert [g.group for g in one.groups if g not in three.groups] == [
+            "layer0.expert0"
+        ]
+        world.held = frozenset({0})
+        assert (await world.ask("tile.roots")).groups == one.groups[:1]
+
+    trio.run(main)
+    for world in worlds:
+        world.blobs.close()
+
+
+def test_roots_at_a_round_and_the_tiles_themselves(world):
+    record = with_model(world)
+    run = open_run(world, record, with_dataset(world))
+    bind_tiles(world)
+    moved = world.block(Transfer(1, OTHER.account, 1, 0, ""))  # stands for an update
+
+    def close(overlay):
+        put_run(overlay, dataclasses.replace(run, closed=1))
+        for group in list(GROUPS.scan(overlay, record.id)):
+            head = dataclasses.replace(group, head=moved.id, run=run.id, rounds=1)
+            GROUPS.put(overlay, head, record.id, group.group)
+            version = Version(moved.id, group.tiles)
+            VERSIONS.put(overlay, version, run.id, 0, group.group)
+
+    world.order(moved, change=close)
+
+    async def main():
+        roots = await world.ask("tile.roots")
+        assert roots.round == 1 and roots.checkpoint == world.machine.clock.height
+        assert await world.ask("tile.roots", round=1) == roots
+        with pytest.raises(Unavailable, match="not finalised"):
+            await world.ask("tile.roots", round=2)
+        tiles = await world.ask("tile.list", group="layer0.trunk")
+        assert {line.group for line in tiles.tiles} == {"layer0.trunk"}
+        vectors = await world.ask("tile.show", group="layer0.trunk", index=4)
+        assert vectors.tensor_class == "vector" and vectors.shape == [128]
+        assert vectors.pieces[0].rows == [] and vectors.pieces[0].columns == [0, 64]
+        world.heads.clear()
+        with pytest.raises(NotHere):
+            await world.ask("tile.show", group="layer0.trunk", index=4)
+
+    trio.run(main)
+    refusal(
+        errors.TILE_UNKNOWN,
+        lambda: world.ask("tile.show", group="layer0.trunk", index=9),
+    )
+
+
+# training
+
+
+class FakeJournal:
+    """A journal that the test writes."""
+
+    def __init__(self, run):
+        self.run = run
+        self.made = {}
+        self.awaited = set()
+        self.first = None
+        self._changed = trio.Event()
+
+    def close(self, round, loss=None, awaited=False):
+        report = Report(
+            self.run, round, 6, 2.0, loss, closed=True, tokens=10, own_tokens=4
+        )
+        self.made[round] = report
+        (self.awaited.add if awaited else self.awaited.discard)(round)
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def reports(self, run):
+        return [self.made[round] for round in sorted(self.made)]
+
+    all_reports = reports
+
+    def before(self, run):
+        return self.first
+
+    def awaits(self, record, round):
+        return round in self.awaited
+
+    async def archives(self, record):
+        raise NotHere("nobody has it")
+
+    async def changed(self):
+        await self._changed.wait()
+
+
+def watching_of(world, journal, paused=lambda: False):
+    return rounds.Watching(lambda: world.view, journal, world.lane, lambda: 3, paused)
+
+
+def bind_training(world, journal, make=None, learner=None):
+    train.bind(
+        world.answers,
+        account=KEY.account,
+        ordering=world.ordering,
+        make=make,
+        holder=world.holder,
+        learner=learner,
+        watching=watching_of(world, journal),
+        liveness_ms=DEVNET.liveness_span_ms,
+    )
+
+
+def test_watching_shows_each_round_once_with_its_loss(world):
+    run = open_run(world, with_model(world), with_dataset(world), rounds=4)
+
+    def closed(count):
+        finished = count == 4
+        changed = dataclasses.replace(run, closed=count, finished=finished)
+        world.order(change=lambda overlay: put_run(overlay, changed))
+
+    async def main():
+        journal = FakeJournal(run.id)
+        bind_training(world, journal)
+        journal.awaited.add(None)  # the judgement before the first round is under way
+        results = []
+
+        async def watch():
+            results.append(await world.ask("train.watch"))
+
+        async def seen(count):
+            for _ in range(20):  # threads may be at work in between
+                await trio.testing.wait_all_tasks_blocked()
+            assert [item.round for item in world.items] == list(range(count))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            await trio.testing.wait_all_tasks_blocked()
+            assert world.items == []
+            journal.first = 5.5
+            journal.awaited.clear()
+            closed(1)
+            journal.close(0, awaited=True)
+            await seen(1)
+            assert world.items[0].held_out_loss == 5.5
+            journal.close(0, loss=3.0)
+            await seen(2)
+            closed(2)
+            journal.close(1, awaited=True)
+            await seen(2)
+            closed(3)
+            journal.awaited.discard(1)  # a later round is closed: none comes any more
+            journal.close(2)
+            await seen(4)
+            closed(4)
+            journal.close(3, awaited=True)
+            await seen(4)
+            journal.close(3, loss=1.5)
+        (result,) = results
+        assert [item.round for item in world.items] == [0, 1, 2, 3, 4]
+        losses = [item.held_out_loss for item in world.items]
+        assert losses == [5.5, 3.0, None, None, 1.5]
+        assert (result.outcome, result.round, result.tokens) == ("finished", 4, 40)
+        assert (result.first_held_out_loss, result.held_out_loss) == (5.5, 1.5)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.05))
+
+
+def test_watching_ends_when_this_node_stops_learning(world):
+    run = open_run(world, with_model(world), with_dataset(world))
+    paused = []
+
+    async def main():
+        watching = watching_of(world, FakeJournal(run.id), lambda: bool(paused))
+
+        async def emit(item):
+            paused.append(item)
+
+        result = await rounds.follow(watching, run.id, emit)
+        assert result.outcome == "stopped" and result.round == 0
+
+    trio.run(main)
+
+
+def test_starting_makes_a_run_once_its_groups_are_held(world):
+    record, dataset = with_model(world), with_dataset(world)
+    made = []
+
+    async def make(payload, *, subject, meta_ref):
+        block = world.block(payload, subject=subject)
+        made.append(payload)
+        opened = RunRecord(block.id, payload, KEY.account, 0, (), False)
+        world.order(block, change=lambda overlay: put_run(overlay, opened))
+        return block
+
+    learner = SimpleNamespace(status="training round 0 of 6", paused=False)
+    learner.resume = lambda: setattr(learner, "paused", False)
+    learner.pause = lambda: setattr(learner, "paused", True)
+    ask = world.ask
+
+    async def main():
+        bind_training(world, FakeJournal(bytes(32)), make, learner)
+        assert (await ask("train.status")).state == "waiting"
+        numbers = dict(preset="tiny", rounds=9, codec="dense", inner_rate=0.001)
+        async with trio.open_nursery() as nursery:
+            started = []
+
+            async def start():
+                started.append(await ask("train.start", **numbers))
+
+            nursery.start_soon(start)
+            await trio.testing.wait_all_tasks_blocked()
+            assert made == []  # nobody holds the model yet
+            follow_model(world, record, KEY, OTHER)
+        (first,) = started
+        assert first.created and first.rounds == 9 and first.dataset == "text"
+        run = made[0]
+        assert run.inner_rate[0].rate_ppb == 1_000_000
+        assert {choice.codec for choice in run.codecs} == {Codec.DENSE}
+        again = await ask("train.start", preset="tiny", rounds=9)
+        assert again == dataclasses.replace(first, created=False)
+        status = await ask("train.status")
+        assert status.state == "learning" and status.run == first.run
+        assert status.learners == 2 and 0 < len(status.primary_of) < record.groups
+        assert (await ask("train.stop")).run == first.run
+        assert learner.paused and (await ask("train.stop")).run is None
+        assert (await ask("train.status")).state == "paused"
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.05))
+    assert len(made) == 1 and dataset.id == made[0].datasets[0]
+    refusal(errors.RUN_ACTIVE, lambda: ask("train.start", rounds=10))
+    refusal(errors.RUN_UNKNOWN, lambda: ask("train.start", run=bytes(32)))
+
+
+def test_settings_that_make_no_run(world):
+    record = with_model(world)
+    start = train_spec.Start
+
+    def refuse(code, **numbers):
+        with pytest.raises(errors.RpcError) as caught:
+            runs.run_of(start(**{"preset": "tiny", **numbers}), record, bytes(32))
+        assert caught.value.code == code.code
+
+    refuse(errors.PRESET_UNKNOWN, preset="huge")
+    refuse(errors.RUN_INVALID, sequence=257)
+    refuse(errors.RUN_INVALID, codec="dense", rank=4)
+    refuse(errors.RUN_INVALID, rounds=2_000_000)
+    ranks = runs.run_of(start(preset="tiny", rank=8), record, bytes(32)).codecs
+    assert {c.setting for c in ranks if c.codec is Codec.LR4} == {8}
+
+
+def test_every_spec_of_these_nouns_has_its_answer(world):
+    bind_chain(world)
+    bind_tiles(world)
+    bind_models(world)
+    bind_training(world, None)
+    data.bind(
+        world.answers,
+        ordering=world.ordering,
+        publishing=SimpleNamespace(blobs=None, lane=None),
+    )
+    modules = (chain_spec, tile_spec, expert_spec, model_spec, train_spec, data_spec)
+    for noun in modules:
+        for declared in vars(noun).values():
+            if type(declared).__name__ == "Method":
+                assert world.answers[declared.name]
+    assert node_spec.status.name not in world.answers._answers
+    assert peer_spec.list_.name not in world.answers._answers
