@@ -26,6 +26,7 @@ ROUNDS = 16
 CORPUS_MB = 12
 JUDGED_TOKENS = 65_536  # of the held-out text, before and after
 PROMPT = "def "
+TEMPERATURE, SEED = 0.6, 7
 TOKENS = 96
 LONG_TOKENS = 160  # of the answer in whose middle a node is killed
 KILL_AFTER = 24  # tokens
@@ -133,6 +134,7 @@ def _create(arguments: argparse.Namespace, nodes: list[devnet.Node]) -> None:
     )
     _say("waiting until every expert is on two nodes")
     _until(lambda: all(_is_placed(node) for node in nodes), 120.0)
+    _until(lambda: all(_has_corpus(node) for node in nodes), 120.0)
     for node in nodes:
         status = _call(node, "node.status")
         groups = [g for hosted in status["hosted"] for g in hosted["groups"]]
@@ -149,6 +151,11 @@ def _is_placed(node: devnet.Node) -> bool:
     return all(expert["holders"] >= 2 for expert in experts)
 
 
+def _has_corpus(node: devnet.Node) -> bool:
+    datasets = _call(node, "data.list")["datasets"]
+    return any(one["local"] for one in datasets)
+
+
 def _fewest(nodes: list[devnet.Node]) -> devnet.Node:
     """Return the node that hosts the fewest experts, not the first one if equal."""
 
@@ -160,7 +167,10 @@ def _fewest(nodes: list[devnet.Node]) -> devnet.Node:
 
 
 def _generate(node: devnet.Node, when: str) -> dict[str, Any]:
-    _step(f"blyanctl --home {node.home} infer generate {PROMPT!r} --stream   # {when}")
+    _step(
+        f"blyanctl --home {node.home} infer generate {PROMPT!r} --stream "
+        f"--temperature {TEMPERATURE} --seed {SEED}   # {when}"
+    )
     return _answer(node, TOKENS, lambda count: None)
 
 
@@ -170,7 +180,13 @@ def _answer(
     sys.stdout.write(PROMPT)
     with Client(node.home) as client:
         stream = client.stream(
-            "infer.generate", {"prompt": PROMPT, "max_tokens": tokens}
+            "infer.generate",
+            {
+                "prompt": PROMPT,
+                "max_tokens": tokens,
+                "temperature": TEMPERATURE,
+                "seed": SEED,
+            },
         )
         for count, item in enumerate(stream, 1):
             sys.stdout.write(live.printable(item["text"]))
@@ -262,7 +278,8 @@ def _kill_in_the_middle(
     me = _call(asker, "node.status")["peer_id"]
     calls = sorted((p["calls"], p["peer_id"]) for p in whole["peers"])
     homes = {_call(n, "node.status")["peer_id"]: n for n in nodes}
-    busiest = [p for _, p in reversed(calls) if p != me and homes[p] != nodes[0]]
+    busiest = [p for _, p in reversed(calls) if p != me]
+    busiest.sort(key=lambda peer: homes[peer] is nodes[0])  # the sequencer last
     if not busiest:
         _say("every expert call was answered here: nobody to kill")
         return

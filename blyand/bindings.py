@@ -38,6 +38,7 @@ def bind_all(
     importer: Worker,
     stop: Callable[[], None],
     roles: tuple[str, ...],
+    learns: bool,
 ) -> Answers:
     """Return the answers of one node."""
     answers = Answers(all_methods())
@@ -74,7 +75,7 @@ def bind_all(
             pool=ledger.pool,
             meeting=base.meeting,
             holder=models.holder,
-            learner=models.learner if base.config.training.enabled else None,
+            learner=models.learner if learns else None,
             warnings=lambda: stores.warnings,
         ),
         roles=roles,
@@ -112,7 +113,7 @@ def bind_all(
         held_out,
         checkpoint_id,
     )
-    learner = models.learner if base.config.training.enabled else None
+    learner = models.learner if learns else None
     train.bind(
         answers,
         account=base.key.account,

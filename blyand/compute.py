@@ -27,6 +27,7 @@ from blyand.errors import ComputeFault, ConfigFault
 from blyand.log import BROKEN, fields
 from blyand.worker import (
     CHUNK_BYTES,
+    GIVEN_UP,
     JOBS,
     MAX_FRAME_BYTES,
     Begin,
@@ -42,6 +43,10 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 DYING_S = 2.0  # from the end of the socket to that of the process
+
+
+class GivenUp(Exception):
+    """A worker's job ended early because `Worker.give_up` asked for it."""
 
 
 class Threads:
@@ -106,6 +111,17 @@ class Worker:
         if isinstance(reply, Failed):
             raise self._raised(reply, begin)
         return reply
+
+    async def give_up(self) -> None:
+        """Ask for the call under way to end at its next report, with GivenUp.
+
+        Cheaper than cancelling the call: the process, and what it imported, lives on.
+        """
+        if self._link is not None and self._turn.locked():
+            try:
+                await self._link.send_all(frame(b""))
+            except (trio.BrokenResourceError, trio.BusyResourceError):
+                pass  # dead, or not yet begun: the caller asks again or sees the death
 
     async def stop(self) -> None:
         """Kill the process, if there is one, and wait until it is gone."""
@@ -173,6 +189,8 @@ class Worker:
 
     def _raised(self, reply: Failed, begin: Begin) -> Exception:
         """Return the error that a job's failure is in this process."""
+        if reply.fault == GIVEN_UP:
+            return GivenUp(f"the {self.name} worker gave its job up")
         kind = getattr(errors, reply.fault, None) if reply.fault else None
         if isinstance(kind, type) and issubclass(kind, errors.ProtocolError):
             return kind(reply.text)

@@ -34,6 +34,7 @@ from blyand.bindings import bind_all
 from blyand.clock import SystemClock
 from blyand.compute import Threads, choose_threads, open_worker
 from blyand.config import Config
+from blyand.data.custody import Custody
 from blyand.election.members import Member, registration_of
 from blyand.errors import ComputeFault, Unavailable
 from blyand.events import Broadcast
@@ -53,6 +54,7 @@ from blyand.parts import (
     build_ledger,
     build_models,
     build_sequencer,
+    wanting,
 )
 from blyand.poison import PoisonBox
 from blyand.protocols import blobs as blobs_ends
@@ -139,8 +141,16 @@ async def run(home: Home, config: Config) -> None:
             models = build_models(base, ledger, fetcher, experts, trainer)
             stop = trio.Event()
             _handle(base, ledger, models)
+            learns = bool(config.training.enabled and _roles(base) & Role.LEARN)
             answers = bind_all(
-                base, ledger, models, fetcher, importer, stop.set, _role_names(base)
+                base,
+                ledger,
+                models,
+                fetcher,
+                importer,
+                stop.set,
+                _role_names(base),
+                learns,
             )
             services = [
                 Service("commit", stores.commit.run),
@@ -159,7 +169,14 @@ async def run(home: Home, config: Config) -> None:
                 adopter = Adopter(lambda: ledger.view, ledger.author.make, events)
                 services.append(Service("sequencer", sequencer.run))
                 services.append(Service("adopter", adopter.run))
-            if config.training.enabled and _roles(base) & Role.LEARN:
+            if learns:
+                custody = Custody(
+                    lambda: ledger.view,
+                    stores.blobs.has,
+                    wanting(ledger, fetcher),
+                    events,
+                )
+                services.append(Service("custody", custody.run))
                 services.append(Service("learner", models.learner.run))
             dialer = Dialer(
                 host,

@@ -47,9 +47,10 @@ from blyand.store.checkpoints import CheckpointStore
 from blyand.store.commit import GroupCommit
 from blyand.store.intents import IntentLog
 from blyand.store.state import State
+from blyand.training.delivery import Delivery, Reach
 from blyand.training.holder import Blocks, Holder
 from blyand.training.journal import Journal
-from blyand.training.learner import Learner, Reach
+from blyand.training.learner import Learner
 from blyand.training.primary import Primary
 
 
@@ -226,21 +227,21 @@ def build_models(
         ledger.author.make,
         base.events,
     )
+    reach = Reach(
+        push=delta_ends.Client(base.host).push,
+        take=primary.take,
+        peer_of=ledger.peer_of,
+        is_connected=lambda peer: peer in base.meeting.peers,
+    )
     learner = Learner(
-        base.key,
-        base.genesis.id,
+        base.key.account,
         view,
         stores.blocks.get,
         holder,
         stores.blobs,
         trainer,
-        Reach(
-            push=delta_ends.Client(base.host).push,
-            take=primary.take,
-            peer_of=ledger.peer_of,
-            is_connected=lambda peer: peer in base.meeting.peers,
-            fetch=fetcher.get,
-        ),
+        Delivery(base.key, base.genesis.id, holder, reach, journal),
+        fetcher.get,
         base.events,
         journal,
         base.home.residuals,
@@ -253,14 +254,20 @@ def build_models(
 def _serving(
     base: Base, ledger: Ledger, holder: Holder, experts: ExpertClient
 ) -> Serving:
+    @functools.lru_cache(maxsize=8)
+    def heartbeats(checkpoint: bytes) -> list[tuple[str, bytes | None, frozenset[int]]]:
+        """Peer, model and groups of every node, decoded once per checkpoint."""
+        return [
+            (peer_id_of(node.key), node.model, members(node.held))
+            for node in NODES.scan(ledger.view)
+        ]
+
     def holders(model: bytes, group: int) -> Iterable[str]:
         """Connected peers whose last heartbeat says that they hold the group."""
         connected = base.meeting.peers
-        for node in NODES.scan(ledger.view):
-            peer = peer_id_of(node.key)
-            if peer in connected and node.model == model:
-                if group in members(node.held):
-                    yield peer
+        for peer, follows, held in heartbeats(ledger.machine.last_id):
+            if peer in connected and follows == model and group in held:
+                yield peer
 
     def tiles(model: bytes, group: int) -> list[bytes] | None:
         head = holder.head(model, group)
@@ -286,6 +293,16 @@ def _serving(
     )
 
 
+def wanting(ledger: Ledger, fetcher: Fetcher) -> Callable[[bytes, bytes], None]:
+    """Return what asks for a blob in the background, from an account's node first."""
+
+    def want(blob: bytes, account: bytes) -> None:
+        peer = ledger.peer_of(account)
+        fetcher.want(blob, [peer] if peer else [])
+
+    return want
+
+
 def build_sequencer(base: Base, ledger: Ledger, fetcher: Fetcher) -> Sequencer:
     """Return the service that orders blocks, for the node that the genesis names."""
     stores, pool = base.stores, ledger.pool
@@ -303,10 +320,6 @@ def build_sequencer(base: Base, ledger: Ledger, fetcher: Fetcher) -> Sequencer:
         for block in blocks:
             pool.remove(block.id)
 
-    def want(blob: bytes, account: bytes) -> None:
-        peer = ledger.peer_of(account)
-        fetcher.want(blob, [peer] if peer else [])
-
     return Sequencer(
         base.genesis,
         base.key,
@@ -318,7 +331,7 @@ def build_sequencer(base: Base, ledger: Ledger, fetcher: Fetcher) -> Sequencer:
             drop=pool.remove,
             changed=changed,
         ),
-        Availability(blobs_of, stores.blobs.has, want),
+        Availability(blobs_of, stores.blobs.has, wanting(ledger, fetcher)),
         stores.intents,
         base.clock,
         functools.partial(base.host.gossip.publish, topics.CHECKPOINT),

@@ -30,6 +30,7 @@ from blyan_tile.jobs import Progress
 
 MAX_FRAME_BYTES = 64 << 20  # a job or a result; tensors go by file and mmap instead
 CHUNK_BYTES = 1 << 18
+GIVEN_UP = "given up"  # Failed.fault of a job that the daemon gave up
 _PR_SET_PDEATHSIG = 1
 
 
@@ -91,25 +92,41 @@ def cut(text: str, size: int) -> str:
     return text.encode(errors="replace")[:size].decode(errors="ignore")
 
 
-def _read(link: socket.socket, frames: queue.SimpleQueue[bytes]) -> None:
-    """Pass frames on; end the process with the socket."""
+def _read(
+    link: socket.socket, frames: queue.SimpleQueue[bytes], give_up: threading.Event
+) -> None:
+    """Pass frames on; end the process with the socket.
+
+    An empty frame asks for the job under way to be given up at its next report.
+    """
     reader = FrameReader(MAX_FRAME_BYTES)
     try:
         while received := link.recv(CHUNK_BYTES):
             reader.feed(received)
             while (body := reader.take()) is not None:
-                frames.put(body)
+                if body:
+                    frames.put(body)
+                else:
+                    give_up.set()
     finally:
         os._exit(0)
 
 
-def _answer(begin: Begin, body: bytes, link: socket.socket) -> None:
+class _GivenUp(Exception):
+    """The daemon no longer wants the job's result."""
+
+
+def _answer(
+    begin: Begin, body: bytes, link: socket.socket, give_up: threading.Event
+) -> None:
     """Run one job and send its reply. The boundary where a job's bug is contained."""
     try:
         answers = replies(resolve(begin.result))
         job = decode(resolve(begin.job), body, MAX_FRAME_BYTES)
 
         def report(progress: Progress) -> None:
+            if give_up.is_set():
+                raise _GivenUp
             link.sendall(frame(answers.encode(progress)))
 
         reply = resolve(begin.run)(job, report)
@@ -120,6 +137,8 @@ def _answer(begin: Begin, body: bytes, link: socket.socket) -> None:
 
 
 def _failure(error: Exception) -> Failed:
+    if isinstance(error, _GivenUp):
+        return Failed(GIVEN_UP, "given up", "")
     text = cut(f"{type(error).__name__}: {error}", 512)
     if isinstance(error, ProtocolError):
         known = (c.__name__ for c in type(error).__mro__ if c.__module__ == _ERRORS)
@@ -152,10 +171,13 @@ def main() -> None:
     os.nice(int(sys.argv[2]))
     link = socket.socket(fileno=int(sys.argv[1]))
     frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(link, frames), daemon=True).start()
+    give_up = threading.Event()
+    reading = threading.Thread(target=_read, args=(link, frames, give_up), daemon=True)
+    reading.start()
     while True:
         begin = decode(Begin, frames.get(), MAX_FRAME_BYTES)
-        _answer(begin, frames.get(), link)
+        give_up.clear()
+        _answer(begin, frames.get(), link, give_up)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Any
 
 from blyan_proto.block.header import INLINE, Header
@@ -28,7 +29,12 @@ class Block:
     @property
     def content(self) -> Any:
         """The typed payload. DecodeError when its bytes are not canonical."""
-        return decode_payload(self.header.kind, self.payload)
+        return _content(self.header.kind, self.payload)
+
+
+@lru_cache(maxsize=1024)
+def _content(kind: int, payload: bytes) -> Any:
+    return decode_payload(kind, payload)
 
 
 def encode_block(block: Block) -> bytes:

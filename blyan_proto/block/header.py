@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated
 
 from blyan_proto.codec import U8, U16, U64, Size, encode, message
@@ -61,7 +62,12 @@ class Header:
     @property
     def id(self) -> bytes:
         """The block's id, 32 bytes."""
-        return digest(Domain.BLOCK, encode(self))
+        return _id(self)
+
+
+@lru_cache(maxsize=8192)
+def _id(header: Header) -> bytes:
+    return digest(Domain.BLOCK, encode(header))
 
 
 def work_digest(header: Header) -> int:

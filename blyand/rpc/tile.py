@@ -21,7 +21,8 @@ from blyand.rules.model.model import layout_for
 from blyand.rules.records import GROUPS, VERSIONS, ModelRecord, RunRecord
 from blyand.store.blobs import BlobStore
 from blyand.store.blocks import BlockStore
-from blyand.training.holder import Holder, Version
+from blyand.training.holder import Holder
+from blyand.training.trails import Version
 
 
 @dataclass(frozen=True)

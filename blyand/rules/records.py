@@ -7,6 +7,7 @@ that a scan gives records in order. docs/store-schema.md lists them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Annotated, Generic, TypeVar
 
 from blyan_proto.block.data import Dataset, Tier
@@ -19,6 +20,8 @@ from blyand.rules.view import Overlay, View
 
 T = TypeVar("T")
 
+MAX_RECORD_BYTES = 16 * MIB  # a schedule of 1024 seats with the longest bitmaps has 9
+
 
 class Table(Generic[T]):
     """One kind of record under one prefix."""
@@ -26,10 +29,12 @@ class Table(Generic[T]):
     def __init__(self, prefix: bytes, record: type[T]) -> None:
         self._prefix = prefix + b"/"
         self._record = record
+        # The same bytes are read again and again, and never change.
+        self._decoded = lru_cache(maxsize=2048)(self._decode)
 
     def get(self, view: View, *parts: bytes | int) -> T | None:
         raw = view.get(self._key(parts))
-        return None if raw is None else decode(self._record, raw, MIB)
+        return None if raw is None else self._decoded(raw)
 
     def put(self, view: Overlay, record: T, *parts: bytes | int) -> None:
         view.put(self._key(parts), encode(record))
@@ -40,7 +45,10 @@ class Table(Generic[T]):
     def scan(self, view: View, *parts: bytes | int) -> Iterator[T]:
         """Yield records in key order; `parts` narrows the scan to a leading part."""
         for _, raw in view.scan(self._key(parts)):
-            yield decode(self._record, raw, MIB)
+            yield self._decoded(raw)
+
+    def _decode(self, raw: bytes) -> T:
+        return decode(self._record, raw, MAX_RECORD_BYTES)
 
     def _key(self, parts: tuple[bytes | int, ...]) -> bytes:
         return self._prefix + b"".join(
@@ -93,6 +101,7 @@ class ModelRecord:
     adopted_height: U64
     heads_root: Hash | None  # of the adopted heads; none until all weights are there
     run: BlockId | None  # the open run
+    adopted_run: BlockId | None = None  # whose rounds `adopted_round` counts
 
 
 @message

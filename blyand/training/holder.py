@@ -8,7 +8,6 @@ version that is still here (DEC-A6).
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,30 +30,19 @@ from blyand.protocols.fetch import Fetcher
 from blyand.rules.model import placement
 from blyand.rules.model import update as rules
 from blyand.rules.model.model import layout_for
-from blyand.rules.records import GROUPS, MODELS, NODES, RUNS
+from blyand.rules.records import GROUPS, MODELS, NODES, RUNS, SCHEDULES
 from blyand.rules.records import Group as GroupRecord
 from blyand.rules.records import ModelRecord
-from blyand.rules.verdict import Reject
+from blyand.rules.verdict import Ignore, Reject
 from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
 from blyand.training import tiles
+from blyand.training.trails import Key, Trails, Version
 
 logger = logging.getLogger(__name__)
 
-KEPT = 4  # versions behind the head that stay on disk, for roll-back and late fetches
 REPLAY = 64  # updates that are replayed before fetching tiles instead
 AGAIN_S = 1.0
-
-
-@dataclass(frozen=True)
-class Version:
-    """One version of one group, and the block that made it."""
-
-    block: bytes
-    parent: bytes | None  # block of the version before; none for first weights
-    run: bytes | None
-    rounds: int  # rounds of `run` behind it
-    tiles: TileRootsList
 
 
 @dataclass(frozen=True)
@@ -87,9 +75,7 @@ class Holder:
         self._events = events
         self._peer_of = peer_of
         self._heads: dict[tuple[bytes, int], Version] = {}
-        self._trails: dict[tuple[bytes, int], list[Version]] = {}  # oldest first
-        self._adopted: dict[tuple[bytes, int], set[bytes]] = {}
-        self._uses: Counter[bytes] = Counter()  # tile root -> trails and adopted heads
+        self._trails = Trails(blobs)
         self._children: dict[bytes, dict[bytes, Block]] = {}  # parent update -> updates
         self._refused: set[bytes] = set()
         self._held: dict[bytes, frozenset[int]] = {}
@@ -208,64 +194,39 @@ class Holder:
             if holders >= record.model.replication:
                 if (record.id, group) not in self._running:
                     self._set_held(record.id, self.held(record.id) - {group})
-                    self._forget(record.id, group)
-
-    def _forget(self, model: bytes, group: int) -> None:
-        for version in self._trails.pop((model, group), []):
-            self._release(_roots(version))
-        self._release(self._adopted.pop((model, group), set()))
-        self._heads.pop((model, group), None)
-
-    def _release(self, roots: set[bytes]) -> None:
-        """Delete the tiles that nothing here needs any more (equal tiles share a blob)."""
-        for root in roots:
-            self._uses[root] -= 1
-            if self._uses[root] <= 0:
-                del self._uses[root]
-                self._blobs.delete(root)
-
-    def _append(self, trail: list[Version], version: Version) -> None:
-        trail.append(version)
-        self._uses.update(_roots(version))
+                    self._trails.forget((record.id, group))
+                    self._heads.pop((record.id, group), None)
 
     async def _follow(self, model: bytes, group: Group) -> bool:
         """Have the finalised head, and go on from it as far as updates reach."""
         record = GROUPS.get(self._blocks.view(), model, group.index)
         if record is None:
             return False
-        trail = self._trails.setdefault((model, group.index), [])
-        final = next((v for v in trail if v.block == record.head), None)
+        key = (model, group.index)
+        final = self._trails.find(key, record.head)
         if final is None:
-            final = await self._reach(record, group, trail)
-        await self._keep_adopted(record)
-        await self._keep_snapshot(record, trail)
-        head = self._heads.get((model, group.index))
-        if head is None or not self._descends(head, final, trail):
-            self._move(model, group.index, final)  # a roll-back, or the first version
+            final = await self._reach(record, group, key)
+        await self._keep_adopted(record, key)
+        await self._keep_snapshot(record, key)
+        head = self._heads.get(key)
+        if head is None or not self._trails.descends(key, head, final):
+            self._move(key, final)  # a roll-back, or the first version
             head = final
-        while (after := await self._extend(head, group, record)) is not None:
-            self._append(trail, after)
-            self._move(model, group.index, after)
+        while (after := await self._extend(head, group)) is not None:
+            self._trails.append(key, after)
+            self._move(key, after)
             head = after
-        self._trim(record, trail)
+        for version in self._trails.trim(key, record.head, record.snapshot):
+            for block in self._children.pop(version.block, ()):
+                self._refused.discard(block)
+        await self._lane.run(self._trails.sweep)
         return True
 
-    def _move(self, model: bytes, group: int, version: Version) -> None:
-        self._heads[model, group] = version
-        self._events.publish(HeadMoved(model, group, version.rounds, version.block))
+    def _move(self, key: Key, version: Version) -> None:
+        self._heads[key] = version
+        self._events.publish(HeadMoved(*key, version.rounds, version.block))
 
-    def _descends(self, head: Version, final: Version, trail: list[Version]) -> bool:
-        by_block = {version.block: version for version in trail}
-        seen: Version | None = head
-        while seen is not None:
-            if seen.block == final.block:
-                return True
-            seen = by_block.get(seen.parent) if seen.parent else None
-        return False
-
-    async def _extend(
-        self, head: Version, group: Group, record: GroupRecord
-    ) -> Version | None:
+    async def _extend(self, head: Version, group: Group) -> Version | None:
         """Return the version after `head` by the best valid update known, if any."""
         candidates = [
             block
@@ -276,6 +237,8 @@ class Holder:
             try:
                 self._check_provisional(block, head)
                 return await self._applied(block, head, group)
+            except Ignore as error:
+                logger.debug("update %s waits: %s", block.id.hex()[:16], error)
             except Reject as error:
                 logger.info("update %s: %s", block.id.hex()[:16], error)
                 self._refused.add(block.id)
@@ -287,7 +250,9 @@ class Holder:
     def _check_provisional(self, block: Block, head: Version) -> None:
         update: TileUpdate = block.content
         view = self._blocks.view()
-        record, schedule = rules.open_round(view, update.run, update.round)
+        if SCHEDULES.get(view, update.run, update.round) is None:
+            raise Ignore("its round is not open in the state that this node executed")
+        _, schedule = rules.open_round(view, update.run, update.round)
         expected = head.rounds if head.run == update.run else 0
         if update.base != head.tiles or update.round != expected:
             raise Reject("the update does not continue the group's head")
@@ -318,9 +283,7 @@ class Holder:
             raise Reject("unknown run")
         return record.run
 
-    async def _reach(
-        self, record: GroupRecord, group: Group, trail: list[Version]
-    ) -> Version:
+    async def _reach(self, record: GroupRecord, group: Group, key: Key) -> Version:
         """Get to the finalised head: by replay of updates, or by fetching its tiles."""
         head = Version(
             record.head,
@@ -331,16 +294,14 @@ class Holder:
         )
         if not self._is_here(record.tiles):
             try:
-                await self._replay(record, group, trail)
+                await self._replay(record, group, key)
             except (Unavailable, ProtocolError, Reject) as error:
                 logger.info("%s: no replay (%s); fetching tiles", group.name, error)
                 await self._fetch_tiles(record, record.tiles)
-        self._append(trail, head)
+        self._trails.append(key, head)
         return head
 
-    async def _replay(
-        self, record: GroupRecord, group: Group, trail: list[Version]
-    ) -> None:
+    async def _replay(self, record: GroupRecord, group: Group, key: Key) -> None:
         """Walk back to a version that is here (or can be fetched), then forward again."""
         path: list[Block] = []
         block = self._blocks.get(record.head)
@@ -367,7 +328,7 @@ class Holder:
         )
         for step in reversed(path[1:]):
             base = await self._applied(step, base, group)
-            self._append(trail, base)
+            self._trails.append(key, base)
         await self._applied(path[0], base, group)  # the caller appends the head
 
     def _parent_of(self, block: bytes) -> bytes | None:
@@ -391,22 +352,19 @@ class Holder:
         )
         return [peer for peer in peers if peer]
 
-    async def _keep_adopted(self, record: GroupRecord) -> None:
+    async def _keep_adopted(self, record: GroupRecord, key: Key) -> None:
         """Serving needs the adopted weights too, which may be older than the head's."""
-        hints = self._holders(record.model, record.group)
         roots = {tile.weights for tile in record.adopted}
         for root in roots:
-            await self._fetcher.get(root, hints)
-        before = self._adopted.get((record.model, record.group), set())
-        if roots != before:
-            self._uses.update(roots)
-            self._adopted[record.model, record.group] = roots
-            self._release(before)
+            if not self._blobs.has(root):
+                hints = self._holders(record.model, record.group)
+                await self._fetcher.get(root, hints)
+        self._trails.adopt(key, roots)
 
-    async def _keep_snapshot(self, record: GroupRecord, trail: list[Version]) -> None:
+    async def _keep_snapshot(self, record: GroupRecord, key: Key) -> None:
         """Make the version that a snapshot block names durable (DEC-B3)."""
-        version = next((v for v in trail if v.block == record.snapshot), None)
-        for root in _roots(version) if version else ():
+        version = self._trails.find(key, record.snapshot)
+        for root in version.roots if version else ():
             if not self._blobs.is_durable(root):
                 array = self._blobs.open_array(root)
                 await self._lane.run(self._blobs.put_array, array)
@@ -417,18 +375,3 @@ class Holder:
             and (root.momentum is None or self._blobs.has(root.momentum))
             for root in roots
         )
-
-    def _trim(self, record: GroupRecord, trail: list[Version]) -> None:
-        """Drop versions that neither roll-back nor a snapshot needs (DEC-B9)."""
-        place = next(i for i, v in enumerate(trail) if v.block == record.head)
-        surplus = trail[: max(0, place - KEPT)]
-        trail[: len(surplus)] = [v for v in surplus if v.block == record.snapshot]
-        for version in surplus:
-            if version.block != record.snapshot:
-                self._children.pop(version.block, None)
-                self._release(_roots(version))
-
-
-def _roots(version: Version) -> set[bytes]:
-    found = {tile.weights for tile in version.tiles}
-    return found | {tile.momentum for tile in version.tiles if tile.momentum}

@@ -8,39 +8,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
 from blyan_proto.block.block import Block
 from blyan_proto.block.model import TileUpdate
-from blyan_proto.codec import encode
-from blyan_proto.constants import FORMAT_VERSION, PPM
-from blyan_proto.digest import Domain, digest
+from blyan_proto.constants import PPM
 from blyan_proto.errors import ProtocolError
-from blyan_proto.framing import PREFIX_BYTES
-from blyan_proto.protocols.delta import (
-    Bundle,
-    Delta,
-    Entry,
-    Manifest,
-    Receipt,
-    Verdict,
-)
-from blyan_proto.signing import Purpose, SigningKey
 from blyan_proto.types import Role, bitmap, members
-from blyan_tile.layout import Layout
 from blyan_tile.learner import GroupFiles, LearnJob, LearnResult
 from blyan_tile.residual import Settled
-from blyand.compute import Worker
+from blyand.compute import GivenUp, Worker
 from blyand.errors import ComputeFault, Unavailable
 from blyand.events import Broadcast, CheckpointFinalised, HeadMoved
-from blyand.rules.model.election import ranks, seat_of
+from blyand.rules.model.election import seat_of
 from blyand.rules.model.model import layout_for, require_model
-from blyand.rules.records import DATASETS, RUNS, SCHEDULES, RunRecord, Schedule, Seat
+from blyand.rules.records import DATASETS, RUNS, SCHEDULES, RunRecord
 from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
+from blyand.training.delivery import Delivery, Round
 from blyand.training.holder import Holder
 from blyand.training.journal import Journal
 
@@ -51,54 +38,33 @@ LOOK_S = 0.5
 MAX_NAN_ROUNDS = 3  # DEC-B16
 
 
-@dataclass(frozen=True)
-class Reach:
-    """How bundles and blobs get to and from others."""
-
-    push: Callable[[str, Bundle], Awaitable[Receipt]]
-    take: Callable[[Bundle], Awaitable[Receipt]]  # when we are the primary ourselves
-    peer_of: Callable[[bytes], str | None]  # account -> peer, None when unknown
-    is_connected: Callable[[str], bool]
-    fetch: Callable[[bytes], Awaitable[None]]  # a blob, from anyone
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round as this learner sees it."""
-
-    record: RunRecord
-    schedule: Schedule
-    layout: Layout
-    groups: frozenset[int]  # those we hold and have a seat for
-
-
 class Learner:
     """Joins every open run of the models that this node holds."""
 
     def __init__(
         self,
-        key: SigningKey,
-        network: bytes,
+        account: bytes,
         view: Callable[[], View],
         block: Callable[[bytes], Block | None],
         holder: Holder,
         blobs: BlobStore,
         worker: Worker,
-        reach: Reach,
+        delivery: Delivery,
+        fetch: Callable[[bytes], Awaitable[None]],
         events: Broadcast,
         journal: Journal,
         residuals: Path,
         device: str,
         threads: int,
     ) -> None:
-        self._key = key
-        self._network = network
+        self._account = account
         self._view = view
         self._block = block
         self._holder = holder
         self._blobs = blobs
         self._worker = worker
-        self._reach = reach
+        self._delivery = delivery
+        self._fetch = fetch
         self._events = events
         self._journal = journal
         self._residuals = residuals
@@ -121,6 +87,9 @@ class Learner:
         """Take part again."""
         self._nan_rounds = 0
         self._resume.set()
+
+    def _say(self, status: str) -> None:
+        self.status = status
 
     @property
     def paused(self) -> bool:
@@ -150,7 +119,9 @@ class Learner:
             return
         try:
             result = await self._learn(turn)
-            await self._hand_in(turn, result)
+            await self._delivery.hand_in(turn, result, self._say)
+        except GivenUp:
+            logger.info("round %d went on without this node", turn.schedule.round)
         except (ComputeFault, ProtocolError, Unavailable) as error:
             self.status = f"round {turn.schedule.round} failed here: {error}"
             logger.warning("%s", self.status)
@@ -167,7 +138,7 @@ class Learner:
             missing = len(shared - held)
             self.status = f"waiting for {missing} groups that every node holds"
             return None
-        rounds = {self._rounds(record, group) for group in held}
+        rounds = {self._delivery.rounds(record, group) for group in held}
         round = min(rounds)
         if round >= record.run.rounds:
             self.status = f"all {record.run.rounds} rounds are trained"
@@ -180,19 +151,15 @@ class Learner:
                 "sequencer reachable?"
             )
             return None
-        seat = seat_of(schedule, self._key.account)
+        seat = seat_of(schedule, self._account)
         if seat is None or not seat.roles & Role.LEARN:
             self.status = f"round {round} was scheduled without this node"
             return None
         groups = held & members(seat.held)
-        if any(self._rounds(record, group) != round for group in groups):
+        if any(self._delivery.rounds(record, group) != round for group in groups):
             self.status = f"waiting for updates of round {round}"
             return None
         return Round(record, schedule, layout, groups)
-
-    def _rounds(self, record: RunRecord, group: int) -> int:
-        head = self._holder.head(record.run.model, group)
-        return head.rounds if head is not None and head.run == record.id else 0
 
     async def _learn(self, turn: Round) -> LearnResult:
         run, round = turn.record.run, turn.schedule.round
@@ -201,14 +168,14 @@ class Learner:
         for id in run.datasets:
             dataset = DATASETS.get(self._view(), id)
             assert dataset is not None
-            await self._reach.fetch(dataset.dataset.blob)
+            await self._fetch(dataset.dataset.blob)
             archives.append(str(self._blobs.path(dataset.dataset.blob)))
         job = LearnJob(
             model=require_model(self._view(), run.model).model,
             run=run,
             run_id=turn.record.id,
             round=round,
-            learner=self._key.account,
+            learner=self._account,
             beacon=turn.schedule.beacon,
             archives=tuple(archives),
             base=tuple(self._files(run.model, group) for group in sorted(turn.groups)),
@@ -219,9 +186,12 @@ class Learner:
             threads=self._threads,
         )
         began = trio.current_time()
-        result: LearnResult = await self._worker.call(
-            job, lambda p: self._journal.step(round, p.done, p.total, p.note)
-        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._give_up_when_late, turn)
+            result: LearnResult = await self._worker.call(
+                job, lambda p: self._journal.step(round, p.done, p.total, p.note)
+            )
+            nursery.cancel_scope.cancel()
         if not result.finite:
             self._nan_rounds += 1
             if self._nan_rounds >= MAX_NAN_ROUNDS:
@@ -241,6 +211,15 @@ class Learner:
         )
         return result
 
+    async def _give_up_when_late(self, turn: Round) -> None:
+        """Stop training a round whose every update is out: join the next one at once."""
+        round = turn.schedule.round
+        while any(self._delivery.rounds(turn.record, g) <= round for g in turn.groups):
+            await trio.sleep(AGAIN_S)
+        while True:
+            await self._worker.give_up()
+            await trio.sleep(AGAIN_S)
+
     def _files(self, model: bytes, group: int) -> GroupFiles:
         head = self._holder.head(model, group)
         assert head is not None
@@ -259,134 +238,8 @@ class Learner:
                 ours = [
                     part
                     for part in update.contributions
-                    if part.learner == self._key.account
+                    if part.learner == self._account
                 ]
                 clip = ours[0].clip_ppm if ours else PPM
                 outcomes.append(Settled(update.round, group, bool(ours), clip))
         return outcomes
-
-    async def _hand_in(self, turn: Round, result: LearnResult) -> None:
-        """Send every group to its primary, then to the next ranks, until it moved."""
-        round = turn.schedule.round
-        self.status = f"handing in round {round}"
-        waiting = {group: 0 for group in turn.groups}  # group -> rank it is sent to
-        sent_at: dict[int, float] = {}
-        deadline_s = turn.record.run.deadline_ms / 1000
-        while waiting:
-            due: dict[int, list[int]] = {}
-            for group, rank in waiting.items():
-                since = trio.current_time() - sent_at.get(group, -1e9)
-                if group not in sent_at:
-                    due.setdefault(rank, []).append(group)
-                elif since > deadline_s or self._lost(turn, group, rank):
-                    waiting[group] = rank + 1
-                    del sent_at[group]
-            for rank, groups in due.items():
-                for group, verdict in await self._send(turn, result, groups, rank):
-                    if verdict in (Verdict.NOT_PRIMARY, Verdict.REFUSED, None):
-                        waiting[group] = rank + 1
-                    elif verdict is not Verdict.STALE:
-                        sent_at[group] = trio.current_time()
-            waiting = {
-                group: rank
-                for group, rank in waiting.items()
-                if self._rounds(turn.record, group) <= round
-            }
-            if waiting:
-                self.status = f"waiting for {len(waiting)} updates of round {round}"
-                await trio.sleep(AGAIN_S)
-
-    def _lost(self, turn: Round, group: int, rank: int) -> bool:
-        """True when the rank that has our delta is no longer connected."""
-        seat = self._seat(turn, group, rank)
-        if seat is None or seat.account == self._key.account:
-            return False
-        peer = self._reach.peer_of(seat.account)
-        return peer is None or not self._reach.is_connected(peer)
-
-    def _seat(self, turn: Round, group: int, rank: int) -> Seat | None:
-        seats = ranks(turn.schedule, group)
-        return seats[rank % len(seats)] if seats else None
-
-    async def _send(
-        self, turn: Round, result: LearnResult, groups: list[int], rank: int
-    ) -> list[tuple[int, Verdict | None]]:
-        """Send one bundle per seat; return each group's verdict, None if unreachable."""
-        by_seat: dict[bytes, list[int]] = {}
-        for group in groups:
-            seat = self._seat(turn, group, rank)
-            if seat is not None:
-                by_seat.setdefault(seat.account, []).append(group)
-        outcomes: list[tuple[int, Verdict | None]] = []
-
-        async def send_to(account: bytes, members: list[int]) -> None:
-            bundle = self._bundle(turn, result, sorted(members))
-            try:
-                receipt = await self._deliver(account, bundle)
-            except Unavailable as error:
-                logger.info("no primary at %s: %s", account.hex(), error)
-                outcomes.extend((group, None) for group in members)
-                return
-            outcomes.extend((v.group, v.verdict) for v in receipt.verdicts)
-
-        async with trio.open_nursery() as nursery:
-            for account, members_ in by_seat.items():
-                nursery.start_soon(send_to, account, members_)
-        return outcomes
-
-    async def _deliver(self, account: bytes, bundle: Bundle) -> Receipt:
-        if account == self._key.account:
-            return await self._reach.take(bundle)
-        peer = self._reach.peer_of(account)
-        if peer is None:
-            raise Unavailable("the primary's address is not known")
-        receipt = await self._reach.push(peer, bundle)
-        elements = sum(
-            layout_elements(self._view(), bundle, delta.group)
-            for delta in bundle.deltas
-        )
-        sent = len(encode(bundle)) + PREFIX_BYTES
-        self._journal.handed_over(bundle.manifest.round, 4 * elements, sent)
-        return receipt
-
-    def _bundle(self, turn: Round, result: LearnResult, groups: list[int]) -> Bundle:
-        by_group = {delta.group: delta for delta in result.deltas}
-        deltas = []
-        for group in groups:
-            change = by_group.get(group)
-            head = self._holder.head(turn.record.run.model, group)
-            if change is None or head is None:
-                continue
-            base = tuple(tile.weights for tile in head.tiles)
-            deltas.append(
-                Delta(
-                    version=FORMAT_VERSION,
-                    run=turn.record.id,
-                    group=group,
-                    round=turn.schedule.round,
-                    learner=self._key.account,
-                    base=base,
-                    tokens=change.tokens,
-                    tiles=change.tiles,
-                )
-            )
-        digests = {delta.group: delta.digest for delta in deltas}
-        ours = [by_group[group] for group in groups if group in by_group]
-        manifest = Manifest(
-            run=turn.record.id,
-            round=turn.schedule.round,
-            learner=self._key.account,
-            entries=tuple(Entry(group, digests.get(group)) for group in groups),
-            residual=digest(Domain.RESIDUAL, *(change.residual for change in ours)),
-            change=digest(Domain.CHANGE, *(change.change for change in ours)),
-        )
-        signature = self._key.sign(Purpose.DELTA_BUNDLE, self._network, manifest)
-        return Bundle(manifest, self._key.public, signature, tuple(deltas))
-
-
-def layout_elements(view: View, bundle: Bundle, group: int) -> int:
-    """Return how many numbers a group of the bundle's model has."""
-    record = RUNS.get(view, bundle.manifest.run)
-    assert record is not None
-    layout = layout_for(require_model(view, record.run.model).model)
-    return layout.groups[group].elements

@@ -48,7 +48,8 @@ from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
 from blyand.store.intents import AlreadySigned, IntentLog
 from blyand.training import tiles
-from blyand.training.holder import Holder, Version
+from blyand.training.holder import Holder
+from blyand.training.trails import Version
 
 logger = logging.getLogger(__name__)
 

@@ -56,13 +56,13 @@ Effect = Callable[[Overlay, Block, Any, Moment], None]
 
 EFFECTS: dict[type, Effect] = {
     model.Model: lambda view, block, payload, at: models.create(
-        view, block, payload, at.height
+        view, block, payload, at.height, at.genesis.parameters.replication
     ),
     model.Weights: lambda view, block, payload, at: models.add_weights(
         view, block, payload, at.height
     ),
     model.Placement: lambda view, block, payload, at: models.change_placement(
-        view, block, payload
+        view, block, payload, at.genesis.parameters.replication
     ),
     model.Run: lambda view, block, payload, at: run.start(
         view, block, payload, at.genesis.parameters.liveness_span_ms
@@ -92,8 +92,13 @@ EFFECTS: dict[type, Effect] = {
 
 
 def begin(genesis: Genesis) -> Overlay:
-    """Return the state at height 0, as changes on an empty view."""
+    """Return the state at height 0, as changes on an empty view.
+
+    Reject when the genesis gives or bonds more than there can be.
+    """
     view = Overlay(_Nothing())
+    if sum(balance.micro for balance in genesis.balances) >= 2**64:
+        raise Reject("the genesis's supply is more than a balance can hold")
     tail = genesis.sequencer.beacon_tail
     CLOCK.put(view, Clock(0, genesis.time_ms, (genesis.id,), tail))
     for balance in genesis.balances:
@@ -137,10 +142,11 @@ def _execute_one(state: Overlay, block: Block, moment: Moment) -> Outcome:
     scratch = Overlay(state)
     try:
         _spend_sequence(scratch, block)
-        effect = EFFECTS.get(type(block.content))
+        content = block.content
+        effect = EFFECTS.get(type(content))
         if effect is None:
             raise Reject("this kind has no effect in this version")
-        effect(scratch, block, block.content, moment)
+        effect(scratch, block, content, moment)
     except Reject as error:
         return Outcome(block.id, str(error)[:200])
     state.merge(scratch)

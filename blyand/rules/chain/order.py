@@ -7,7 +7,10 @@ from collections.abc import Iterable
 
 from blyan_proto.block.block import Block
 from blyan_proto.block.model import TileUpdate
+from blyan_proto.block.payload import KINDS
 from blyan_proto.types import CHAIN_ORDER
+
+TILE_UPDATE = next(k.code for k in KINDS.values() if k.payload is TileUpdate)
 
 
 def order(blocks: Iterable[Block]) -> list[Block]:
@@ -44,5 +47,7 @@ def _topological(blocks: dict[bytes, Block]) -> list[Block]:
 
 
 def _rank(block: Block) -> int:
-    content = block.content
-    return content.rank if isinstance(content, TileUpdate) else 0
+    if block.header.kind != TILE_UPDATE:
+        return 0  # without decoding it
+    rank: int = block.content.rank
+    return rank

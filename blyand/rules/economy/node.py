@@ -7,6 +7,7 @@ from dataclasses import replace
 from blyan_proto.block.block import Block
 from blyan_proto.block.economy import Heartbeat, Registration
 from blyan_proto.signing import account_of
+from blyan_proto.types import members
 from blyand.rules.economy.transfer import balance_of
 from blyand.rules.records import BALANCES, MODELS, NODES, Node
 from blyand.rules.verdict import Reject
@@ -20,13 +21,20 @@ def register(
 ) -> None:
     """Execute a registration block of a new node, or of one that changes its claims."""
     account = block.header.account
-    if account_of(payload.key) != account:
+    if not _is_first_key(payload.key, account):
         raise Reject("a registration carries its own account's first key")
     known = NODES.get(view, account)
     if known is None and sum(1 for _ in NODES.scan(view)) >= MAX_NODES:
         raise Reject(f"the network has its {MAX_NODES} nodes")
     lock(view, account, payload.key, payload.bond_micro)
     enroll(view, payload, known.registered_height if known else height, time_ms, known)
+
+
+def _is_first_key(key: bytes, account: bytes) -> bool:
+    try:
+        return account_of(key) == account
+    except ValueError:  # 33 bytes that are no point of the curve
+        return False
 
 
 def enroll(
@@ -83,6 +91,8 @@ def beat(view: Overlay, block: Block, payload: Heartbeat, time_ms: int) -> None:
             raise Reject("a heartbeat for an unknown model")
         if len(payload.held) != (record.groups + 7) // 8:
             raise Reject("the heartbeat's bitmap is not as long as the layout")
+        if max(members(payload.held), default=0) >= record.groups:
+            raise Reject("the heartbeat's bitmap has bits of no group")
     NODES.put(
         view,
         replace(node, heartbeat_ms=time_ms, model=payload.model, held=payload.held),

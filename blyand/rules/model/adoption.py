@@ -23,6 +23,9 @@ def adopt(
     run = RUNS.get(view, payload.run)
     if run is None or run.run.model != payload.model:
         raise Reject("unknown run")
+    newest = record.adopted_run == payload.run and record.adopted_round
+    if payload.round < newest:
+        raise Reject(f"round {payload.round} or a later one is adopted")
     if payload.round >= run.closed or not is_adoptable(run.run, payload.round):
         raise Reject(f"round {payload.round} is not up for adoption")
     versions = versions_of(view, payload.run, payload.round, record.groups)
@@ -30,15 +33,17 @@ def adopt(
         raise Reject(f"the versions of round {payload.round} are no longer held")
     if heads_root([version.tiles for version in versions]) != payload.heads_root:
         raise Reject("the adoption names other heads")
-    for index, version in enumerate(versions):
-        group = GROUPS.get(view, payload.model, index)
-        assert group is not None
+    groups = list(GROUPS.scan(view, payload.model))
+    if any(group.run != payload.run for group in groups):
+        raise Reject("a later run has moved the model's heads")
+    for index, (group, version) in enumerate(zip(groups, versions, strict=True)):
         adopted = replace(group, adopted=version.tiles, adopted_head=version.update)
         GROUPS.put(view, adopted, payload.model, index)
     MODELS.put(
         view,
         replace(
             record,
+            adopted_run=payload.run,
             adopted_round=payload.round + 1,
             adopted_height=height,
             heads_root=payload.heads_root,

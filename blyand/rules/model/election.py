@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import lru_cache
+
 from blyan_proto.constants import RANKS
 from blyan_proto.digest import Domain, digest
-from blyan_proto.types import members
 from blyand.rules.records import Schedule, Seat
+
+DRAWS_PER_HASH = 4  # of 8 bytes each
 
 
 def ranks(schedule: Schedule, group: int) -> tuple[Seat, ...]:
     """Return primary and standbys of `group` in this round (DEC-A8, B6; TILE-03).
 
-    Weighted rendezvous hashing with integers only: a seat of weight w draws w hashes and
-    keeps its best, so its chance to come first is w over the sum of weights.
+    Weighted rendezvous hashing with integers only: a seat of weight w draws w numbers
+    and keeps its best, so its chance to come first is w over the sum of weights.
     """
-    holders = [seat for seat in schedule.seats if group in members(seat.held)]
-    holders.sort(key=lambda seat: _draw(schedule, group, seat), reverse=True)
-    return tuple(holders[:RANKS])
+    holders = {seat.account: seat for seat in schedule.seats if holds(seat, group)}
+    order = _ranked(
+        schedule.beacon,
+        schedule.run,
+        schedule.round,
+        group,
+        tuple((account, seat.weight) for account, seat in holders.items()),
+    )
+    return tuple(holders[account] for account in order)
 
 
 def contributors(schedule: Schedule, group: int, role: int) -> tuple[Seat, ...]:
     """Return the seats that may send a delta for `group`: live holders that learn."""
     return tuple(
-        seat
-        for seat in schedule.seats
-        if seat.roles & role and group in members(seat.held)
+        seat for seat in schedule.seats if seat.roles & role and holds(seat, group)
     )
 
 
@@ -33,16 +41,31 @@ def seat_of(schedule: Schedule, account: bytes) -> Seat | None:
     return next((seat for seat in schedule.seats if seat.account == account), None)
 
 
-def _draw(schedule: Schedule, group: int, seat: Seat) -> bytes:
-    return max(
-        digest(
-            Domain.ELECTION,
-            schedule.beacon,
-            schedule.run,
-            schedule.round.to_bytes(4, "little"),
-            group.to_bytes(2, "little"),
-            seat.account,
-            draw.to_bytes(1, "little"),
-        )
-        for draw in range(seat.weight)
-    )
+def holds(seat: Seat, group: int) -> bool:
+    """True when the seat's node holds the group."""
+    byte, bit = divmod(group, 8)
+    return byte < len(seat.held) and bool(seat.held[byte] >> bit & 1)
+
+
+@lru_cache(maxsize=1024)  # asked again and again while a round is open
+def _ranked(
+    beacon: bytes,
+    run: bytes,
+    round: int,
+    group: int,
+    holders: tuple[tuple[bytes, int], ...],
+) -> tuple[bytes, ...]:
+    place = round.to_bytes(4, "little"), group.to_bytes(2, "little")
+
+    def best(account: bytes, weight: int) -> int:
+        return max(_draws(weight, beacon, run, *place, account))
+
+    drawn = [(best(account, weight), account) for account, weight in holders]
+    return tuple(account for _, account in sorted(drawn, reverse=True)[:RANKS])
+
+
+def _draws(weight: int, *place: bytes) -> Iterator[int]:
+    for start in range(0, weight, DRAWS_PER_HASH):
+        row = digest(Domain.ELECTION, *place, start.to_bytes(1, "little"))
+        for draw in range(min(DRAWS_PER_HASH, weight - start)):
+            yield int.from_bytes(row[8 * draw : 8 * draw + 8], "big")

@@ -27,8 +27,10 @@ def layout_for(model: Model) -> Layout:
     return _LAYOUTS[key]
 
 
-def create(view: Overlay, block: Block, payload: Model, height: int) -> None:
-    """Execute a model block."""
+def create(
+    view: Overlay, block: Block, payload: Model, height: int, replication: int = 1
+) -> None:
+    """Execute a model block; `replication` is the genesis's, for a model without one."""
     if payload.dtype is not Dtype.F32:
         raise Reject("weights of a model start as f32 in this version")
     if payload.architecture.experts_per_token > payload.architecture.experts:
@@ -41,7 +43,7 @@ def create(view: Overlay, block: Block, payload: Model, height: int) -> None:
         view,
         ModelRecord(
             id=block.id,
-            model=payload,
+            model=replace(payload, replication=payload.replication or replication),
             creator=block.header.account,
             groups=len(layout.groups),
             weights=0,
@@ -64,6 +66,8 @@ def add_weights(view: Overlay, block: Block, payload: Weights, height: int) -> N
         raise Reject(f"the model has no group {payload.group}")
     if len(payload.tiles) != len(groups[payload.group].tiles):
         raise Reject(f"{groups[payload.group].name} has another number of tiles")
+    if any(tile.momentum is not None for tile in payload.tiles):
+        raise Reject("first weights have no momentum")
     if GROUPS.get(view, payload.model, payload.group) is not None:
         raise Reject(f"{groups[payload.group].name} has its first weights already")
     GROUPS.put(
@@ -89,12 +93,17 @@ def add_weights(view: Overlay, block: Block, payload: Weights, height: int) -> N
     MODELS.put(view, record, record.id)
 
 
-def change_placement(view: Overlay, block: Block, payload: Placement) -> None:
+def change_placement(
+    view: Overlay, block: Block, payload: Placement, replication: int
+) -> None:
     """Execute a placement block: the creator changes the replication."""
     record = require_model(view, payload.model)
     if block.header.account != record.creator:
         raise Reject("only the model's creator changes its placement")
-    model = replace(record.model, replication=payload.replication)
+    if payload.expert_limit:
+        raise Reject("a limit of experts on a node is not in this version")
+    wanted = payload.replication or replication
+    model = replace(record.model, replication=wanted)
     MODELS.put(view, replace(record, model=model), record.id)
 
 

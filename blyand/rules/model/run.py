@@ -21,7 +21,7 @@ from blyand.rules.records import (
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay
 
-BUILT_CODECS = (Codec.DENSE, Codec.LR4)
+SETTINGS = {Codec.DENSE: range(1), Codec.LR4: range(1, 256)}  # LR4: the rank
 VERSIONS_KEPT = 8  # rounds behind a run's front whose group versions state remembers
 
 
@@ -33,8 +33,13 @@ def start(view: Overlay, block: Block, run: Run, liveness_ms: int) -> None:
     if record.heads_root is None:
         raise Reject("the model's first weights are not complete")
     for dataset in run.datasets:
-        if DATASETS.get(view, dataset) is None:
+        known = DATASETS.get(view, dataset)
+        if known is None:
             raise Reject(f"unknown dataset {dataset.hex()[:16]}")
+        if known.dataset.held_out_ppm != run.held_out_ppm:
+            raise Reject("the run holds out another share than its datasets")
+    if run.sequence > record.model.architecture.context:
+        raise Reject("sequences are longer than the model's context")
     check_numbers(run)
     if sum(1 for _ in NODES.scan(view)) > MAX_CONTRIBUTIONS:
         raise Reject(
@@ -70,9 +75,16 @@ def check_numbers(run: Run) -> None:
         raise Reject("a run starts at the checkpoint that orders it in this version")
     if not 1 <= run.rounds_ahead <= 8:
         raise Reject("a run goes 1 to 8 rounds ahead of finality")
+    if run.beta1_ppm >= PPM or run.beta2_ppm >= PPM:
+        raise Reject("betas are below 1")
+    starts = [step.from_round for step in run.inner_rate]
+    if starts[0] or any(left >= right for left, right in zip(starts, starts[1:])):
+        raise Reject("inner rates begin at round 0 and ascend")
     for choice in run.codecs:
-        if choice.codec not in BUILT_CODECS:
+        if choice.codec not in SETTINGS:
             raise Reject(f"codec {choice.codec.name} is not in this version")
+        if choice.setting not in SETTINGS[choice.codec]:
+            raise Reject(f"{choice.codec.name} has no setting {choice.setting}")
 
 
 def count_update(view: Overlay, record: RunRecord, round: int) -> RunRecord:

@@ -12,13 +12,13 @@ def live_seats(view: View, model: bytes, liveness_ms: int) -> tuple[Seat, ...]:
     """Return the nodes alive at the view's median time that follow `model` (DEC-A8)."""
     clock = CLOCK.get(view)
     assert clock is not None
-    oldest = clock.height - 2  # the beacon in use is two checkpoints old (DEC-A7)
+    revealed = clock.height - 2  # the beacon in use is of that checkpoint (DEC-A7)
     return tuple(
         Seat(node.account, node.key, node.roles, FULL_WEIGHT, node.held)
         for node in NODES.scan(view)
         if node.model == model
         and clock.time_ms - node.heartbeat_ms <= liveness_ms
-        and node.registered_height <= max(oldest, 0)
+        and node.registered_height < max(revealed, 1)
     )
 
 

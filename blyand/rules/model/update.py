@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from blyan_proto.block.block import Block
-from blyan_proto.block.model import Snapshot, TileUpdate
+from blyan_proto.block.model import Run, Snapshot, TileUpdate
 from blyan_proto.constants import PPM
 from blyan_proto.errors import BadSignature
 from blyan_proto.signing import Purpose, check_signature
@@ -31,9 +31,12 @@ def apply(view: Overlay, block: Block, update: TileUpdate) -> None:
     """Execute a tile update: move the group's trained head."""
     group = require_group(view, update.model, update.group)
     record, schedule = open_round(view, update.run, update.round)
+    if record.run.model != update.model:
+        raise Reject("the run is of another model")
     check_lineage(update, group)
     check_author(update, schedule, block.header.author)
     check_contributions(update, schedule)
+    check_tokens(update, record.run)
     check_cosignatures(update, schedule, block.header.network)
     counted = count_update(view, record, update.round)
     GROUPS.put(
@@ -112,6 +115,13 @@ def check_contributions(update: TileUpdate, schedule: Schedule) -> None:
     for part, weight in zip(update.contributions, weights):
         if (part.weight_ppm, part.clip_ppm, part.norm) != (weight, PPM, 0):
             raise Reject("a contribution's weight is not the rule's")
+
+
+def check_tokens(update: TileUpdate, run: Run) -> None:
+    """Nobody learned from more tokens than a round assigns (DEC-B10)."""
+    assigned = run.inner_steps * run.batch * run.sequence
+    if any(part.tokens > assigned for part in update.contributions):
+        raise Reject("a contribution counts more tokens than were assigned")
 
 
 def contribution_weights(tokens: list[int]) -> list[int]:

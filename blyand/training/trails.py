@@ -1,0 +1,103 @@
+"""Which versions of which groups are on this disk, and when their tiles may go.
+
+Equal tiles share a blob, so tiles are counted, and `sweep` deletes what nothing needs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass
+
+from blyan_proto.block.model import TileRootsList
+from blyan_proto.constants import VERSIONS_SERVED
+from blyand.store.blobs import BlobStore
+
+KEPT = 4  # versions behind the finalised head: for roll-back and late fetches
+
+Key = tuple[bytes, int]  # model, group
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of one group, and the block that made it."""
+
+    block: bytes
+    parent: bytes | None  # block of the version before; none for first weights
+    run: bytes | None
+    rounds: int  # rounds of `run` behind it
+    tiles: TileRootsList
+
+    @property
+    def roots(self) -> set[bytes]:
+        """The blobs of weights and momentum."""
+        weights = {tile.weights for tile in self.tiles}
+        return weights | {tile.momentum for tile in self.tiles if tile.momentum}
+
+
+class Trails:
+    """The versions held of each group, oldest first, and its adopted weights."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._trails: dict[Key, list[Version]] = {}
+        self._adopted: dict[Key, deque[set[bytes]]] = {}
+        self._uses: Counter[bytes] = Counter()
+        self._unused: set[bytes] = set()
+
+    def find(self, key: Key, block: bytes) -> Version | None:
+        """Return the version that `block` made, if it is held."""
+        return next((v for v in self._trails.get(key, ()) if v.block == block), None)
+
+    def append(self, key: Key, version: Version) -> None:
+        """Hold a version whose tiles are on the disk."""
+        if self.find(key, version.block) is None:
+            self._trails.setdefault(key, []).append(version)
+            self._uses.update(version.roots)
+
+    def descends(self, key: Key, version: Version, ancestor: Version) -> bool:
+        """True when `version` is `ancestor` or grew from it over held versions."""
+        seen: Version | None = version
+        while seen is not None and seen.block != ancestor.block:
+            seen = self.find(key, seen.parent) if seen.parent else None
+        return seen is not None
+
+    def adopt(self, key: Key, weights: set[bytes]) -> None:
+        """Keep the adopted weights, and the last few before them (DEC-B8)."""
+        served = self._adopted.setdefault(key, deque())
+        if not served or served[-1] != weights:
+            served.append(weights)
+            self._uses.update(weights)
+            if len(served) > VERSIONS_SERVED:
+                self._release(served.popleft())
+
+    def trim(self, key: Key, head: bytes, snapshot: bytes) -> list[Version]:
+        """Drop what neither roll-back nor a snapshot needs (DEC-B9); return it."""
+        trail = self._trails[key]
+        place = next(i for i, version in enumerate(trail) if version.block == head)
+        surplus = trail[: max(0, place - KEPT)]
+        dropped = [version for version in surplus if version.block != snapshot]
+        self._trails[key] = [version for version in trail if version not in dropped]
+        for version in dropped:
+            self._release(version.roots)
+        return dropped
+
+    def forget(self, key: Key) -> None:
+        """Let go of everything of a group."""
+        for version in self._trails.pop(key, []):
+            self._release(version.roots)
+        for weights in self._adopted.pop(key, ()):
+            self._release(weights)
+
+    def sweep(self) -> None:
+        """Delete the tiles that nothing needs any more. Blocking: for a lane."""
+        while self._unused:
+            root = self._unused.pop()
+            if root not in self._uses:
+                self._blobs.delete(root)
+
+    def _release(self, roots: set[bytes]) -> None:
+        for root in roots:
+            self._uses[root] -= 1
+            if self._uses[root] <= 0:
+                del self._uses[root]
+                self._unused.add(root)

@@ -1,0 +1,91 @@
+"""The rules give the published numbers, here and from their own text a second time."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from blake3 import blake3
+
+from tests.vectors import make_rules as made
+
+GOLDEN = json.loads((made.HERE / "rules.json").read_text())
+
+
+def test_the_vectors_are_as_published():
+    assert made.build() == GOLDEN
+
+
+def digest(context: str, *parts: bytes) -> bytes:
+    hasher = blake3(derive_key_context=context)
+    for part in parts:
+        hasher.update(len(part).to_bytes(8, "little") + part)
+    return hasher.digest()
+
+
+@pytest.mark.parametrize("case", GOLDEN["election"])
+def test_ranks_follow_from_the_text_of_the_rule(case):
+    """Of each seat's `weight` numbers (8 bytes, big-endian) the best; then the account."""
+    best = []
+    for account, weight in case["seats"].items():
+        numbers = b"".join(
+            digest(
+                "blyan 1 election",
+                bytes.fromhex(case["beacon"]),
+                bytes.fromhex(case["run"]),
+                case["round"].to_bytes(4, "little"),
+                case["group"].to_bytes(2, "little"),
+                bytes.fromhex(account),
+                bytes([start]),
+            )
+            for start in range(0, weight, 4)
+        )
+        drawn = [numbers[8 * i : 8 * i + 8] for i in range(weight)]
+        best.append((max(drawn), account))
+    assert [account for _, account in sorted(best, reverse=True)[:3]] == case["ranks"]
+
+
+@pytest.mark.parametrize("case", GOLDEN["placement"])
+def test_placement_follows_from_the_text_of_the_rule(case):
+    """Room by load and hash; then each expert to the smallest hashes that have room."""
+    model, nodes = bytes.fromhex(case["model"]), list(case["held"])
+    copies = min(case["replication"], len(nodes))
+    first = {n: 0 for n in nodes}
+    held: dict[str, set[int]] = {n: set() for n in nodes}
+    for layer in range(case["layers"]):
+        start = 1 + layer * (2 + case["experts"]) + 2
+        experts = range(start, start + case["experts"])
+        share, extra = divmod(len(experts) * copies, len(nodes))
+
+        def key(node: str) -> tuple[int, bytes]:
+            raw = bytes.fromhex(node)
+            place = layer.to_bytes(2, "little")
+            return first[node], digest("blyan 1 placement", model, b"room", place, raw)
+
+        lucky = sorted(nodes, key=key)[:extra]
+        room = {n: share + (n in lucky) for n in nodes}
+        for expert in experts:
+            left = experts.stop - expert
+            draw = {
+                n: digest(
+                    "blyan 1 placement",
+                    model,
+                    expert.to_bytes(2, "little"),
+                    bytes.fromhex(n),
+                )
+                for n in nodes
+                if room[n]
+            }
+            must = [n for n in draw if room[n] == left]
+            may = sorted((n for n in draw if room[n] < left), key=draw.__getitem__)
+            for n in (must + may)[:copies]:
+                room[n] -= 1
+                first[n] += 1
+                held[n].add(expert)
+    for node, groups in case["held"].items():
+        experts_held = {
+            group
+            for group in groups
+            if group and (group - 1) % (2 + case["experts"]) >= 2
+        }
+        assert experts_held == held[node]

@@ -1,0 +1,124 @@
+"""Regenerates rules.json: placement, ranks and contribution weights, which every node
+must compute alike.
+
+    python -m tests.vectors.make_rules           writes the file beside this one
+    python -m tests.vectors.make_rules rules     prints it
+
+Accounts, models and beacons are blake3 of a name. A changed file is a changed consensus:
+docs/consensus.md comes first.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from blyan_proto.block.model import Architecture, Dtype, Model
+from blyan_proto.types import bitmap
+from blyan_tile.layout import layout_of
+from blyand.rules.model.election import ranks
+from blyand.rules.model.placement import place
+from blyand.rules.model.update import contribution_weights
+from blyand.rules.records import Schedule, Seat
+
+HERE = Path(__file__).parent
+MODEL = blake3(b"vector model").digest()
+RUN = blake3(b"vector run").digest()
+BEACON = blake3(b"vector beacon").digest()
+
+
+def account(index: int) -> bytes:
+    """Return the account of a made-up node."""
+    return blake3(f"vector account {index}".encode()).digest()[:20]
+
+
+def shape_of(layers: int, experts: int) -> Architecture:
+    """Return an architecture with that many layers and experts, otherwise the least."""
+    return Architecture(
+        vocabulary=256,
+        layers=layers,
+        width=16,
+        heads=1,
+        kv_heads=1,
+        head_width=16,
+        experts=experts,
+        experts_per_token=1,
+        expert_width=16,
+        rope_base=10_000,
+        rms_epsilon_ppb=1_000,
+        normalise_top_k=True,
+        tied_embeddings=True,
+        context=64,
+    )
+
+
+def placement(nodes: int, replication: int, layers: int, experts: int) -> Any:
+    """Return one placement: who is to hold which groups of the layout."""
+    model = Model(
+        1, "vector", shape_of(layers, experts), "bytes", Dtype.F32, replication, ""
+    )
+    accounts = [account(index) for index in range(nodes)]
+    held = place(MODEL, layout_of(model), accounts, replication)
+    return {
+        "model": MODEL.hex(),
+        "layers": layers,
+        "experts": experts,
+        "replication": replication,
+        "held": {one.hex(): sorted(held[one]) for one in accounts},
+    }
+
+
+def election(weights: list[int], round: int, group: int) -> Any:
+    """Return the ranks of one group: seats with these weights, who all hold it."""
+    held = bitmap({group}, group + 1)
+    seats = tuple(
+        Seat(account(index), bytes(33), 1, weight, held)
+        for index, weight in enumerate(weights)
+    )
+    schedule = Schedule(RUN, round, 1, BEACON, seats)
+    return {
+        "run": RUN.hex(),
+        "beacon": BEACON.hex(),
+        "round": round,
+        "group": group,
+        "seats": {seat.account.hex(): seat.weight for seat in seats},
+        "ranks": [seat.account.hex() for seat in ranks(schedule, group)],
+    }
+
+
+def build() -> dict[str, Any]:
+    """Return the whole file."""
+    tokens = [[], [7], [100, 300], [1, 2, 900], [4, 4, 4, 4_000_000_000], [0, 0, 5]]
+    return {
+        "placement": [
+            placement(1, 2, 1, 3),
+            placement(3, 2, 2, 4),
+            placement(4, 2, 4, 8),
+            placement(7, 3, 2, 10),
+        ],
+        "election": [
+            election([64, 64, 64, 64], round, group)
+            for round in range(3)
+            for group in (0, 1, 65_534)
+        ]
+        + [election([1, 2, 3, 63], 4, 5), election([64, 64], 0, 0), election([], 0, 0)],
+        "weights": [
+            {"tokens": one, "ppm": contribution_weights(list(one))} for one in tokens
+        ],
+    }
+
+
+def main(names: list[str]) -> None:
+    text = json.dumps(build(), indent=1) + "\n"
+    if names:
+        print(text, end="")
+    else:
+        (HERE / "rules.json").write_text(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
