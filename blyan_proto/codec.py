@@ -5,7 +5,7 @@ is the array of its fields in declared order; integers take the shortest form; t
 are no floats, maps or extension types. Decoding walks the bytes along the declared
 type, so that nothing is allocated that the type does not hold, checks every type,
 range and length, then encodes the result again and compares: two different byte
-strings never decode to one value. PERF-01, design.md section 3.
+strings never decode to one value. PERF-01.
 """
 
 from __future__ import annotations

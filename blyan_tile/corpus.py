@@ -32,7 +32,7 @@ MAX_FILES = 100_000
 MAX_FILE_BYTES = 8 << 20  # a larger text file is data, not prose or code
 SUFFIXES = frozenset(
     ".py .pyi .txt .md .rst .c .h .cc .cpp .hpp .rs .go .js .ts .java .sh .json .toml "
-    ".yaml .yml .cfg .ini .tex .html .css .sql .csv .xml".split()
+    ".pod .pm .pl .adoc .org .man .yaml .yml .cfg .ini .tex .html .css .sql .csv .xml".split()
 )
 _SKIPPED = frozenset(
     "site-packages dist-packages __pycache__ test tests idle_test node_modules "

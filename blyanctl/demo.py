@@ -89,8 +89,8 @@ def _run(arguments: argparse.Namespace, directory: Path) -> int:
     _train(arguments, nodes, totals)
     after = _generate(asker, "after training")
     _side_by_side(before, after)
-    _kill_in_the_middle(directory, nodes, asker)
-    good = _summary(directory, nodes, totals, after)
+    same = _kill_in_the_middle(directory, nodes, asker)
+    good = _summary(directory, nodes, totals, after) and same
     _say(f"\nthe whole demo took {duration(time.monotonic() - began)}")
     if arguments.keep:
         _say("the network is still up; talk to it, for example:")
@@ -271,7 +271,7 @@ def _side_by_side(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 def _kill_in_the_middle(
     directory: Path, nodes: list[devnet.Node], asker: devnet.Node
-) -> None:
+) -> bool:
     """Kill a node that answers while it answers; the text must come out the same."""
     _step("an answer, twice: the second time a node is killed in the middle of it")
     whole = _answer(asker, LONG_TOKENS, lambda count: None)
@@ -282,7 +282,7 @@ def _kill_in_the_middle(
     busiest.sort(key=lambda peer: homes[peer] is nodes[0])  # the sequencer last
     if not busiest:
         _say("every expert call was answered here: nobody to kill")
-        return
+        return True
     victim = homes[busiest[0]]
     pid = _call(victim, "node.status")["pid"]
 
@@ -292,12 +292,13 @@ def _kill_in_the_middle(
             sys.stdout.write(f"\x1b[7m<{victim.name} killed>\x1b[0m")
 
     again = _answer(asker, LONG_TOKENS, kill)
-    same = again["token_ids"] == whole["token_ids"]
+    same: bool = again["token_ids"] == whole["token_ids"]
     _say(
         f"{victim.name} is gone; the answer is {'the same' if same else 'ANOTHER ONE'}"
     )
     devnet.start(directory, victim, len(nodes))
     _say(f"{victim.name} is back")
+    return same
 
 
 def _summary(

@@ -78,7 +78,7 @@ from blyand.training.adopter import Adopter
 
 logger = logging.getLogger(__name__)
 
-FAREWELL_S = 0.1  # for the answer to node.stop to leave
+FAREWELL_S = 0.5  # for the answer to node.stop to leave
 
 
 async def run(home: Home, config: Config) -> None:
@@ -211,7 +211,7 @@ async def _run_services(
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch_signals, stop)
-        base.meeting.start(greeter)
+        base.meeting.start(greeter, ledger.follower.peer_is_at)
         await base.host.gossip.listen(topics.BLOCK, ledger.intake.gossip_check)
         await base.host.gossip.listen(topics.CHECKPOINT, ledger.follower.gossip_check)
         await nursery.start(supervise, services)

@@ -2,7 +2,7 @@
 
 The first ten codes of every noun's hundred mean the same everywhere (`SHARED`): the
 daemon or the network cannot do it now, and nobody made a mistake. The others are the
-caller's mistakes, named here beside their noun. style.md 5.4.
+caller's mistakes, named here beside their noun.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An RPC method, declared once: what it takes, answers and streams, and how it fails.
 
 From the declaration come the daemon's parameter checks, the CLI's arguments,
-docs/rpc.md, the JSON Schemas and the validator of replies. style.md 5.3.
+docs/rpc.md, the JSON Schemas and the validator of replies.
 """
 
 from __future__ import annotations

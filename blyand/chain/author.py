@@ -17,7 +17,7 @@ from blyand.chain.intake import Intake
 from blyand.chain.machine import Machine
 from blyand.chain.pool import Pool
 from blyand.clock import Clock
-from blyand.rules.records import TIPS
+from blyand.rules.records import TIPS, USED
 from blyand.store.intents import IntentLog
 
 logger = logging.getLogger(__name__)
@@ -60,10 +60,19 @@ class Author:
     ) -> Block:
         """Make, store durably and announce a block with this payload (DEC-D1)."""
         async with self._turn:  # sequences enter the pool in their order
+            self._catch_up()
             block = self._sign(payload, subject, layer, meta_ref)
             await self._intake.submit(block)
         await self._publish(encode_block(block))
         return block
+
+    def _catch_up(self) -> None:
+        """Count on from what the network knows: the intent log may be lost (DEC-A9)."""
+        account = self._key.account
+        if self._intents.sequence_of(account) == 0:
+            used = USED.scan(self._machine.view, account)
+            known = max((one.sequence for one in used), default=0)
+            self._intents.raise_sequence_to(account, known)
 
     def _sign(
         self, payload: Any, subject: str, layer: int, meta_ref: bytes | None

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import trio
 
 from blyand.events import Broadcast, CheckpointFinalised
-from blyand.rules.records import DATASETS
+from blyand.rules.records import DATASETS, NODES, DatasetRecord
 from blyand.rules.view import View
+
+MAX_EAGER_BYTES = 256 << 20
 
 
 class Custody:
@@ -27,6 +29,11 @@ class Custody:
         self._want = want
         self._events = events
 
+    def _is_small_and_known(self, record: DatasetRecord) -> bool:
+        """A large one, or a stranger's, is fetched only when a run names it."""
+        known = NODES.get(self._view(), record.author) is not None
+        return known and record.dataset.bytes <= MAX_EAGER_BYTES
+
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
@@ -35,6 +42,7 @@ class Custody:
             task_status.started()
             while True:
                 for record in DATASETS.scan(self._view()):
-                    if not self._has(record.dataset.blob):
-                        self._want(record.dataset.blob, record.author)
+                    if self._is_small_and_known(record):
+                        if not self._has(record.dataset.blob):
+                            self._want(record.dataset.blob, record.author)
                 await facts.receive()

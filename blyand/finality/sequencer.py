@@ -36,6 +36,7 @@ from blyand.store.intents import IntentLog
 
 logger = logging.getLogger(__name__)
 
+FRESH_S = 2.0  # how long a node without memory of its votes listens first
 SETTLE_S = 5.0  # how long peers may take to show a checkpoint that this node signed
 
 
@@ -106,10 +107,10 @@ class Sequencer:
                 continue
             made = trio.current_time()
             try:
-                await self._make(order(blocks), round)
+                if await self._make(order(blocks), round):
+                    round = 0
             except Halted:
                 await trio.sleep_forever()
-            round = 0
 
     async def _settle(self) -> int:
         """Return the consensus round to begin with after a restart (DEC-A9).
@@ -119,6 +120,8 @@ class Sequencer:
         it never left, and the next round may decide otherwise. With a lost one, peers
         have it: wait until they show it.
         """
+        if self._intents.fresh or self._intents.damaged:
+            await trio.sleep(FRESH_S)  # a restored home: peers may know more than we do
         voted = self._intents.highest_vote()
         if voted is None:
             return 0
@@ -141,7 +144,8 @@ class Sequencer:
             self._blobs.want(blob, block.header.account)
         return not missing
 
-    async def _make(self, blocks: list[Block], round: int) -> None:
+    async def _make(self, blocks: list[Block], round: int) -> bool:
+        """Make the next checkpoint; False when a block had to be dropped instead."""
         clock = self._chain.clock()
         time_ms = max(clock.time_ms + 1, self._clock.now_ms())
         preimage = self._beacon.before(clock.revealed)
@@ -149,7 +153,7 @@ class Sequencer:
             preview = await self._chain.preview(blocks, time_ms, preimage)
         except Poisoned as error:
             self._chain.drop(error.identity)
-            return
+            return False
         signers = validators_root((self._genesis.sequencer,))
         checkpoint = Checkpoint(
             version=FORMAT_VERSION,
@@ -174,6 +178,7 @@ class Sequencer:
         final = FinalCheckpoint(checkpoint, (self._vote(checkpoint),))
         await self._chain.apply(final, blocks)
         await self._publish(encode(final))
+        return True
 
     def _vote(self, checkpoint: Checkpoint) -> Vote:
         statement = VoteStatement(

@@ -52,9 +52,13 @@ class Meeting:
         self._met: dict[str, Met] = {}
         self._waiting: dict[str, trio.Event] = {}
 
-    def start(self, greeter: Greeter) -> None:
-        """Answer hellos from now on, and say hello on every connection we made."""
+    def start(self, greeter: Greeter, heard: Callable[[str, int], None]) -> None:
+        """Answer hellos from now on, and say hello on every connection we made.
+
+        `heard(peer, height)` is told how far each peer is.
+        """
         self._greeter = greeter
+        self._heard = heard
         self._host.handle(
             PROTOCOL_ID, greeter.serve(), deadline_s=DEADLINE_S, before_hello=True
         )
@@ -93,6 +97,7 @@ class Meeting:
         self._learn(peer, info.address, named)
         if is_new:
             self._events.publish(PeerJoined(peer))
+        self._heard(peer, introduction.greeting.finalised)
         waiting = self._waiting.pop(peer, None)
         if waiting is not None:
             waiting.set()

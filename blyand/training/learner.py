@@ -99,14 +99,15 @@ class Learner:
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Train round after round, as the chain opens them."""
-        task_status.started()
         with self._events.subscribe(CheckpointFinalised, HeadMoved) as facts:
-            while True:
-                await self._resume.wait()
-                with trio.CancelScope() as self._cancel:
-                    await self._look()
-                with trio.move_on_after(LOOK_S):
-                    await facts.receive()
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                while True:
+                    await self._resume.wait()
+                    with trio.CancelScope() as self._cancel:
+                        await self._look()
+                    with trio.move_on_after(LOOK_S):
+                        await facts.receive()
 
     async def _look(self) -> None:
         """Train the round that is open, if it is ours to train."""
@@ -186,12 +187,14 @@ class Learner:
             threads=self._threads,
         )
         began = trio.current_time()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._give_up_when_late, turn)
+        over = trio.Event()
+        self._nursery.start_soon(self._give_up_when_late, turn, over)
+        try:
             result: LearnResult = await self._worker.call(
                 job, lambda p: self._journal.step(round, p.done, p.total, p.note)
             )
-            nursery.cancel_scope.cancel()
+        finally:
+            over.set()
         if not result.finite:
             self._nan_rounds += 1
             if self._nan_rounds >= MAX_NAN_ROUNDS:
@@ -211,14 +214,14 @@ class Learner:
         )
         return result
 
-    async def _give_up_when_late(self, turn: Round) -> None:
+    async def _give_up_when_late(self, turn: Round, over: trio.Event) -> None:
         """Stop training a round whose every update is out: join the next one at once."""
         round = turn.schedule.round
-        while any(self._delivery.rounds(turn.record, g) <= round for g in turn.groups):
-            await trio.sleep(AGAIN_S)
-        while True:
-            await self._worker.give_up()
-            await trio.sleep(AGAIN_S)
+        while not over.is_set():
+            if all(self._delivery.rounds(turn.record, g) > round for g in turn.groups):
+                await self._worker.give_up()
+            with trio.move_on_after(AGAIN_S):
+                await over.wait()
 
     def _files(self, model: bytes, group: int) -> GroupFiles:
         head = self._holder.head(model, group)
