@@ -41,13 +41,16 @@ sim: setup ## many nodes in one process, with faults
 	@$(PY) -m pytest tests/sim
 
 test: setup ## every test, the functional ones included
-	@$(PY) -m pytest tests --ignore=tests/bench --ignore=tests/fuzz
+	@$(PY) -m pytest tests --ignore=tests/bench
 
 functional: setup ## real daemons on loopback
 	@$(PY) -m pytest tests/functional
 
-bench: setup ## measurements against the published budgets
-	@$(PY) -m pytest -s tests/bench
+bench: setup ## measurements against the published budgets, as tables
+	@for bench in $(basename $(notdir $(wildcard tests/bench/bench_*.py))); do
+		echo "== $$bench"
+		$(PY) -m "tests.bench.$$bench"
+	done
 
 fuzz: setup ## every decoder against bytes that nobody meant
 	@$(PY) -m pytest tests/fuzz

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
@@ -84,9 +85,12 @@ COLUMNS: tuple[tuple[str, int, Callable[[JsonObject], str]], ...] = (
 
 
 def rounds(items: Iterable[JsonObject], out: TextIO) -> None:
-    """Print the baselines, then one row per closed round."""
+    """Print the baselines, then one row per closed round; on a terminal, a bar below."""
     headed = False
+    began = time.monotonic()
     for item in items:
+        if out.isatty():
+            out.write("\r\x1b[K")  # the bar makes room for the row
         if item["baselines"] is not None:
             told = ", ".join(f"{k} {v:.3f}" for k, v in item["baselines"].items())
             out.write(f"baselines, nats per byte: {told}\n")
@@ -95,7 +99,20 @@ def rounds(items: Iterable[JsonObject], out: TextIO) -> None:
             headed = True
         row = (show(item).rjust(width) for _, width, show in COLUMNS)
         out.write("  ".join(row) + "\n")
+        if out.isatty() and item["round"] < item["rounds"]:
+            out.write(_outlook(item["round"], item["rounds"], began))
         out.flush()
+
+
+def _outlook(round: int, rounds: int, began: float) -> str:
+    """Return a bar over the rounds, and how long the rest may take."""
+    full = BAR_CELLS * round // rounds
+    drawn = "#" * full + "." * (BAR_CELLS - full)
+    text = f"[{drawn}] round {round + 1} of {rounds}"
+    if round:
+        left = (time.monotonic() - began) / round * (rounds - round)
+        text += f", about {duration(left)} left"
+    return text
 
 
 def _loss(value: float | None) -> str:
