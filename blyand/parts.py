@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from blyan_proto import topics
 from blyan_proto.block.block import Block
@@ -27,7 +28,6 @@ from blyand.events import BlockStored, Broadcast
 from blyand.finality.beacon import BeaconChain
 from blyand.finality.sequencer import Availability, Chain, Sequencer
 from blyand.home import Home
-from blyand.inference.serving import Serving
 from blyand.metrics import Metrics
 from blyand.net.host import Host
 from blyand.net.identity import peer_id_of
@@ -52,6 +52,9 @@ from blyand.training.holder import Blocks, Holder
 from blyand.training.journal import Journal
 from blyand.training.learner import Learner
 from blyand.training.primary import Primary
+
+if TYPE_CHECKING:  # torch is imported when a node is built, not when it is named
+    from blyand.inference.serving import Serving
 
 
 @dataclass(frozen=True)
@@ -268,6 +271,8 @@ def _serving(
         for peer, follows, held in heartbeats(ledger.machine.last_id):
             if peer in connected and follows == model and group in held:
                 yield peer
+
+    from blyand.inference.serving import Serving
 
     def tiles(model: bytes, group: int) -> list[bytes] | None:
         head = holder.head(model, group)
