@@ -156,7 +156,8 @@ def join(directory: Path, through: Node) -> Node:
     status = through.status()
     if status is None:
         raise Failed(f"{through.name} is down; join through another node.")
-    _init(node.home, ["--genesis", str(through.home / "genesis.json")])
+    genesis = ["--genesis", str(through.home / "genesis.json")]
+    _finish_init(*_begin_init(node.home, genesis))
     _start(directory, node, len(nodes_of(directory)), status["listen"][0])
     return node
 
@@ -199,10 +200,14 @@ def _found(directory: Path, count: int) -> None:
     from blyan_proto.genesis import DEVNET, Balance, Genesis
     from blyan_proto.types import Role
 
-    made = []
-    for index in range(count):
-        arguments = ["--roles", "learn,serve,validate"] if index == 0 else []
-        made.append(_init(directory / f"node{index}", arguments))
+    begun = [
+        _begin_init(
+            directory / f"node{index}",
+            ["--roles", "learn,serve,validate"] if index == 0 else [],
+        )
+        for index in range(count)
+    ]
+    made = [_finish_init(*one) for one in begun]
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     hardware = Hardware("cpu", memory, os.cpu_count() or 1)
     roles = int(Role.LEARN | Role.SERVE)
@@ -235,15 +240,25 @@ def _found(directory: Path, count: int) -> None:
     file = directory / "genesis.json"
     file.write_text(json.dumps(to_plain(genesis), indent=1) + "\n")
     for index in range(count):
-        _init(directory / f"node{index}", ["--genesis", str(file), "--force"])
+        shutil.copyfile(file, directory / f"node{index}" / "genesis.json")
 
 
-def _init(home: Path, arguments: list[str]) -> dict[str, Any]:
+def _begin_init(home: Path, arguments: list[str]) -> tuple[Path, subprocess.Popen[str]]:
     command = [sys.executable, "-m", "blyand", "init", "--home", str(home), "--json"]
-    done = subprocess.run(command + arguments, capture_output=True, text=True)
-    if done.returncode:
-        raise Failed(done.stderr.strip() or f"`blyand init` failed for {home}")
-    answer: dict[str, Any] = json.loads(done.stdout)
+    process = subprocess.Popen(
+        command + arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    return home, process
+
+
+def _finish_init(home: Path, process: subprocess.Popen[str]) -> dict[str, Any]:
+    output, errors = process.communicate()
+    if process.returncode:
+        raise Failed(errors.strip() or f"`blyand init` failed for {home}")
+    answer: dict[str, Any] = json.loads(output)
     return answer
 
 
@@ -307,6 +322,10 @@ def _until(condition: Callable[[], bool], otherwise: str) -> None:
 
 
 def _alive(pid: int) -> bool:
+    try:
+        os.waitpid(pid, os.WNOHANG)  # if it is our child, do not leave a zombie
+    except ChildProcessError:
+        pass
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, PermissionError):

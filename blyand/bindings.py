@@ -76,7 +76,7 @@ def bind_all(
             meeting=base.meeting,
             holder=models.holder,
             learner=models.learner if learns else None,
-            warnings=lambda: stores.warnings,
+            warnings=lambda: [*stores.warnings, *base.alarms.values()],
         ),
         roles=roles,
         stop=stop,

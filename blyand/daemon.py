@@ -78,6 +78,7 @@ from blyand.training.adopter import Adopter
 
 logger = logging.getLogger(__name__)
 
+MAX_ALARMS = 16
 FAREWELL_S = 0.5  # for the answer to node.stop to leave
 
 
@@ -125,8 +126,11 @@ async def run(home: Home, config: Config) -> None:
                 poison=poison,
                 metrics=Metrics(),
                 stores=stores,
+                alarms={},
                 host=host,
-                meeting=Meeting(host, events, functools.partial(_learn, book)),
+                meeting=Meeting(
+                    host, events, functools.partial(_learn, book), random.Random()
+                ),
                 blame=blame,
                 threads=choose_threads(
                     config.compute.threads, config.compute.daemons_on_host
@@ -154,6 +158,7 @@ async def run(home: Home, config: Config) -> None:
             )
             services = [
                 Service("commit", stores.commit.run),
+                Service("meeting", base.meeting.run),
                 Service("intake", ledger.intake.run),
                 Service("follower", ledger.follower.run),
                 Service("author", ledger.author.run),
@@ -211,7 +216,7 @@ async def _run_services(
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch_signals, stop)
-        base.meeting.start(greeter, ledger.follower.peer_is_at)
+        base.meeting.start(greeter, functools.partial(_heard, base, ledger))
         await base.host.gossip.listen(topics.BLOCK, ledger.intake.gossip_check)
         await base.host.gossip.listen(topics.CHECKPOINT, ledger.follower.gossip_check)
         await nursery.start(supervise, services)
@@ -343,6 +348,21 @@ def _greeting(base: Base, ledger: Ledger, models: Models) -> Greeting:
         finalised=ledger.machine.clock.height,
         checkpoint=ledger.machine.last_id,
     )
+
+
+def _heard(base: Base, ledger: Ledger, peer: str, greeting: Greeting) -> None:
+    """Catch up with a peer that is further; alarm when it has another history."""
+    height = greeting.finalised
+    ledger.follower.peer_is_at(peer, height)
+    final = base.stores.checkpoints.at(height)
+    if final is not None and final.checkpoint.id != greeting.checkpoint:
+        base.alarms[height] = (
+            f"{peer} has another checkpoint {height}: the sequencer signed twice, or "
+            "one of the two homes was made up; trust neither before you know which"
+        )
+        logger.error("alarm: %s", base.alarms[height])
+        while len(base.alarms) > MAX_ALARMS:
+            base.alarms.pop(next(iter(base.alarms)))
 
 
 def _learn(

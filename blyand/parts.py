@@ -83,6 +83,7 @@ class Base:
     poison: PoisonBox
     metrics: Metrics
     stores: Stores
+    alarms: dict[int, str]  # by height: what the operator must know
     host: Host
     meeting: Meeting
     blame: Callable[[str, Exception], None]

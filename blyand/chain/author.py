@@ -60,22 +60,30 @@ class Author:
     ) -> Block:
         """Make, store durably and announce a block with this payload (DEC-D1)."""
         async with self._turn:  # sequences enter the pool in their order
-            self._catch_up()
-            block = self._sign(payload, subject, layer, meta_ref)
+            spent = self._spent()
+            sequence = await self._machine.lane.run(self._reserve, spent)
+            block = self._sign(payload, sequence, subject, layer, meta_ref)
             await self._intake.submit(block)
         await self._publish(encode_block(block))
         return block
 
-    def _catch_up(self) -> None:
-        """Count on from what the network knows: the intent log may be lost (DEC-A9)."""
-        account = self._key.account
-        if self._intents.sequence_of(account) == 0:
-            used = USED.scan(self._machine.view, account)
-            known = max((one.sequence for one in used), default=0)
-            self._intents.raise_sequence_to(account, known)
+    def _spent(self) -> int:
+        """Return the highest sequence that state knows of us: the log may be lost."""
+        used = USED.scan(self._machine.view, self._key.account)
+        return max((one.sequence for one in used), default=0)
+
+    def _reserve(self, spent: int) -> int:
+        """Return a sequence that was never used, durably reserved (DEC-A9). Blocking."""
+        self._intents.raise_sequence_to(self._key.account, spent)
+        return self._intents.reserve_sequence(self._key.account)
 
     def _sign(
-        self, payload: Any, subject: str, layer: int, meta_ref: bytes | None
+        self,
+        payload: Any,
+        sequence: int,
+        subject: str,
+        layer: int,
+        meta_ref: bytes | None,
     ) -> Block:
         kind = kind_of(payload)
         raw = encode_payload(payload)
@@ -98,7 +106,7 @@ class Author:
             payload_digest=payload_digest(raw),
             account=self._key.account,
             author=self._key.public,
-            sequence=self._intents.reserve_sequence(self._key.account),
+            sequence=sequence,
             time_ms=self._clock.now_ms(),
             nonce=0,
         )
@@ -128,11 +136,7 @@ class Author:
         while True:
             await trio.sleep(REPEAT_S)
             old = self._clock.now_ms() - int(REPEAT_S * 1000)
-            late = [
-                block
-                for block in self._pool
-                if block.header.account == self._key.account
-                and block.header.time_ms < old
-            ]
-            for block in sorted(late, key=lambda b: b.header.sequence)[:REPEAT_BLOCKS]:
+            own = self._pool.of(self._key.account)
+            late = [block for block in own if block.header.time_ms < old]
+            for block in late[:REPEAT_BLOCKS]:
                 await self._publish(encode_block(block))

@@ -1,14 +1,15 @@
 """The one way in for a block: check, find its parents, store, tell.
 
 Blocks come by gossip (through `gossip_check`, which must be quick), as answers to our
-own requests, and from this node itself; all end in `_admit`. Bounds: the arrival queue
-(full: gossip is ignored and comes back by sync), orphans per sender and in all.
+own requests, and from this node itself; all end in `_admit`. Bounds, each per peer and
+in all (DEC-C12): the arrival queue (full: gossip is ignored and comes back by sync),
+orphans (full: the oldest go), requests for ancestors; the pool has its own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import trio
 from blyan_proto.block.block import Block, decode_block, encode_block
 from blyan_proto.errors import ProtocolError
 from blyan_proto.genesis import Genesis
+from blyan_proto.protocols.blocks import MAX_IDS
 from blyand.chain.pool import Pool
 from blyand.clock import Clock
 from blyand.compute import Threads
@@ -33,10 +35,14 @@ from blyand.store.schema import Arrival
 logger = logging.getLogger(__name__)
 
 QUEUE = 1024
+QUEUE_PER_PEER = 256
 WORKERS = 4
 MAX_ORPHANS = 1024
 MAX_ORPHANS_PER_PEER = 256
-MAX_ANCESTRY = 4096  # blocks fetched to connect one orphan
+ORPHAN_S = 600.0  # how long an orphan waits for its parents
+MAX_CONNECTING = 8  # peers that are asked for ancestors at once
+CONNECT_S = 20.0  # how long one of them may take
+SMALL_BYTES = 4096  # a block of this size decodes in less than a millisecond
 
 FetchBlocks = Callable[[str, Sequence[bytes]], Awaitable[Sequence[Block]]]
 
@@ -47,6 +53,15 @@ class Sources:
 
     fetch: FetchBlocks
     blame: Callable[[str, Exception], None]
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A checked block whose parents are not here."""
+
+    checked: Checked
+    peer: str
+    since_s: float  # trio time
 
 
 class Intake:
@@ -74,14 +89,22 @@ class Intake:
         self._poison = poison
         self._sources = sources
         self._send, self._receive = trio.open_memory_channel[tuple[Checked, str]](QUEUE)
+        self._queued: Counter[str] = Counter()
         self._under_way: dict[bytes, trio.Event] = {}
-        self._orphans: OrderedDict[bytes, tuple[Checked, str]] = OrderedDict()
+        self._orphans: OrderedDict[bytes, Orphan] = OrderedDict()
+        self._connecting: set[str] = set()
+        self._nursery: trio.Nursery | None = None
 
     async def gossip_check(self, peer: str, raw: bytes) -> Verdict:
         """Say whether a gossiped block is forwarded, and queue it when it is."""
         try:
-            block = decode_block(raw)
+            if len(raw) <= SMALL_BYTES:
+                block = decode_block(raw)
+            else:
+                block = await self._lane.run(decode_block, raw)
             if self._is_known(block.id) or block.id in self._poison:
+                return Verdict.IGNORE
+            if self._queued[peer] >= QUEUE_PER_PEER:
                 return Verdict.IGNORE
             checked = await self._lane.run(
                 check, block, self._genesis, self._clock.now_ms()
@@ -93,49 +116,74 @@ class Intake:
             return Verdict.REJECT
         except (Ignore, trio.WouldBlock):
             return Verdict.IGNORE
+        self._queued[peer] += 1
         return Verdict.ACCEPT
 
-    async def submit(self, block: Block, peer: str = "") -> None:
+    async def submit(
+        self, block: Block, peer: str = "", *, is_final: bool = False
+    ) -> None:
         """Take in a block that we made or asked for; stored durably on return.
 
-        Raises Reject or Ignore. Unknown parents are fetched from `peer` first.
+        `is_final`: a final checkpoint orders it, so neither our clock nor our room
+        count. Raises Reject, or Ignore: an orphan is kept, its parents are asked for.
         """
         if self._blocks.has(block.id):
             return
+        if block.id in self._poison and not is_final:
+            raise Ignore("this node fell over on the block before")
+        now_ms = block.header.time_ms if is_final else self._clock.now_ms()
         with self._poison.containing("block", lambda: (block.id, encode_block(block))):
-            now_ms = self._clock.now_ms()
             checked = await self._lane.run(check, block, self._genesis, now_ms)
+            if peer and not is_final:
+                self._pool.check_room(block.header.account)
             await self._admit(checked, peer)
+        await self._release(block.id)
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Admit what gossip brought."""
-        for id, _ in self._blocks.pending():
+        for id, arrival in self._blocks.pending():
             block = self._blocks.get(id)
             if block is not None:
-                self._pool.add(block)
+                self._pool.add(block, keep=not arrival.peer)
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             for _ in range(WORKERS):
                 nursery.start_soon(self._work)
             task_status.started()
 
     async def _work(self) -> None:
         async for checked, peer in self._receive.clone():
-            try:
-                await self._admit_contained(checked, peer)
-            except Reject as error:
-                self._sources.blame(peer, error)
-            except (Ignore, Unavailable) as error:
-                logger.debug("a block of %s waits: %s", peer, error)
+            self._queued[peer] -= 1
+            if not self._queued[peer]:
+                del self._queued[peer]
+            if await self._admit_contained(checked, peer):
+                await self._release(checked.block.id)
 
     def _is_known(self, id: bytes) -> bool:
-        return id in self._pool or id in self._under_way or self._blocks.has(id)
+        return (
+            id in self._pool
+            or id in self._under_way
+            or id in self._orphans
+            or self._blocks.has(id)
+        )
 
-    async def _admit_contained(self, checked: Checked, peer: str) -> None:
+    async def _admit_contained(self, checked: Checked, peer: str) -> bool:
+        """Admit a block; True when it is stored now. Its faults are its sender's."""
         block = checked.block
-        with self._poison.containing("block", lambda: (block.id, encode_block(block))):
-            await self._admit(checked, peer)
+        try:
+            with self._poison.containing(
+                "block", lambda: (block.id, encode_block(block))
+            ):
+                await self._admit(checked, peer)
+        except Reject as error:
+            self._sources.blame(peer, error)
+            return False
+        except (Ignore, Unavailable) as error:
+            logger.debug("a block of %s waits: %s", peer, error)
+            return False
+        return True
 
     async def _admit(self, checked: Checked, peer: str) -> None:
         block = checked.block
@@ -143,19 +191,20 @@ class Intake:
             await self._under_way[block.id].wait()
         if self._blocks.has(block.id):
             return
-        self._orphans.pop(block.id, None)
+        if self._missing(block):
+            self._park(checked, peer)
+            raise Ignore("a parent is unknown")
         self._under_way[block.id] = trio.Event()
         try:
-            if self._missing(block):
-                await self._connect(checked, peer)
             self._check_height(block)
             arrival = Arrival(time_ms=self._clock.now_ms(), peer=peer)
-            await self._commit.submit(self._blocks.batch([block], arrival))
-            self._pool.add(block)
+            with trio.CancelScope(shield=True):  # on disk and not in the pool is lost
+                await self._commit.submit(self._blocks.batch([block], arrival))
+            self._pool.add(block, keep=not peer)
         finally:
+            self._orphans.pop(block.id, None)
             self._under_way.pop(block.id).set()
         self._events.publish(BlockStored(block))
-        await self._release(block.id)
 
     def _missing(self, block: Block) -> list[bytes]:
         return [p for p in block.header.parents if not self._blocks.has(p)]
@@ -172,53 +221,73 @@ class Intake:
         if block.header.height != (1 + max(heights) if heights else 0):
             raise Reject("the height is not one more than the highest parent's")
 
-    async def _connect(self, checked: Checked, peer: str) -> None:
-        """Fetch the ancestors of an orphan from who sent it; park it when they fail."""
-        if not peer:
-            raise Ignore("a parent is unknown")
-        fetched: list[Block] = []
-        wanted = self._missing(checked.block)
-        try:
-            while wanted and len(fetched) < MAX_ANCESTRY:
-                got = await self._sources.fetch(peer, wanted)
-                if not got:
-                    raise Ignore("the sender does not have the parents")
-                fetched += got
-                here = {block.id for block in fetched}
-                wanted = [
-                    parent
-                    for block in got
-                    for parent in self._missing(block)
-                    if parent not in here
-                ][:256]
-        except (Ignore, Unavailable):
-            if not self._missing(checked.block):
-                return  # they came another way meanwhile
-            self._park(checked, peer)
-            raise
-        for block in sorted(fetched, key=lambda block: block.header.height):
-            await self.submit(block, "")
+    # Orphans
 
     def _park(self, checked: Checked, peer: str) -> None:
-        from_peer = sum(1 for _, sender in self._orphans.values() if sender == peer)
-        if from_peer >= MAX_ORPHANS_PER_PEER:
+        """Keep a block until its parents are here, and ask its sender for them."""
+        if not peer:
             return
-        self._orphans[checked.block.id] = (checked, peer)
+        now = trio.current_time()
+        self._orphans[checked.block.id] = Orphan(checked, peer, now)
+        self._orphans.move_to_end(checked.block.id)
+        while now - next(iter(self._orphans.values())).since_s > ORPHAN_S:
+            self._orphans.popitem(last=False)
+        own = [id for id, other in self._orphans.items() if other.peer == peer]
+        if len(own) > MAX_ORPHANS_PER_PEER:
+            del self._orphans[own[0]]
         if len(self._orphans) > MAX_ORPHANS:
             self._orphans.popitem(last=False)
+        if self._nursery is not None and len(self._connecting) < MAX_CONNECTING:
+            if peer not in self._connecting:
+                self._connecting.add(peer)
+                self._nursery.start_soon(self._connect, peer)
+
+    async def _connect(self, peer: str) -> None:
+        """Fetch what a peer's orphans wait for, and what that waits for in turn."""
+        asked: set[bytes] = set()
+        deadline = trio.current_time() + CONNECT_S
+        try:
+            while wanted := self._wanted(peer, asked):
+                asked.update(wanted)
+                got: Sequence[Block] = ()
+                with trio.move_on_at(deadline):
+                    got = await self._sources.fetch(peer, wanted)
+                for block in sorted(got, key=lambda block: block.header.height):
+                    try:
+                        await self.submit(block, peer)
+                    except Ignore as error:
+                        logger.debug("an ancestor from %s: %s", peer, error)
+                if trio.current_time() >= deadline:
+                    break
+        except (Reject, ProtocolError) as error:
+            self._sources.blame(peer, error)
+        except Unavailable as error:
+            logger.debug("%s does not give ancestors: %s", peer, error)
+        finally:
+            self._connecting.discard(peer)
+
+    def _wanted(self, peer: str, asked: set[bytes]) -> list[bytes]:
+        missing = {
+            parent
+            for orphan in self._orphans.values()
+            if orphan.peer == peer
+            for parent in self._missing(orphan.checked.block)
+        }
+        return sorted(missing - asked - self._orphans.keys())[:MAX_IDS]
 
     async def _release(self, parent: bytes) -> None:
-        freed = [
-            id
-            for id, (checked, _) in self._orphans.items()
-            if parent in checked.block.header.parents
-            and not self._missing(checked.block)
-        ]
-        for id in freed:
-            checked, peer = self._orphans.pop(id)
-            try:
-                await self._admit(checked, peer)
-            except Reject as error:
-                self._sources.blame(peer, error)
-            except Ignore as error:
-                logger.debug("an orphan of %s is dropped: %s", peer, error)
+        """Admit the orphans that waited for a block, and those that waited for them."""
+        stored = deque([parent])
+        while stored and self._orphans:
+            parent = stored.popleft()
+            freed = [
+                orphan
+                for orphan in self._orphans.values()
+                if parent in orphan.checked.block.header.parents
+                and not self._missing(orphan.checked.block)
+            ]
+            for orphan in freed:
+                if await self._admit_contained(orphan.checked, orphan.peer):
+                    stored.append(orphan.checked.block.id)
+                else:
+                    self._orphans.pop(orphan.checked.block.id, None)

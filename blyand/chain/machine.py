@@ -7,7 +7,7 @@ that does not give the state root it names stops the machine: reads go on (DEC-C
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -15,7 +15,9 @@ import trio
 
 from blyan_proto.block.block import Block, encode_block
 from blyan_proto.checkpoint import Checkpoint, FinalCheckpoint, beacon_link, next_beacon
+from blyan_proto.errors import ProtocolError
 from blyan_proto.genesis import Genesis
+from blyand.chain.pool import size_of
 from blyand.compute import Threads
 from blyand.errors import Halted
 from blyand.events import Broadcast, CheckpointFinalised
@@ -33,11 +35,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Preview:
-    """What a checkpoint would give: its place, and the state root after it."""
+    """What a checkpoint would give: its place, its order, the state root after it."""
 
     height: int
     parent: bytes
     beacon: bytes
+    blocks: tuple[Block, ...]  # in the rule's order
     state_root: bytes
 
 
@@ -85,22 +88,46 @@ class Machine:
         """Id of the newest checkpoint; of the genesis at height 0."""
         return self._last_id
 
+    @property
+    def lane(self) -> Threads:
+        """The threads for what may block: the chain's files, signatures, execution."""
+        return self._lane
+
+    def stored(self, height: int) -> FinalCheckpoint | None:
+        """Return a final checkpoint that is on disk, executed or not."""
+        return self._checkpoints.at(height)
+
+    def times_at(self, heights: Iterable[int]) -> dict[int, int]:
+        """Return the chain times of those checkpoints that are on disk. Blocking."""
+        times = {0: self.genesis.time_ms}
+        for height in sorted(set(heights) - {0}):
+            final = self._checkpoints.at(height) if height < 2**63 else None
+            if final is not None:
+                times[height] = final.checkpoint.time_ms
+        return times
+
     async def preview(
         self, blocks: Sequence[Block], time_ms: int, preimage: bytes
     ) -> Preview:
-        """Return what a checkpoint over `blocks`, in this order, would say.
+        """Return what a checkpoint over `blocks` would say.
 
-        Poisoned names the block on which a rule fell over; leave it out.
+        Poisoned names the block on which a rule fell over; leave it out. Halted.
+        Reject when that height is final already and only waits to be executed.
         """
         async with self._turn:
+            self._check_running()
             clock = self.clock
+            if await self._lane.run(self.stored, clock.height + 1) is not None:
+                raise Reject(f"checkpoint {clock.height + 1} is final already")
             moment = Moment(clock.height + 1, time_ms, self.genesis)
-            changed, _ = await self._execute(blocks, moment, preimage)
+            ordered = await self._lane.run(order, blocks)
+            changed, _ = await self._execute(ordered, moment, preimage)
             root = await self._lane.run(self._state.preview, changed.changes)
             return Preview(
                 moment.height,
                 self._last_id,
                 next_beacon(clock.beacons[-1], preimage),
+                tuple(ordered),
                 root,
             )
 
@@ -111,14 +138,17 @@ class Machine:
         not the one it names: after that this node neither executes nor signs.
         """
         async with self._turn:
-            if self.halted:
-                raise Halted(self.halted)
+            self._check_running()
             checkpoint = final.checkpoint
-            self._check_place(checkpoint, blocks)
+            self._check_place(checkpoint)
+            self._check_limits(blocks)
+            ordered = await self._lane.run(order, blocks)
+            if tuple(block.id for block in ordered) != checkpoint.blocks:
+                raise Reject("the checkpoint's blocks are not in the rule's order")
             moment = Moment(checkpoint.height, checkpoint.time_ms, self.genesis)
             try:
                 changed, outcomes = await self._execute(
-                    blocks, moment, checkpoint.preimage
+                    ordered, moment, checkpoint.preimage
                 )
             except Poisoned as error:
                 self._halt(checkpoint, f"cannot be executed here: {error}")
@@ -134,20 +164,30 @@ class Machine:
         for outcome in outcomes:
             if outcome.error:
                 logger.info("block %s: %s", outcome.block.hex()[:16], outcome.error)
-        self._events.publish(CheckpointFinalised(final, root, tuple(blocks)))
+        self._events.publish(CheckpointFinalised(final, root, tuple(ordered)))
 
     async def _execute(
         self, blocks: Sequence[Block], moment: Moment, preimage: bytes
     ) -> tuple[Overlay, list[Outcome]]:
         begun: list[Block] = []
-        with self._poison.containing(
-            "block", lambda: (begun[-1].id, encode_block(begun[-1]))
-        ):
-            return await self._lane.run(
-                execute, self._state, blocks, moment, preimage, begun
-            )
 
-    def _check_place(self, checkpoint: Checkpoint, blocks: Sequence[Block]) -> None:
+        def item() -> tuple[bytes, bytes]:
+            return (begun[-1].id, encode_block(begun[-1])) if begun else (b"", b"")
+
+        with self._poison.containing("block", item):
+            try:
+                return await self._lane.run(
+                    execute, self._state, blocks, moment, preimage, begun
+                )
+            except ProtocolError as error:
+                # The blocks were checked: it is our record that does not encode.
+                raise RuntimeError("executing made an impossible record") from error
+
+    def _check_running(self) -> None:
+        if self.halted:
+            raise Halted(self.halted)
+
+    def _check_place(self, checkpoint: Checkpoint) -> None:
         clock = self.clock
         if checkpoint.height != clock.height + 1 or checkpoint.parent != self._last_id:
             raise Reject("the checkpoint does not follow the newest one")
@@ -157,11 +197,13 @@ class Machine:
             raise Reject("the checkpoint reveals another preimage than was committed")
         if checkpoint.beacon != next_beacon(clock.beacons[-1], checkpoint.preimage):
             raise Reject("the checkpoint's beacon is not the rule's")
-        if tuple(block.id for block in order(blocks)) != checkpoint.blocks:
-            raise Reject("the checkpoint's blocks are not in the rule's order")
+
+    def _check_limits(self, blocks: Sequence[Block]) -> None:
         limits = self.genesis.parameters
         if len(blocks) > limits.checkpoint_blocks:
             raise Reject("the checkpoint orders more blocks than the genesis allows")
+        if sum(size_of(block) for block in blocks) > limits.checkpoint_bytes:
+            raise Reject("the checkpoint orders more bytes than the genesis allows")
 
     def _halt(self, checkpoint: Checkpoint, why: str) -> NoReturn:
         self.halted = (

@@ -1,59 +1,145 @@
-"""Pending blocks: stored, not yet ordered by a checkpoint (DEC-A1)."""
+"""Pending blocks: stored, not yet ordered by a checkpoint (DEC-A1).
+
+Bounds: blocks of one author (Ignore), and blocks and bytes of all. A block that can be
+ordered leaves within a checkpoint or two, so when the pool is full the oldest goes:
+most likely it waits for something that never comes. Its author announces it again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 
 from blyan_proto.block import data, model
 from blyan_proto.block.block import Block
+from blyan_proto.block.payload import KINDS
+from blyan_proto.constants import MIB
 from blyan_proto.types import CHAIN_ORDER
 from blyand.rules.chain.intake import MAX_PENDING_PER_ACCOUNT
 from blyand.rules.verdict import Ignore
 
+MAX_BLOCKS = 16_384
+MAX_BYTES = 128 * MIB
+HEADER_BYTES = 512  # what a block counts besides its payload
+
+Key = tuple[int, int, int, bytes]  # place of the chain, height, sequence, id
+
+WITH_BLOBS = {
+    kind.code
+    for kind in KINDS.values()
+    if kind.payload in (model.Weights, model.TileUpdate, data.Dataset)
+}
+
+
+@dataclass
+class Pending:
+    """One block that waits."""
+
+    block: Block
+    id: bytes
+    keep: bool  # our own: never evicted
+    parents: set[bytes]  # those not known to be ordered
+    references: set[bytes]  # likewise
+    anchor_ms: int | None = None  # chain time of its anchor, once looked up
+
+    @property
+    def key(self) -> Key:
+        header = self.block.header
+        place = CHAIN_ORDER.index(header.chain)
+        return (place, header.height, header.sequence, self.id)
+
+    @property
+    def bytes(self) -> int:
+        return size_of(self.block)
+
 
 class Pool:
-    """The blocks that a checkpoint may take, by id. Bounded per account."""
+    """The blocks that a checkpoint may take, by id."""
 
     def __init__(self) -> None:
-        self._blocks: dict[bytes, Block] = {}
-        self._per_account: dict[bytes, int] = {}
+        self._pending: dict[bytes, Pending] = {}  # oldest first
+        self._keys: list[Key] = []  # sorted: parents before children
+        self._by_account: dict[bytes, dict[bytes, Block]] = {}
+        self._bytes = 0
+        self._chosen: set[bytes] = set()  # by the last `ready`: about to be ordered
+        self._dropped: list[bytes] = []
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self._pending)
 
     def __iter__(self) -> Iterator[Block]:
-        return iter(list(self._blocks.values()))
+        return iter([pending.block for pending in self._pending.values()])
 
     def __contains__(self, id: bytes) -> bool:
-        return id in self._blocks
+        return id in self._pending
+
+    def entries(self) -> Iterable[Pending]:
+        """Return the blocks with what is known about their waiting, oldest first."""
+        return list(self._pending.values())
 
     def check_room(self, account: bytes) -> None:
         """Raise Ignore when this account already has its share pending."""
-        if self._per_account.get(account, 0) >= MAX_PENDING_PER_ACCOUNT:
+        if len(self._by_account.get(account, ())) >= MAX_PENDING_PER_ACCOUNT:
             raise Ignore("the author has too many blocks that no checkpoint took")
 
-    def add(self, block: Block) -> None:
-        if block.id not in self._blocks:
-            self._blocks[block.id] = block
-            account = block.header.account
-            self._per_account[account] = self._per_account.get(account, 0) + 1
+    def add(self, block: Block, *, keep: bool = False) -> None:
+        """Take a block in; `keep`: it is our own. What is too much goes, oldest first."""
+        id = block.id
+        if id in self._pending:
+            return
+        pending = Pending(
+            block, id, keep, set(block.header.parents), set(references(block))
+        )
+        self._pending[id] = pending
+        insort(self._keys, pending.key)
+        self._by_account.setdefault(block.header.account, {})[id] = block
+        self._bytes += pending.bytes
+        if len(self._pending) > MAX_BLOCKS or self._bytes > MAX_BYTES:
+            self.drop(self._oldest())
 
     def remove(self, id: bytes) -> None:
-        block = self._blocks.pop(id, None)
-        if block is not None:
-            account = block.header.account
-            self._per_account[account] -= 1
-            if not self._per_account[account]:
-                del self._per_account[account]
+        """Forget a block that a checkpoint ordered, or that cannot be executed here."""
+        pending = self._pending.pop(id, None)
+        if pending is None:
+            return
+        del self._keys[bisect_left(self._keys, pending.key)]
+        account = pending.block.header.account
+        del self._by_account[account][id]
+        if not self._by_account[account]:
+            del self._by_account[account]
+        self._bytes -= pending.bytes
+
+    def drop(self, ids: Iterable[bytes]) -> None:
+        """Give up blocks and, as they can never be ordered without them, their children.
+
+        A block that the sequencer just chose stays. `take_dropped` names what went.
+        """
+        gone = {id for id in ids if id in self._pending} - self._chosen
+        for _, _, _, id in list(self._keys) if gone else ():
+            if gone & self._pending[id].parents and id not in self._chosen:
+                gone.add(id)
+        for id in gone:
+            self.remove(id)
+        self._dropped += gone
+
+    def take_dropped(self) -> list[bytes]:
+        """Return what was dropped since the last call: it may leave the disk, too."""
+        dropped, self._dropped = self._dropped, []
+        return [id for id in dropped if id not in self._pending]
+
+    def of(self, account: bytes) -> list[Block]:
+        """Return the pending blocks of an account, by ascending sequence."""
+        own = self._by_account.get(account, {}).values()
+        return sorted(own, key=lambda block: block.header.sequence)
 
     def newest_of(self, account: bytes, chain: int) -> Block | None:
         """Return the account's pending block with the highest sequence on a chain."""
-        own = [
+        own = (
             block
-            for block in self._blocks.values()
-            if block.header.account == account and block.header.chain == chain
-        ]
+            for block in self._by_account.get(account, {}).values()
+            if block.header.chain == chain
+        )
         return max(own, key=lambda block: block.header.sequence, default=None)
 
     def ready(
@@ -67,24 +153,53 @@ class Pool:
 
         A block is ready when its blobs are available, its parents are ordered or ready,
         and its references are ordered, or ready on a chain that is executed before its
-        own (DEC-A3, A4).
+        own (DEC-A3, A4). `is_available` is asked only about blocks of which nothing
+        else is unknown.
         """
         taken: dict[bytes, Block] = {}
         size = 0
-        for block in sorted(self._blocks.values(), key=_execution_key):
-            header = block.header
-            if not is_available(block):
+        for _, _, _, id in self._keys:
+            pending = self._pending[id]
+            waits = self._waits(pending, is_ordered)
+            if waits is None or not is_available(pending.block):
                 continue
-            size += header.payload_bytes + 512
-            if len(taken) >= limit_blocks or size > limit_bytes:
+            if not all(_is_before(taken.get(one), pending, one) for one in waits):
+                continue
+            if len(taken) >= limit_blocks or size + pending.bytes > limit_bytes:
                 break
-            parents = all(p in taken or is_ordered(p) for p in header.parents)
-            if parents and all(
-                is_ordered(reference) or _comes_before(taken.get(reference), block)
-                for reference in references(block)
-            ):
-                taken[block.id] = block
+            size += pending.bytes
+            taken[id] = pending.block
+        self._chosen = set(taken)
         return list(taken.values())
+
+    def _waits(
+        self, pending: Pending, is_ordered: Callable[[bytes], bool]
+    ) -> set[bytes] | None:
+        """Return the pending blocks that one waits for; None: for one unknown here."""
+        for waited in (pending.parents, pending.references):
+            for id in [one for one in waited if one not in self._pending]:
+                if not is_ordered(id):
+                    return None
+                waited.discard(id)
+        return pending.parents | pending.references
+
+    def _oldest(self) -> list[bytes]:
+        """Return what has to go for an eighth of the bounds to be free again."""
+        count = len(self._pending) - MAX_BLOCKS * 7 // 8
+        size = self._bytes - MAX_BYTES * 7 // 8
+        oldest: list[bytes] = []
+        for pending in self._pending.values():
+            if len(oldest) >= count and size <= 0:
+                break
+            if not pending.keep and pending.id not in self._chosen:
+                oldest.append(pending.id)
+                size -= pending.bytes
+        return oldest
+
+
+def size_of(block: Block) -> int:
+    """Return the bytes that a block counts against the bounds."""
+    return block.header.payload_bytes + HEADER_BYTES
 
 
 def references(block: Block) -> list[bytes]:
@@ -103,23 +218,21 @@ def references(block: Block) -> list[bytes]:
 
 def blobs_of(block: Block) -> list[bytes]:
     """Return the blobs without which a block is not orderable (DEC-A4)."""
+    if block.header.kind not in WITH_BLOBS:
+        return []  # without decoding it
     content = block.content
     if isinstance(content, model.Weights):
         return [tile.weights for tile in content.tiles]
     if isinstance(content, model.TileUpdate):
         return [content.blob] if content.blob else []
-    if isinstance(content, data.Dataset):
-        return [content.blob]
-    return []
+    return [content.blob]
 
 
-def _execution_key(block: Block) -> tuple[int, int, int]:
-    header = block.header
-    return (CHAIN_ORDER.index(header.chain), header.height, header.sequence)
-
-
-def _comes_before(reference: Block | None, block: Block) -> bool:
-    if reference is None:
+def _is_before(taken: Block | None, pending: Pending, id: bytes) -> bool:
+    """True when a block taken into the same checkpoint is executed early enough."""
+    if taken is None:
         return False
+    if id in pending.parents and id not in pending.references:
+        return True
     place = CHAIN_ORDER.index
-    return place(reference.header.chain) < place(block.header.chain)
+    return place(taken.header.chain) < place(pending.block.header.chain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -12,7 +13,10 @@ from blyan_proto.genesis import Genesis
 from blyan_proto.types import bitmap
 from blyand.events import Broadcast, CheckpointFinalised, HeldChanged
 from blyand.rules.records import MODELS, NODES, ModelRecord
+from blyand.rules.verdict import Ignore
 from blyand.rules.view import View
+
+logger = logging.getLogger(__name__)
 
 CHECK_S = 0.5
 
@@ -50,8 +54,11 @@ class Member:
         with self._events.subscribe(HeldChanged, CheckpointFinalised) as facts:
             task_status.started()
             while True:
-                if self._is_following():
-                    await self._speak()
+                try:
+                    if self._is_following():
+                        await self._speak()
+                except Ignore as error:  # said again with the next beat
+                    logger.info("not said now: %s", error)
                 with trio.move_on_after(CHECK_S):
                     await facts.receive()
 
@@ -67,7 +74,7 @@ class Member:
             return
         held = bitmap(self._held(model.id), model.groups)
         changed = (model.id, held) != self._said
-        if changed or now - self._spoke > self._beat_s:
+        if now - self._spoke > (CHECK_S if changed else self._beat_s):
             self._said, self._spoke = (model.id, held), now
             await self._make(Heartbeat(FORMAT_VERSION, model.id, held, 0))
 

@@ -27,17 +27,18 @@ from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.genesis import Genesis
 from blyan_proto.signing import Purpose, SigningKey
 from blyand.clock import Clock
+from blyand.compute import Threads
 from blyand.errors import Halted
 from blyand.finality.beacon import BeaconChain
 from blyand.poison import Poisoned
-from blyand.rules.chain.order import order
 from blyand.rules.records import Clock as ChainClock
+from blyand.rules.verdict import Reject
 from blyand.store.intents import IntentLog
 
 logger = logging.getLogger(__name__)
 
-FRESH_S = 2.0  # how long a node without memory of its votes listens first
 SETTLE_S = 5.0  # how long peers may take to show a checkpoint that this node signed
+FRESH_S = 2.0  # how long a node without memory of its votes listens first
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Sequencer:
         clock: Clock,
         publish: Callable[[bytes], Awaitable[None]],
         beacon: BeaconChain,
+        lane: Threads | None = None,
     ) -> None:
         self._genesis = genesis
         self._key = key
@@ -85,13 +87,14 @@ class Sequencer:
         self._clock = clock
         self._publish = publish
         self._beacon = beacon
+        self._lane = lane or Threads("finality", 1)
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Order what is pending, at the genesis's pace."""
         task_status.started()
-        round = await self._settle()
+        await self._settle()
         limits = self._genesis.parameters
         made = trio.current_time()
         while True:
@@ -107,36 +110,43 @@ class Sequencer:
                 continue
             made = trio.current_time()
             try:
-                if await self._make(order(blocks), round):
-                    round = 0
+                await self._make(blocks)
             except Halted:
                 await trio.sleep_forever()
+            except Poisoned as error:
+                self._chain.drop(error.identity)
+            except Reject as error:  # a peer showed this height in the meantime
+                logger.warning("a checkpoint of this node is not needed: %s", error)
 
-    async def _settle(self) -> int:
-        """Return the consensus round to begin with after a restart (DEC-A9).
+    async def _settle(self) -> None:
+        """Wait, after a restart, for what peers know of our own signatures (DEC-A9).
 
         A vote may have been signed for a height that our database does not have. It left
         this process only if the checkpoint was stored before; so with an intact database
         it never left, and the next round may decide otherwise. With a lost one, peers
         have it: wait until they show it.
         """
-        if self._intents.fresh or self._intents.damaged:
+        while self._intents.fresh or self._intents.damaged:
+            height = self._chain.clock().height
             await trio.sleep(FRESH_S)  # a restored home: peers may know more than we do
-        voted = self._intents.highest_vote()
-        if voted is None:
-            return 0
-        height, round = voted
-        while self._chain.clock().height + 1 < height:
+            if self._chain.clock().height == height:
+                break
+        voted, _ = self._intents.highest_vote() or (0, 0)
+        while self._chain.clock().height + 1 < voted:
             logger.warning(
                 "this node signed checkpoint %d and holds only %d: it signs nothing until "
                 "a peer shows the rest",
-                height,
+                voted,
                 self._chain.clock().height,
             )
             await trio.sleep(SETTLE_S)
-        if self._chain.clock().height + 1 == height:
+        if self._chain.clock().height + 1 == voted:
             await trio.sleep(SETTLE_S)  # let a peer show it, if one has it
-        return round + 1 if self._chain.clock().height + 1 == height else 0
+
+    def _round(self, height: int) -> int:
+        """Return the first consensus round of a height in which nothing was promised."""
+        voted, round = self._intents.highest_vote() or (0, 0)
+        return round + 1 if voted == height else 0
 
     def _is_available(self, block: Block) -> bool:
         missing = [id for id in self._blobs.needs(block) if not self._blobs.has(id)]
@@ -144,16 +154,12 @@ class Sequencer:
             self._blobs.want(blob, block.header.account)
         return not missing
 
-    async def _make(self, blocks: list[Block], round: int) -> bool:
-        """Make the next checkpoint; False when a block had to be dropped instead."""
+    async def _make(self, blocks: list[Block]) -> None:
         clock = self._chain.clock()
         time_ms = max(clock.time_ms + 1, self._clock.now_ms())
         preimage = self._beacon.before(clock.revealed)
-        try:
-            preview = await self._chain.preview(blocks, time_ms, preimage)
-        except Poisoned as error:
-            self._chain.drop(error.identity)
-            return False
+        preview = await self._chain.preview(blocks, time_ms, preimage)
+        round = self._round(preview.height)
         signers = validators_root((self._genesis.sequencer,))
         checkpoint = Checkpoint(
             version=FORMAT_VERSION,
@@ -165,20 +171,23 @@ class Sequencer:
             time_ms=time_ms,
             beacon=preview.beacon,
             preimage=preimage,
-            blocks=tuple(block.id for block in blocks),
+            blocks=tuple(block.id for block in preview.blocks),
             receipts=(),
             state_root=preview.state_root,
             validators_root=signers,
             next_validators_root=signers,
         )
         # Durable before signed (DEC-A9), stored before published.
-        self._intents.record_vote(
-            preview.height, round, VoteStage.PRECOMMIT, checkpoint.id
+        await self._lane.run(
+            self._intents.record_vote,
+            preview.height,
+            round,
+            VoteStage.PRECOMMIT,
+            checkpoint.id,
         )
         final = FinalCheckpoint(checkpoint, (self._vote(checkpoint),))
-        await self._chain.apply(final, blocks)
+        await self._chain.apply(final, list(preview.blocks))
         await self._publish(encode(final))
-        return True
 
     def _vote(self, checkpoint: Checkpoint) -> Vote:
         statement = VoteStatement(

@@ -25,6 +25,7 @@ from blyand.net.host import Host
 from blyand.net.stream import MessageStream, Serve, expect_ok
 
 MAX_LEAF_MESSAGE_BYTES = LEAF_BYTES + 64
+FIRST_WORD_S = 6.0  # until a peer says whether it has a blob
 
 TakeLeaf = Callable[[int, bytes], Awaitable[None]]
 
@@ -36,11 +37,14 @@ class Client:
         self._host = host
 
     async def outline(self, peer: str, blob: bytes) -> Outline:
-        """Return the blob's outline, checked against its id. BadProof when it lies."""
+        """Return the blob's outline, checked against its id. BadProof when it lies.
+
+        TooSlow after `FIRST_WORD_S` without a word: another peer is asked then.
+        """
         async with self._host.request(peer, PROTOCOL_ID, DEADLINE_S) as stream:
             await stream.send_message(GetOutline(blob), REQUEST)
             await stream.close_write()
-            await expect_ok(stream, DEADLINE_S)
+            await expect_ok(stream, FIRST_WORD_S)
             sent = await stream.receive_message(OutlineOf, MAX_ANSWER_BYTES, DEADLINE_S)
             outline = parse_outline(sent.header, sent.quant, sent.leaves)
             if outline.root != blob:
@@ -54,7 +58,7 @@ class Client:
         async with self._host.request(peer, PROTOCOL_ID, DEADLINE_S) as stream:
             await stream.send_message(GetLeaves(blob, first, count), REQUEST)
             await stream.close_write()
-            await expect_ok(stream, DEADLINE_S)
+            await expect_ok(stream, FIRST_WORD_S)
             for index in range(first, first + count):
                 leaf = await stream.receive_message(
                     Leaf, MAX_LEAF_MESSAGE_BYTES, DEADLINE_S

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import trio
 
 from blyan_proto.errors import ProtocolError
 from blyan_proto.protocols.blobs import LEAVES_PER_REQUEST
 from blyand.compute import Threads
-from blyand.errors import NotHere, Unavailable
+from blyand.errors import NotHere, TooSlow, Unavailable
 from blyand.protocols.blobs import Client
 from blyand.store.blobs import BlobStore
 
 logger = logging.getLogger(__name__)
 
-MAX_AT_ONCE = 8  # blobs under way
+MAX_AT_ONCE = 8  # blobs under way for those who wait for them
+MAX_WANTED_AT_ONCE = 16  # blobs under way in the background
+MAX_WANTED_PER_HINT = 4  # of them named by one author: nobody's take all the places
 ATTEMPTS_PER_PEER = 2
 WANTED_AGAIN_S = 2.0  # a wanted blob that nobody had is tried again after this
+WANTED_S = 60.0  # a want that nobody renews is given up
+COOL_OFF_S = 60.0  # a peer that let us wait goes last for this long
+MAX_SLOW = 1024
+
+
+@dataclass
+class _Want:
+    """A blob that is fetched in the background."""
+
+    hints: tuple[str, ...]
+    renewed_s: float
+    again_s: float = 0.0  # not before
+    is_under_way: bool = False
 
 
 class Fetcher:
@@ -37,7 +54,8 @@ class Fetcher:
         self._peers = peers
         self._under_way: dict[bytes, trio.Event] = {}
         self._limit = trio.CapacityLimiter(MAX_AT_ONCE)
-        self._wanted: dict[bytes, tuple[str, ...]] = {}
+        self._wanted: dict[bytes, _Want] = {}
+        self._slow: dict[str, float] = {}  # peer -> when it let us wait
         self._wake = trio.Event()
 
     async def get(
@@ -47,68 +65,109 @@ class Fetcher:
 
         NotHere when neither they nor any connected peer gave all of it.
         """
-        while not self._blobs.has(blob):
-            event = self._under_way.get(blob)
-            if event is not None:
-                await event.wait()
-                if not self._blobs.has(blob):
-                    raise NotHere(f"no peer gave blob {blob.hex()[:16]}")
-                return
-            self._under_way[blob] = trio.Event()
-            try:
-                async with self._limit:
-                    await self._from_anyone(blob, hints, durable)
-            finally:
-                self._under_way.pop(blob).set()
+        if not self._blobs.has(blob) and blob not in self._under_way:
+            async with self._limit:
+                await self._get(blob, hints, durable)
+        else:
+            await self._get(blob, hints, durable)
+
+    async def _get(self, blob: bytes, hints: Sequence[str], durable: bool) -> None:
+        """Fetch a blob, or wait for a fetch of it that is under way."""
+        if self._blobs.has(blob):
+            return
+        event = self._under_way.get(blob)
+        if event is not None:
+            await event.wait()
+            if not self._blobs.has(blob):
+                raise NotHere(f"no peer gave blob {blob.hex()[:16]}")
+            return
+        self._under_way[blob] = trio.Event()
+        try:
+            await self._from_anyone(blob, hints, durable)
+        finally:
+            self._under_way.pop(blob).set()
 
     def want(self, blob: bytes, hints: Sequence[str] = ()) -> None:
-        """Ask for a blob without waiting; the service keeps trying."""
-        if blob not in self._wanted and not self._blobs.has(blob):
-            self._wanted[blob] = tuple(hints)
+        """Ask for a blob without waiting; the service keeps trying while it is asked."""
+        now = trio.current_time()
+        known = self._wanted.get(blob)
+        if known is not None:
+            known.renewed_s = now
+        elif not self._blobs.has(blob):
+            self._wanted[blob] = _Want(tuple(hints), now)
             self._wake.set()
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Fetch what was wanted."""
-        task_status.started()
-        while True:
-            if not self._wanted:
+        """Fetch what was wanted; no fetch waits for another's peer."""
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            while True:
                 self._wake = trio.Event()
-                await self._wake.wait()
-            async with trio.open_nursery() as nursery:
-                for blob, hints in list(self._wanted.items())[:MAX_AT_ONCE]:
-                    nursery.start_soon(self._try, blob, hints)
-            if self._wanted:
+                for blob in self._next_wanted():
+                    self._wanted[blob].is_under_way = True
+                    nursery.start_soon(self._try, blob)
                 with trio.move_on_after(WANTED_AGAIN_S):
-                    self._wake = trio.Event()
                     await self._wake.wait()
 
-    async def _try(self, blob: bytes, hints: tuple[str, ...]) -> None:
+    def _next_wanted(self) -> list[bytes]:
+        """Return the blobs to begin with now: some of every author."""
+        now = trio.current_time()
+        for blob, want in list(self._wanted.items()):
+            if now - want.renewed_s > WANTED_S and not want.is_under_way:
+                del self._wanted[blob]
+        under_way = Counter(w.hints for w in self._wanted.values() if w.is_under_way)
+        begun = []
+        for blob, want in self._wanted.items():
+            if under_way.total() >= MAX_WANTED_AT_ONCE:
+                break
+            if want.is_under_way or want.again_s > now:
+                continue
+            if under_way[want.hints] < MAX_WANTED_PER_HINT:
+                under_way[want.hints] += 1
+                begun.append(blob)
+        return begun
+
+    async def _try(self, blob: bytes) -> None:
+        want = self._wanted.pop(blob)
+        self._wanted[blob] = want  # to the end of the queue
         try:
-            await self.get(blob, hints)
+            await self._get(blob, want.hints, durable=True)
+            del self._wanted[blob]
         except Unavailable as error:
             logger.debug("still without blob %s: %s", blob.hex()[:16], error)
-            self._wanted[blob] = self._wanted.pop(
-                blob, hints
-            )  # to the end of the queue
-            return
-        self._wanted.pop(blob, None)
+            want.again_s = trio.current_time() + WANTED_AGAIN_S
+        finally:
+            want.is_under_way = False
+            self._wake.set()
 
     async def _from_anyone(
         self, blob: bytes, hints: Sequence[str], durable: bool
     ) -> None:
-        for peer in dict.fromkeys([*hints, *self._peers()]):
+        now = trio.current_time()
+        peers = list(dict.fromkeys([*hints, *self._peers()]))
+        # Stable: among the quick ones, those who should have it stay first.
+        peers.sort(key=lambda peer: now - self._slow.get(peer, -1e9) < COOL_OFF_S)
+        for peer in peers:
             for _ in range(ATTEMPTS_PER_PEER):
                 try:
                     await self._from(peer, blob, durable)
                     return
                 except Unavailable as error:
                     logger.debug("%s: blob %s: %s", peer, blob.hex()[:16], error)
+                    if isinstance(error, TooSlow):
+                        self._let_us_wait(peer)
                     break
                 except ProtocolError as error:  # the host has blamed the peer for it
                     logger.info("%s: blob %s: %s", peer, blob.hex()[:16], error)
         raise NotHere(f"no peer gave blob {blob.hex()[:16]}")
+
+    def _let_us_wait(self, peer: str) -> None:
+        self._slow.pop(peer, None)
+        self._slow[peer] = trio.current_time()
+        if len(self._slow) > MAX_SLOW:
+            del self._slow[next(iter(self._slow))]
 
     async def _from(self, peer: str, blob: bytes, durable: bool) -> None:
         outline = await self._client.outline(peer, blob)

@@ -3,6 +3,7 @@ docs/protocols/hello.md"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,6 +36,8 @@ class Introduction:
     greeting: Greeting
     known: tuple[Address, ...]
 
+
+logger = logging.getLogger(__name__)
 
 Met = Callable[[str, Introduction], None]
 
@@ -94,9 +97,13 @@ class Greeter:
 
         async def answer(stream: MessageStream) -> None:
             hello = await stream.receive_message(Hello, MAX_MESSAGE_BYTES, DEADLINE_S)
-            greeting = self._check(stream, hello)
+            is_ours = hello.greeting.network == self._greeting().network
+            greeting = self._check(stream, hello) if is_ours else hello.greeting
             await stream.send_result(ResultCode.OK)
             await stream.send_message(self._hello())
+            if not is_ours:  # our hello tells it why nothing follows
+                logger.info("%s is of another network", stream.peer)
+                return
             known = await stream.receive_message(
                 KnownPeers, MAX_MESSAGE_BYTES, DEADLINE_S
             )

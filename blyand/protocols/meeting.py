@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 
 import trio
 
@@ -25,6 +26,8 @@ from blyand.protocols.hello import Greeter, Introduction, OtherNetwork
 logger = logging.getLogger(__name__)
 
 EXCHANGED = 16  # peers named to a newcomer
+FIRST_EXCHANGE_S = 2.0  # those who came at the same moment know only the bootstrap
+EXCHANGE_S = 15.0  # between two exchanges after the first
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,20 @@ class Meeting:
         host: Host,
         events: Broadcast,
         learn: Callable[[str, str, tuple[Address, ...]], None],
+        random: Random,
     ) -> None:
         """`learn(from peer, its address, addresses)` takes peer exchange in."""
+        self._random = random
         self._host = host
         self._events = events
         self._learn = learn
         self._met: dict[str, Met] = {}
         self._waiting: dict[str, trio.Event] = {}
 
-    def start(self, greeter: Greeter, heard: Callable[[str, int], None]) -> None:
+    def start(self, greeter: Greeter, heard: Callable[[str, Greeting], None]) -> None:
         """Answer hellos from now on, and say hello on every connection we made.
 
-        `heard(peer, height)` is told how far each peer is.
+        `heard` is told what each peer says of itself.
         """
         self._greeter = greeter
         self._heard = heard
@@ -64,6 +69,22 @@ class Meeting:
         )
         self._host.on_connected(self._joined)
         self._host.on_disconnected(self._left)
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Say hello again to one peer after the other: who has joined meanwhile?"""
+        task_status.started()
+        pause_s = FIRST_EXCHANGE_S
+        while True:
+            await trio.sleep(self._random.uniform(0.5, 1.5) * pause_s)
+            pause_s = EXCHANGE_S
+            if self._met:
+                peer = self._random.choice(list(self._met))
+                try:
+                    self.met(peer, await self._greeter.greet(self._host, peer))
+                except (Unavailable, ProtocolError) as error:
+                    logger.debug("no second hello with %s: %s", peer, error)
 
     @property
     def peers(self) -> dict[str, Met]:
@@ -97,7 +118,7 @@ class Meeting:
         self._learn(peer, info.address, named)
         if is_new:
             self._events.publish(PeerJoined(peer))
-        self._heard(peer, introduction.greeting.finalised)
+        self._heard(peer, introduction.greeting)
         waiting = self._waiting.pop(peer, None)
         if waiting is not None:
             waiting.set()

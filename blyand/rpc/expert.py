@@ -14,7 +14,7 @@ from blyand.rpc.holders import Holders
 from blyand.rpc.resolve import group_called, group_record, model_called
 from blyand.rules.model.election import ranks
 from blyand.rules.model.model import layout_for
-from blyand.rules.model.update import next_round
+from blyand.rules.model.schedule import next_round
 from blyand.rules.records import GROUPS, SCHEDULES
 from blyand.rules.records import Group as GroupRecord
 from blyand.rules.records import ModelRecord, Node

@@ -185,6 +185,7 @@ class _Connection:
             else:
                 assert isinstance(asked, Request)
                 reply = await self._answer(asked, jsonrpc.MAX_REPLY_BYTES)
+            self._ids.difference_update(ids)  # who reads the reply may use them again
             if reply:
                 await self._send(reply)
         finally:  # only now: a reply that waits for its reader is under way too

@@ -18,7 +18,7 @@ from blyand.rpc.rounds import Watching, follow
 from blyand.rpc.runs import changed, is_spread, missing, run_of
 from blyand.rules.model.election import ranks
 from blyand.rules.model.model import layout_for
-from blyand.rules.model.update import next_round
+from blyand.rules.model.schedule import next_round
 from blyand.rules.records import (
     DATASETS,
     GROUPS,

@@ -137,6 +137,9 @@ class RunRecord:
     closed: U32  # rounds whose every group is finalised
     counts: Annotated[tuple[U16, ...], Size(0, 300)]  # groups done in round closed + i
     finished: bool
+    stuck_ms: U64 = (
+        0  # median time since when nobody alive can move it; 0: somebody can
+    )
 
 
 @message

@@ -6,14 +6,16 @@ A rank that is gone or silent is passed over; deltas are idempotent by digest (D
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
 from blyan_proto.codec import encode
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.digest import Domain, digest
+from blyan_proto.errors import ProtocolError
 from blyan_proto.framing import PREFIX_BYTES
 from blyan_proto.protocols.delta import (
     Bundle,
@@ -54,7 +56,8 @@ class Round:
     record: RunRecord
     schedule: Schedule
     layout: Layout
-    groups: frozenset[int]  # those we hold and have a seat for
+    groups: frozenset[int]  # those we hold, have a seat for, and that are at this round
+    is_idle: bool = False  # nothing is trained; said so, the groups pass the round
 
 
 class Delivery:
@@ -79,38 +82,57 @@ class Delivery:
         head = self._holder.head(record.run.model, group)
         return head.rounds if head is not None and head.run == record.id else 0
 
+    def is_past(self, turn: Round, group: int) -> bool:
+        """True when the group moved past this round, or is no longer held here."""
+        head = self._holder.head(turn.record.run.model, group)
+        return head is None or self.rounds(turn.record, group) > turn.schedule.round
+
     async def hand_in(
         self, turn: Round, result: LearnResult, say: Callable[[str], None]
     ) -> None:
-        """Send every group to its primary, then to the next ranks, until it moved."""
+        """Send every group to its primary, then to the next ranks, until it moved.
+
+        Ranks are asked side by side: one that accepts and never answers costs its own
+        groups the run's deadline, and the others nothing.
+        """
         round = turn.schedule.round
         say(f"handing in round {round}")
-        waiting = {group: 0 for group in turn.groups}  # group -> rank it is sent to
+        waiting = dict.fromkeys(turn.groups, 0)  # group -> rank it is sent to
         sent_at: dict[int, float] = {}
         deadline_s = turn.record.run.deadline_ms / 1000
-        while waiting:
-            due: dict[int, list[int]] = {}
-            for group, rank in waiting.items():
-                since = trio.current_time() - sent_at.get(group, -1e9)
-                if group not in sent_at:
-                    due.setdefault(rank, []).append(group)
-                elif since > deadline_s or self._lost(turn, group, rank):
-                    waiting[group] = rank + 1
-                    del sent_at[group]
-            for rank, groups in due.items():
-                for group, verdict in await self._send(turn, result, groups, rank):
-                    if verdict in (Verdict.NOT_PRIMARY, Verdict.REFUSED, None):
+
+        def heard(rank: int, group: int, verdict: Verdict | None) -> None:
+            if waiting.get(group) != rank:
+                return  # it moved, or this rank was passed over
+            sent_at.pop(group, None)
+            if verdict in (Verdict.NOT_PRIMARY, Verdict.REFUSED, None):
+                waiting[group] = rank + 1
+            elif verdict is not Verdict.STALE:
+                sent_at[group] = trio.current_time()
+
+        async with trio.open_nursery() as nursery:
+            while waiting:
+                now = trio.current_time()
+                for group, rank in waiting.items():
+                    if group not in sent_at:
+                        continue
+                    if now - sent_at[group] > deadline_s or self._lost(
+                        turn, group, rank
+                    ):
                         waiting[group] = rank + 1
-                    elif verdict is not Verdict.STALE:
-                        sent_at[group] = trio.current_time()
-            waiting = {
-                group: rank
-                for group, rank in waiting.items()
-                if self.rounds(turn.record, group) <= round
-            }
-            if waiting:
-                say(f"waiting for {len(waiting)} updates of round {round}")
+                        del sent_at[group]
+                due = {g: rank for g, rank in waiting.items() if g not in sent_at}
+                for (account, rank), groups in self._by_seat(turn, due).items():
+                    sent_at.update(dict.fromkeys(groups, now))
+                    told = partial(heard, rank)
+                    nursery.start_soon(self._send, turn, result, account, groups, told)
                 await trio.sleep(AGAIN_S)
+                for group in list(waiting):
+                    if self.is_past(turn, group):
+                        del waiting[group]
+                if waiting:
+                    say(f"waiting for {len(waiting)} updates of round {round}")
+            nursery.cancel_scope.cancel()
 
     def _lost(self, turn: Round, group: int, rank: int) -> bool:
         """True when the rank that has our delta is no longer connected."""
@@ -124,31 +146,35 @@ class Delivery:
         seats = ranks(turn.schedule, group)
         return seats[rank % len(seats)] if seats else None
 
-    async def _send(
-        self, turn: Round, result: LearnResult, groups: list[int], rank: int
-    ) -> list[tuple[int, Verdict | None]]:
-        """Send one bundle per seat; return each group's verdict, None if unreachable."""
-        by_seat: dict[bytes, list[int]] = {}
-        for group in groups:
+    def _by_seat(
+        self, turn: Round, due: Mapping[int, int]
+    ) -> dict[tuple[bytes, int], list[int]]:
+        """Return the groups of `due` by the account that they go to, and its rank."""
+        by_seat: dict[tuple[bytes, int], list[int]] = {}
+        for group, rank in due.items():
             seat = self._seat(turn, group, rank)
             if seat is not None:
-                by_seat.setdefault(seat.account, []).append(group)
-        outcomes: list[tuple[int, Verdict | None]] = []
+                by_seat.setdefault((seat.account, rank), []).append(group)
+        return by_seat
 
-        async def send_to(account: bytes, members: list[int]) -> None:
-            bundle = self._bundle(turn, result, sorted(members))
-            try:
-                receipt = await self._deliver(account, bundle, turn.layout)
-            except Unavailable as error:
-                logger.info("no primary at %s: %s", account.hex(), error)
-                outcomes.extend((group, None) for group in members)
-                return
-            outcomes.extend((v.group, v.verdict) for v in receipt.verdicts)
-
-        async with trio.open_nursery() as nursery:
-            for account, members_ in by_seat.items():
-                nursery.start_soon(send_to, account, members_)
-        return outcomes
+    async def _send(
+        self,
+        turn: Round,
+        result: LearnResult,
+        account: bytes,
+        groups: list[int],
+        told: Callable[[int, Verdict | None], None],
+    ) -> None:
+        """Send one bundle; tell each group's verdict, None where there was no answer."""
+        bundle = self._bundle(turn, result, sorted(groups))
+        verdicts: dict[int, Verdict] = {}
+        try:
+            receipt = await self._deliver(account, bundle, turn.layout)
+            verdicts = {one.group: one.verdict for one in receipt.verdicts}
+        except (Unavailable, ProtocolError) as error:
+            logger.info("no primary at %s: %s", account.hex(), error)
+        for group in groups:
+            told(group, verdicts.get(group))
 
     async def _deliver(self, account: bytes, bundle: Bundle, layout: Layout) -> Receipt:
         if account == self._key.account:

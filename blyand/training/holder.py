@@ -183,7 +183,12 @@ class Holder:
             self._events.publish(HeldChanged(model, held))
 
     def _superfluous(self, record: ModelRecord, extra: frozenset[int]) -> None:
-        """Forget groups that placement gave to others, once enough others hold them."""
+        """Forget groups that placement gave to others, once enough others hold them.
+
+        Not while a run is open: its rounds were scheduled with us as their holder.
+        """
+        if record.run is not None:
+            return
         others = [
             rules.held_by(node)
             for node in NODES.scan(self._blocks.view())

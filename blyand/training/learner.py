@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 AGAIN_S = 0.3
 LOOK_S = 0.5
 MAX_NAN_ROUNDS = 3  # DEC-B16
+NOTHING = LearnResult(
+    deltas=(), finite=True, steps=0, tokens=0, loss_micro=0, shares=()
+)
 
 
 class Learner:
@@ -119,7 +122,7 @@ class Learner:
         if turn is None:
             return
         try:
-            result = await self._learn(turn)
+            result = NOTHING if turn.is_idle else await self._learn(turn)
             await self._delivery.hand_in(turn, result, self._say)
         except GivenUp:
             logger.info("round %d went on without this node", turn.schedule.round)
@@ -157,10 +160,17 @@ class Learner:
             self.status = f"round {round} was scheduled without this node"
             return None
         groups = held & members(seat.held)
-        if any(self._delivery.rounds(record, group) != round for group in groups):
+        open_here = frozenset(
+            group for group in groups if self._delivery.rounds(record, group) == round
+        )
+        if not open_here:
             self.status = f"waiting for updates of round {round}"
             return None
-        return Round(record, schedule, layout, groups)
+        # Either the other groups' updates came without us, or our seat is of a time
+        # when we did not hold all that training needs. The groups left may have no
+        # other learner: saying that we have nothing lets them pass the round.
+        is_idle = open_here != groups or not shared <= groups
+        return Round(record, schedule, layout, open_here, is_idle)
 
     async def _learn(self, turn: Round) -> LearnResult:
         run, round = turn.record.run, turn.schedule.round
@@ -216,9 +226,8 @@ class Learner:
 
     async def _give_up_when_late(self, turn: Round, over: trio.Event) -> None:
         """Stop training a round whose every update is out: join the next one at once."""
-        round = turn.schedule.round
         while not over.is_set():
-            if all(self._delivery.rounds(turn.record, g) > round for g in turn.groups):
+            if all(self._delivery.is_past(turn, group) for group in turn.groups):
                 await self._worker.give_up()
             with trio.move_on_after(AGAIN_S):
                 await over.wait()

@@ -6,17 +6,23 @@ Everything above the wire is the daemon's own code; the wire is a function call.
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
 
 from blyan_proto.block.block import Block
 from blyan_proto.block.economy import Hardware, Registration
-from blyan_proto.checkpoint import FinalCheckpoint, Validator
+from blyan_proto.checkpoint import (
+    MAX_FINAL_CHECKPOINT_BYTES,
+    FinalCheckpoint,
+    Validator,
+)
+from blyan_proto.codec import decode
 from blyan_proto.constants import FORMAT_VERSION
-from blyan_proto.genesis import DEVNET, Genesis
+from blyan_proto.genesis import DEVNET, Balance, Genesis
 from blyan_proto.signing import SigningKey
 from blyan_proto.types import Role
 from blyand.chain.author import Author
@@ -64,35 +70,55 @@ class VirtualClock:
 
 @dataclass
 class Wire:
-    """Who hears whom, how late, and how much is lost."""
+    """Who hears whom, how late, and how much is lost; and what was ever shown."""
 
     random: random.Random
     loss: float = 0.0
     delay_s: float = 0.02
     nodes: dict[str, SimNode] = field(default_factory=dict)
     down: set[str] = field(default_factory=set)
+    side: dict[str, int] = field(default_factory=dict)  # of a partition
+    shown: dict[int, set[bytes]] = field(default_factory=dict)  # height -> checkpoints
 
     def others(self, name: str) -> list[str]:
-        return [n for n in self.nodes if n != name and n not in self.down]
+        """Return who is connected to a node."""
+        return [n for n in self.nodes if n != name and self.connects(name, n)]
+
+    def connects(self, one: str, other: str) -> bool:
+        sides = self.side.get(one, 0), self.side.get(other, 0)
+        return not {one, other} & self.down and sides[0] == sides[1]
 
     async def reach(self, source: str, target: str) -> SimNode:
+        """Return a node after a delay. NotHere when it is not connected."""
         await trio.sleep(self.random.uniform(0, self.delay_s))
-        if target in self.down or source in self.down:
+        if not self.connects(source, target):
             raise NotHere(f"{target} is not connected")
         return self.nodes[target]
+
+    def show(self, final: FinalCheckpoint) -> None:
+        """Note that a checkpoint left the node that has it."""
+        checkpoint = final.checkpoint
+        self.shown.setdefault(checkpoint.height, set()).add(checkpoint.id)
 
 
 class SimNode:
     """One node without libp2p and without models."""
 
     def __init__(
-        self, name: str, genesis: Genesis, key: SigningKey, wire: Wire, home: Path
+        self,
+        name: str,
+        genesis: Genesis,
+        key: SigningKey,
+        wire: Wire,
+        home: Path,
+        store: MemoryStore | None = None,
     ) -> None:
         self.name = name
+        self.home = home
         self.key = key
         self.wire = wire
         self.genesis = genesis
-        self.store = MemoryStore()
+        self.store = store or MemoryStore()
         self.events = Broadcast()
         self.blocks = BlockStore(self.store)
         self.checkpoints = CheckpointStore(self.store)
@@ -143,6 +169,7 @@ class SimNode:
         await self._spread(raw, lambda node: node.intake.gossip_check)
 
     async def _announce(self, raw: bytes) -> None:
+        self.wire.show(decode(FinalCheckpoint, raw, MAX_FINAL_CHECKPOINT_BYTES))
         await self._spread(raw, lambda node: node.follower.gossip_check)
 
     async def _spread(self, raw: bytes, check) -> None:
@@ -168,7 +195,10 @@ class SimNode:
 
     async def _checkpoints(self, peer: str, height: int) -> Sequence[FinalCheckpoint]:
         node = await self.wire.reach(self.name, peer)
-        return node.checkpoints.range(height, 64)
+        found = node.checkpoints.range(height, 64)
+        for final in found:
+            self.wire.show(final)
+        return found
 
     def sequencer(self) -> Sequencer:
         """Return the service that orders blocks; only the genesis's node has one."""
@@ -202,7 +232,33 @@ class SimNode:
             VirtualClock(),
             self._announce,
             beacons.BeaconChain(self.key.secret),
+            InlineLane(),
         )
+
+    @property
+    def is_sequencer(self) -> bool:
+        return self.key.public == self.genesis.sequencer.key
+
+    @property
+    def root(self) -> bytes:
+        """The state root after the newest checkpoint."""
+        return self.machine.view.root
+
+    def reborn(self, *, keep_store: bool = True, keep_intents: bool = True) -> SimNode:
+        """Return this node as it starts again on what is left of its home."""
+        self.intents.close()
+        if not keep_intents:
+            shutil.rmtree(self.home / "intents")
+        again = SimNode(
+            self.name,
+            self.genesis,
+            self.key,
+            self.wire,
+            self.home,
+            self.store if keep_store else None,
+        )
+        self.wire.nodes[self.name] = again
+        return again
 
     async def run(self, *, sequences: bool, task_status=trio.TASK_STATUS_IGNORED):
         async with trio.open_nursery() as nursery:
@@ -215,7 +271,7 @@ class SimNode:
 
 
 def make_network(
-    count: int, seed: int, home: Path, loss: float = 0.0
+    count: int, seed: int, home: Path, loss: float = 0.0, **parameters: int
 ) -> tuple[Genesis, list[SimNode], Wire]:
     """Return a genesis in which node 0 is the sequencer, and its nodes, not yet running."""
     source = random.Random(seed)
@@ -226,10 +282,10 @@ def make_network(
         name="simulation",
         salt=source.randbytes(32),
         time_ms=1_699_999_999_000,
-        parameters=DEVNET,
+        parameters=replace(DEVNET, **parameters),
         validators=(Validator(keys[0].public, 1, tail),),
         participants=tuple(registration(key) for key in keys),
-        balances=(),
+        balances=tuple(Balance(key.account, 1_000) for key in keys),
     )
     wire = Wire(source, loss)
     for index, key in enumerate(keys):

@@ -12,11 +12,6 @@ from blyand.rules.records import NODES
 from tests.sim.network import make_network, until
 
 
-@pytest.fixture(autouse=True)
-def short_beacons(monkeypatch):
-    monkeypatch.setattr("blyand.finality.beacon.LINKS", 4096)
-
-
 def run(main) -> None:
     trio.run(main, clock=MockClock(autojump_threshold=0))
 

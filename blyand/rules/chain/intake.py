@@ -57,6 +57,8 @@ def check_final(final: FinalCheckpoint, genesis: Genesis) -> None:
         raise Reject("a checkpoint that the sequencer did not make")
     if checkpoint.validators_root != validators_root((sequencer,)):
         raise Reject("a checkpoint of another validator set")
+    if checkpoint.next_validators_root != checkpoint.validators_root:
+        raise Reject("a checkpoint that changes the validator set")
     if len(final.votes) != 1 or final.votes[0].voter != sequencer.key:
         raise Reject("a checkpoint without the sequencer's vote alone")
     vote = final.votes[0]

@@ -8,8 +8,9 @@ from blyan_proto.block.block import Block
 from blyan_proto.block.model import Codec, Run
 from blyan_proto.constants import MAX_CONTRIBUTIONS, PPM
 from blyand.rules.model.model import require_model
-from blyand.rules.model.schedule import write_schedule
+from blyand.rules.model.schedule import stuck_rounds, write_schedule
 from blyand.rules.records import (
+    CLOCK,
     DATASETS,
     MODELS,
     NODES,
@@ -103,6 +104,7 @@ def close_rounds(view: Overlay, liveness_ms: int) -> None:
     for record in list(RUNS.scan(view)):
         if record.finished:
             continue
+        record = _reschedule(view, record, liveness_ms)
         groups = require_model(view, record.run.model).groups
         counts, closed = list(record.counts), record.closed
         while counts and counts[0] == groups:
@@ -123,6 +125,26 @@ def close_rounds(view: Overlay, liveness_ms: int) -> None:
         if finished:
             model = require_model(view, record.run.model)
             MODELS.put(view, replace(model, run=None), model.id)
+
+
+def _reschedule(view: Overlay, record: RunRecord, liveness_ms: int) -> RunRecord:
+    """Schedule anew, under a new lease epoch, rounds that nobody alive can move (DEC-A6).
+
+    Only after a liveness span: when the chain stood still, nodes beat again one by one.
+    """
+    clock = CLOCK.get(view)
+    assert clock is not None
+    rounds = stuck_rounds(view, record, liveness_ms)
+    since = (record.stuck_ms or clock.time_ms) if rounds else 0
+    if rounds and clock.time_ms - since > liveness_ms:
+        for round in rounds:
+            write_schedule(view, record, round, liveness_ms)
+        since = 0
+    if since == record.stuck_ms:
+        return record
+    record = replace(record, stuck_ms=since)
+    RUNS.put(view, record, record.id)
+    return record
 
 
 def _forget(view: Overlay, record: RunRecord, closed: int) -> None:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from blyand.rules.records import CLOCK, NODES, SCHEDULES, RunRecord, Schedule, Seat
+from blyand.rules.model.election import holds, ranks
+from blyand.rules.records import (
+    CLOCK,
+    GROUPS,
+    NODES,
+    SCHEDULES,
+    Group,
+    RunRecord,
+    Schedule,
+    Seat,
+)
 from blyand.rules.view import Overlay, View
 
 FULL_WEIGHT = 64
@@ -36,3 +46,29 @@ def write_schedule(
         seats=live_seats(view, record.run.model, liveness_ms),
     )
     SCHEDULES.put(view, schedule, record.id, round)
+
+
+def next_round(group: Group, run: bytes) -> int:
+    """Return the round that `group` trains next in `run`."""
+    return group.rounds if group.run == run else 0
+
+
+def stuck_rounds(view: View, record: RunRecord, liveness_ms: int) -> list[int]:
+    """Return the open rounds in which no rank of some group is alive, but a holder is.
+
+    A group that nobody alive holds is not among them: another schedule cannot help it.
+    """
+    live = {
+        seat.account: seat for seat in live_seats(view, record.run.model, liveness_ms)
+    }
+    stuck = set()
+    for group in GROUPS.scan(view, record.run.model):
+        round = next_round(group, record.id)
+        schedule = SCHEDULES.get(view, record.id, round)
+        if schedule is None:
+            continue
+        if any(seat.account in live for seat in ranks(schedule, group.group)):
+            continue
+        if any(holds(seat, group.group) for seat in live.values()):
+            stuck.add(round)
+    return sorted(stuck)

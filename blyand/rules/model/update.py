@@ -12,6 +12,7 @@ from blyan_proto.signing import Purpose, check_signature
 from blyan_proto.types import Role, members
 from blyand.rules.model.election import contributors, ranks
 from blyand.rules.model.run import count_update
+from blyand.rules.model.schedule import next_round
 from blyand.rules.records import (
     GROUPS,
     RUNS,
@@ -73,11 +74,6 @@ def open_round(view: View, run: bytes, round: int) -> tuple[RunRecord, Schedule]
     if schedule is None or round < record.closed:
         raise Reject(f"round {round} is not open")
     return record, schedule
-
-
-def next_round(group: Group, run: bytes) -> int:
-    """Return the round that `group` trains next in `run`."""
-    return group.rounds if group.run == run else 0
 
 
 def check_lineage(update: TileUpdate, group: Group) -> None:

@@ -37,7 +37,8 @@ from blyand.rules.chain.order import order
 from blyand.rules.model.adoption import versions_of
 from blyand.rules.model.election import ranks
 from blyand.rules.model.model import heads_root, layout_for
-from blyand.rules.model.update import contribution_weights, next_round
+from blyand.rules.model.schedule import next_round
+from blyand.rules.model.update import contribution_weights
 from blyand.rules.records import CLOCK, GROUPS, SCHEDULES, Group, Schedule
 from blyand.store.state import State
 

@@ -83,6 +83,25 @@ def test_of_two_heads_the_lower_rank_comes_first_whatever_its_id():
         assert order([late, first]) == order([first, late]) == [first, late]
 
 
+def test_ranks_count_behind_a_common_parent_too():
+    world = Training()
+    run = world.open()
+    parent = world.update(run, 2)
+    for note in range(8):
+        blob = some(note).randbytes(32)
+        heads = [
+            child_of(
+                world.genesis,
+                KEYS[rank],
+                world.draft(run, 3, rank=rank, blob=blob),
+                parent,
+                sequence=50 + note,
+            )
+            for rank in (1, 0)
+        ]
+        assert order([*heads, parent]) == [parent, heads[1], heads[0]]
+
+
 def test_the_lower_rank_wins_and_the_other_head_is_a_no_op():
     world = Training()
     run = world.open()

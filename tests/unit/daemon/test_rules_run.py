@@ -7,6 +7,7 @@ import pytest
 from blyan_proto.block.model import Codec, CodecChoice, RateStep, TensorClass
 from blyan_proto.types import bitmap
 from blyand.rules.model import run as run_rules
+from blyand.rules.model.election import ranks
 from blyand.rules.records import MODELS, RUNS, SCHEDULES, VERSIONS
 from tests.unit.daemon.chain_world import (
     Training,
@@ -143,6 +144,80 @@ def test_a_beacon_never_draws_among_those_who_came_with_or_after_it():
         assert (newcomer.account in accounts) == (registered < used)
         seated.append(newcomer.account in accounts)
     assert seated == [False, True, True]
+
+
+LIVENESS_MS = 10_000
+
+
+def beats(world, *keys):
+    """Heartbeats of these nodes, who hold everything."""
+    held = bitmap(set(range(world.groups)), world.groups)
+    return [world.block(beat(world.model, held), key) for key in keys]
+
+
+def silence(world, *keys, steps=5):
+    """Let three liveness spans pass in which only these nodes beat."""
+    for _ in range(steps):
+        world.checkpoint(*beats(world, *keys), step_ms=LIVENESS_MS * 3 // 5)
+
+
+def test_a_schedule_without_anybody_is_written_anew_when_they_are_back(world):
+    """The sequencer was away: time jumps, and heartbeats come a checkpoint too late."""
+    run = world.open(rounds=9)
+    world.move(run, *range(1, world.groups))
+    world.checkpoint(world.update(run, 0), step_ms=60_000)
+    empty = world.schedule(run, 3)
+    assert empty.seats == ()
+    for _ in range(2):
+        for node in world.keys:  # one by one
+            world.checkpoint(*beats(world, node))
+        world.move(run)
+    assert RUNS.get(world.view, run).closed == 3
+    assert world.schedule(run, 3) == empty, "not before everybody could beat"
+    silence(world, *world.keys)
+    again = world.schedule(run, 3)
+    assert len(again.seats) == 3 and again.epoch > empty.epoch
+    for _ in range(6):
+        world.checkpoint(*beats(world, *world.keys))
+        world.move(run)
+    assert RUNS.get(world.view, run).finished
+
+
+def test_a_round_whose_every_rank_died_gets_others():
+    world = Training(nodes=5)
+    run = world.open(rounds=2)
+    old = world.schedule(run, 0)
+    dead = {seat.key for seat in ranks(old, 3)}
+    alive = [key for key in world.keys if key.public not in dead]
+    late = world.update(run, 3)
+    silence(world, *alive)
+    new = world.schedule(run, 0)
+    assert new.epoch > old.epoch
+    assert {seat.key for seat in new.seats} == {key.public for key in alive}
+    assert "lease epoch" in world.errors(late)[0], "the old lease is over"
+    assert world.errors(world.update(run, 3, learners=0)) == [None]
+
+
+def test_one_rank_alive_is_enough_to_keep_a_schedule():
+    world = Training(nodes=5)
+    run = world.open(rounds=2)
+    old = world.schedule(run, 0)
+    last = [
+        world.author_of(seat.key)
+        for g in range(world.groups)
+        for seat in ranks(old, g)[2:]
+    ]
+    silence(world, *set(last))
+    assert world.schedule(run, 0) == old
+    assert RUNS.get(world.view, run).stuck_ms == 0
+
+
+def test_where_nobody_is_alive_no_schedule_is_written(world):
+    run = world.open(rounds=2)
+    old = world.schedule(run, 0)
+    silence(world)
+    assert world.schedule(run, 0) == old
+    assert RUNS.get(world.view, run).stuck_ms == 0
 
 
 @pytest.mark.parametrize(

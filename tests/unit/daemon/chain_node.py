@@ -1,0 +1,234 @@
+"""One node's chain without a network: what peers say is set by the test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+from trio.testing import MockClock
+
+from blyan_proto.block.block import Block
+from blyan_proto.checkpoint import (
+    Checkpoint,
+    FinalCheckpoint,
+    Vote,
+    VoteStage,
+    VoteStatement,
+    validators_root,
+)
+from blyan_proto.constants import FORMAT_VERSION
+from blyan_proto.signing import Purpose, SigningKey
+from blyand.chain.author import Author
+from blyand.chain.follow import Follower, Remote
+from blyand.chain.intake import Intake, Sources
+from blyand.chain.machine import Machine
+from blyand.chain.pool import Pool
+from blyand.errors import NotHere
+from blyand.events import Broadcast
+from blyand.finality import beacon as beacons
+from blyand.poison import PoisonBox
+from blyand.store.blocks import BlockStore
+from blyand.store.checkpoints import CheckpointStore
+from blyand.store.intents import IntentLog
+from blyand.store.memory import MemoryStore
+from blyand.store.state import State
+from tests.sim.network import InlineCommit, InlineLane
+from tests.unit.daemon.chain_world import START_MS, genesis_of, key, replace
+
+CHAINS: dict[bytes, beacons.BeaconChain] = {}
+
+
+def beacon_of(key: SigningKey) -> beacons.BeaconChain:
+    """Return a validator's hash chain, made once."""
+    if key.secret not in CHAINS:
+        CHAINS[key.secret] = beacons.BeaconChain(key.secret)
+    return CHAINS[key.secret]
+
+
+class Wall:
+    """A clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.ms = START_MS + 1_000
+
+    def now_ms(self) -> int:
+        return self.ms
+
+
+class Node:
+    """Intake, machine, follower and author over stores in memory."""
+
+    def __init__(self, home: Path, me: int = 0, nodes: int = 3, **changed: Any) -> None:
+        self.keys = [key(index) for index in range(nodes)]
+        self.beacon = beacon_of(self.keys[0])
+        self.genesis = genesis_of(self.keys, self.beacon.tail, **changed)
+        self.home, self.me = home, me
+        self.store = MemoryStore()
+        self.intents = IntentLog(home / f"intents{me}")
+        self.clock = Wall()
+        self.blamed: list[tuple[str, str]] = []
+        self.published: list[bytes] = []
+        self.peers: list[str] = []
+        # peer -> what it gives; a callable is asked
+        self.blocks_of: dict[str, Any] = {}
+        self.finals_of: dict[str, Any] = {}
+        self.pending_of: dict[str, Any] = {}
+        self.asked: list[tuple[str, str, Any]] = []
+        self.open()
+
+    def open(self) -> None:
+        """Build the parts on what is stored, as a start does."""
+        self.events = Broadcast()
+        self.blocks = BlockStore(self.store)
+        self.checkpoints = CheckpointStore(self.store)
+        self.poison = PoisonBox(self.home / f"poison{self.me}")
+        self.lane: Any = InlineLane()
+        self.machine = Machine(
+            self.genesis,
+            State.load(self.store),
+            self.checkpoints,
+            self.lane,
+            self.events,
+            self.poison,
+        )
+        self.pool = Pool()
+        self.intake = Intake(
+            self.genesis,
+            self.blocks,
+            InlineCommit(self.store),
+            self.pool,
+            self.events,
+            self.clock,
+            self.lane,
+            self.poison,
+            Sources(self._blocks, self._blame),
+        )
+        self.follower = Follower(
+            self.genesis,
+            self.machine,
+            self.blocks,
+            self.pool,
+            self.intake,
+            self.lane,
+            Remote(
+                peers=lambda: list(self.peers),
+                checkpoints=self._finals,
+                blocks=self._blocks,
+                pending=self._pending,
+                blame=self._blame,
+            ),
+        )
+        self.author = Author(
+            self.keys[self.me],
+            self.machine,
+            self.pool,
+            self.intake,
+            self.intents,
+            self.clock,
+            self._publish,
+        )
+
+    @asynccontextmanager
+    async def running(self, *services: Callable[..., Any]):
+        """Run the given services (intake's at least)."""
+        async with trio.open_nursery() as nursery:
+            for service in services or (self.intake.run,):
+                await nursery.start(service)
+            yield
+            nursery.cancel_scope.cancel()
+
+    # What a sequencer would do
+
+    async def final(self, *blocks: Block, **changed: Any) -> FinalCheckpoint:
+        """Return the next checkpoint over `blocks`; `changed` fields are lies."""
+        clock = self.machine.clock
+        preimage = self.beacon.before(clock.revealed)
+        time_ms = changed.pop("time_ms", clock.time_ms + 250)
+        preview = await self.machine.preview(blocks, time_ms, preimage)
+        signers = validators_root((self.genesis.sequencer,))
+        made = Checkpoint(
+            version=FORMAT_VERSION,
+            network=self.genesis.id,
+            height=preview.height,
+            parent=preview.parent,
+            round=0,
+            proposer=self.keys[0].public,
+            time_ms=time_ms,
+            beacon=preview.beacon,
+            preimage=preimage,
+            blocks=tuple(block.id for block in preview.blocks),
+            receipts=(),
+            state_root=preview.state_root,
+            validators_root=signers,
+            next_validators_root=signers,
+        )
+        return self.sealed(replace(made, **changed))
+
+    def sealed(
+        self, checkpoint: Checkpoint, /, by: SigningKey | None = None, **changed: Any
+    ) -> FinalCheckpoint:
+        """Return a checkpoint with its vote; `changed` fields of the statement are lies."""
+        signer = by or self.keys[0]
+        statement = VoteStatement(
+            FORMAT_VERSION,
+            VoteStage.PRECOMMIT,
+            checkpoint.height,
+            checkpoint.round,
+            checkpoint.id,
+        )
+        statement = replace(statement, **changed)
+        signature = signer.sign(Purpose.CHECKPOINT_VOTE, self.genesis.id, statement)
+        return FinalCheckpoint(checkpoint, (Vote(statement, signer.public, signature),))
+
+    async def order(self, *blocks: Block, **changed: Any) -> FinalCheckpoint:
+        """Store blocks, order them in one checkpoint and execute it."""
+        for block in sorted(blocks, key=lambda block: block.header.height):
+            await self.intake.submit(block)
+        final = await self.final(*blocks, **changed)
+        await self.machine.apply(final, blocks)
+        for block in blocks:
+            self.pool.remove(block.id)
+        return final
+
+    # What peers do
+
+    def _blame(self, peer: str, error: Exception) -> None:
+        self.blamed.append((peer, str(error)))
+
+    async def _publish(self, raw: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.published.append(raw)
+
+    async def _answer(self, table: dict[str, Any], what: str, peer: str, args: Any):
+        self.asked.append((what, peer, args))
+        await trio.lowlevel.checkpoint()
+        if peer not in table:
+            raise NotHere(peer)
+        given = table[peer]
+        return await given(args) if callable(given) else given
+
+    async def _blocks(self, peer: str, ids: Sequence[bytes]) -> Sequence[Block]:
+        given = await self._answer(self.blocks_of, "blocks", peer, list(ids))
+        return [block for block in given if block.id in ids]
+
+    async def _finals(self, peer: str, height: int) -> Sequence[FinalCheckpoint]:
+        given = await self._answer(self.finals_of, "finals", peer, height)
+        return [one for one in given if one.checkpoint.height >= height]
+
+    async def _pending(self, peer: str) -> Sequence[Block]:
+        return await self._answer(self.pending_of, "pending", peer, None)
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run an async test in virtual time."""
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Wait in virtual time until a condition holds."""
+    with trio.fail_after(timeout_s):
+        while not condition():
+            await trio.sleep(0.02)

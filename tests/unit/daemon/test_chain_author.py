@@ -1,0 +1,176 @@
+"""Our own blocks: never a sequence twice, few parents, our own pending block among them."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from blyan_proto.block.block import check_block_signature, decode_block
+from blyan_proto.types import Chain
+from blyand.rules.records import TIPS, USED
+from blyand.store.intents import IntentLog
+from tests.unit.daemon.chain_node import Node, run
+from tests.unit.daemon.chain_world import beat, dataset, sign_block
+
+
+@pytest.fixture(autouse=True)
+def short_beacons(monkeypatch):
+    monkeypatch.setattr("blyand.finality.beacon.LINKS", 1024)
+
+
+@pytest.fixture
+def node(tmp_path):
+    return Node(tmp_path, me=1)
+
+
+def test_a_block_is_stored_before_it_is_announced(node):
+    async def main():
+        stored = []
+        publish = node.author._publish
+
+        async def look(raw):
+            stored.append(node.blocks.has(decode_block(raw).id))
+            await publish(raw)
+
+        node.author._publish = look
+        made = await node.author.make(beat())
+        assert stored == [True] and made.id in node.pool
+        check_block_signature(made)
+        assert made.header.anchor == node.genesis.id
+        assert {p.id for p in node.pool.entries() if p.keep} == {made.id}
+
+    run(main)
+
+
+def test_sequences_grow_over_restarts_and_chains(node):
+    async def main():
+        sequences = [
+            (await node.author.make(beat(load=n))).header.sequence for n in (1, 2)
+        ]
+        sequences.append((await node.author.make(dataset())).header.sequence)
+        node.intents.close()
+        node.intents = IntentLog(node.home / "intents1")
+        node.open()
+        async with node.running():
+            sequences.append((await node.author.make(beat())).header.sequence)
+        assert sequences == sorted(set(sequences))
+
+    run(main)
+
+
+def test_a_sequence_is_durable_before_it_is_signed(node):
+    async def main():
+        async def fail(*args, **more):
+            raise trio.TooSlowError
+
+        node.intake.submit = fail
+        with pytest.raises(trio.TooSlowError):
+            await node.author.make(beat())
+        assert IntentLog(node.home / "intents1").sequence_of(node.keys[1].account) == 1
+
+    run(main)
+
+
+def test_a_lost_intent_log_does_not_repeat_what_state_knows(node):
+    async def main():
+        for n in range(3):
+            await node.order(await node.author.make(beat(load=n)))
+        node.intents = IntentLog(node.home / "another")
+        node.open()
+        made = await node.author.make(beat())
+        account = node.keys[1].account
+        used = USED.get(node.machine.view, account, bytes([Chain.LEDGER]))
+        assert made.header.sequence == used.sequence + 1 == 4
+        await node.order(made)
+        assert node.blocks.outcome(made.id).code == 0
+
+    run(main)
+
+
+def test_parents_are_ordered_tips_and_our_own_newest_pending_block(node):
+    async def main():
+        ours = await node.author.make(beat())
+        assert ours.header.parents == () and ours.header.height == 0
+        stranger = sign_block(node.genesis, node.keys[2], beat())
+        await node.intake.submit(stranger, "a")
+        second = await node.author.make(beat(load=1))
+        assert second.header.parents == (ours.id,), "no pending block of a stranger"
+        await node.order(ours, stranger)
+        third = await node.author.make(beat(load=2))
+        assert set(third.header.parents) == {second.id, stranger.id}
+        assert third.header.height == 2
+        await node.order(second, third)
+        assert node.blocks.outcome(third.id).code == 0
+
+    run(main)
+
+
+def test_at_most_eight_parents_our_own_always_one_of_them(node):
+    async def main():
+        wide = [
+            sign_block(node.genesis, node.keys[2], beat(load=n), sequence=n)
+            for n in range(1, 12)
+        ]
+        await node.order(*wide)
+        first = await node.author.make(beat())
+        assert len(first.header.parents) == 8
+        second = await node.author.make(beat(load=1))
+        assert first.id in second.header.parents and len(second.header.parents) <= 8
+        tips = TIPS.get(node.machine.view, bytes([Chain.LEDGER])).tips
+        assert {t.block for t in tips} <= {b.id for b in wide}
+        await node.order(first, second)
+        assert [node.blocks.outcome(b.id).code for b in (first, second)] == [0, 0]
+
+    run(main)
+
+
+def test_a_pending_block_of_ours_takes_the_place_of_the_lowest_tip(node):
+    async def main():
+        ours = await node.author.make(beat(), meta_ref=b"\1" * 32)  # stays pending
+        wide = [
+            sign_block(node.genesis, node.keys[2], beat(load=n), sequence=n)
+            for n in range(1, 9)
+        ]
+        await node.order(*wide)
+        made = await node.author.make(beat(load=1))
+        assert len(made.header.parents) == 8 and ours.id in made.header.parents
+        assert min(block.id for block in wide) not in made.header.parents
+
+    run(main)
+
+
+def test_many_at_once_come_out_one_after_the_other(node):
+    async def main():
+        made = []
+
+        async def one(n):
+            made.append(await node.author.make(beat(load=n)))
+
+        async with trio.open_nursery() as nursery:
+            for n in range(10):
+                nursery.start_soon(one, n)
+        by_sequence = sorted(made, key=lambda b: b.header.sequence)
+        for left, right in zip(by_sequence, by_sequence[1:]):
+            assert right.header.parents == (left.id,)
+        await node.order(*made)
+        assert all(node.blocks.outcome(b.id).code == 0 for b in made)
+
+    run(main)
+
+
+def test_what_no_checkpoint_took_is_announced_again(node):
+    async def main():
+        async with node.running(node.intake.run, node.author.run):
+            ours = await node.author.make(beat())
+            await node.intake.submit(
+                sign_block(node.genesis, node.keys[2], beat()), "a"
+            )
+            node.clock.ms += 5_000
+            await trio.sleep(5)
+            assert [decode_block(raw).id for raw in node.published] == [ours.id] * 3
+            await node.order(ours)
+            node.published.clear()
+            await trio.sleep(5)
+            assert node.published == []
+
+    run(main)
