@@ -81,7 +81,8 @@ class Learner:
 
     def pause(self) -> None:
         """Stop taking part, at once; a round under way is given up."""
-        self._resume = trio.Event()
+        if self._resume.is_set():  # else it is waited for: another would be in vain
+            self._resume = trio.Event()
         self.status = "stopped on this node; `blyanctl train start` joins again"
         if self._cancel is not None:
             self._cancel.cancel()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from typing import Any
 from blyan_proto.rpc.errors import RpcError
 from blyanctl import devnet
 from blyanctl.client import Client, NoAnswer, NoDaemon
+from tests.functional.processes import children_of, daemons_of, is_running
 
 BROKEN = "BROKEN"
 PATIENCE_S = 120.0
@@ -40,6 +43,16 @@ def wait_for(
         if time.monotonic() > until:
             raise AssertionError(f"not within {timeout_s:g} s: {what}")
         time.sleep(0.1)
+
+
+# Waits for the end of the tests, however they end, and leaves no daemon of theirs.
+GUARD = """
+import os, signal, sys
+from tests.functional.processes import daemons_of
+sys.stdin.read()
+for pid in daemons_of(sys.argv[1]):
+    os.kill(pid, signal.SIGKILL)
+"""
 
 
 class Daemon:
@@ -114,6 +127,12 @@ class Network:
         self.directory = directory
         self.count = count
         self.nodes: list[Daemon] = []
+        self._guard = subprocess.Popen(
+            [sys.executable, "-c", GUARD, str(directory)],
+            stdin=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+            start_new_session=True,
+        )
 
     def open(self) -> None:
         """Make and start the nodes."""
@@ -183,14 +202,16 @@ class Network:
 
     def close(self) -> None:
         """Stop everything; complain about what should not be there."""
-        pids = [node.pid for node in self.nodes if node.pid and is_running(node.pid)]
+        pids = daemons_of(self.directory)
         children = [child for pid in pids for child in children_of(pid)]
         try:
             devnet.down(self.directory)
+            for pid in pids + children:
+                wait_for(lambda: not is_running(pid), f"process {pid} ends", 20.0)
         except devnet.Failed:
-            pass  # it never came so far
-        for pid in pids + children:
-            wait_for(lambda: not is_running(pid), f"process {pid} has ended", 20.0)
+            pass  # it never came so far as to have nodes
+        finally:
+            self._guard.communicate()  # it kills what did not end by itself
         broken = [
             line
             for node in self.nodes
@@ -219,21 +240,3 @@ def is_placed(node: Daemon) -> bool:
 
 def has_corpus(node: Daemon) -> bool:
     return any(one["local"] for one in node.call("data.list")["datasets"])
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the ids of a process's children."""
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except OSError:
-        return []
-    return [int(word) for word in text.split()]
-
-
-def is_running(pid: int) -> bool:
-    """True unless the process is gone or a zombie."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return False
-    return state != "Z"

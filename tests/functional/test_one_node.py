@@ -13,14 +13,8 @@ from pathlib import Path
 import pytest
 
 from blyan_proto.rpc import errors
-from tests.functional.harness import (
-    Daemon,
-    Network,
-    children_of,
-    is_running,
-    network,
-    wait_for,
-)
+from tests.functional.harness import Daemon, Network, network, wait_for
+from tests.functional.processes import children_of, is_running
 
 pytestmark = pytest.mark.functional
 FIRST = b'{"jsonrpc": "2.0", "id": 1, "method": "node.status", "params": {}}\n'
@@ -143,7 +137,7 @@ def test_a_line_of_ten_megabytes_ends_the_connection_and_nothing_else(node: Daem
 
 def test_clients_that_vanish_leave_no_work_behind(node: Daemon):
     clients = []
-    for _ in range(40):
+    for _ in range(24):
         client = node.client()
         stream = client.stream("infer.generate", {"prompt": "a", "max_tokens": 240})
         next(iter(stream))
