@@ -73,31 +73,36 @@ class Learner:
         self._residuals = residuals
         self._device = device
         self._threads = threads
-        self._resume = trio.Event()
-        self._resume.set()
         self._nan_rounds = 0
         self._cancel: trio.CancelScope | None = None
-        self.status = "no run is open"
+        self._stopped = ""  # why this node does not train; empty while it does
+        self._doing = "no run is open"
 
     def pause(self) -> None:
         """Stop taking part, at once; a round under way is given up."""
-        if self._resume.is_set():  # else it is waited for: another would be in vain
-            self._resume = trio.Event()
-        self.status = "stopped on this node; `blyanctl train start` joins again"
-        if self._cancel is not None:
-            self._cancel.cancel()
+        self._stop("stopped on this node; `blyanctl train start` joins again")
 
     def resume(self) -> None:
         """Take part again."""
         self._nan_rounds = 0
-        self._resume.set()
-
-    def _say(self, status: str) -> None:
-        self.status = status
+        self._stopped = ""
 
     @property
     def paused(self) -> bool:
-        return not self._resume.is_set()
+        return bool(self._stopped)
+
+    @property
+    def status(self) -> str:
+        """What this node does in training, or why it does nothing, in a sentence."""
+        return self._stopped or self._doing
+
+    def _stop(self, why: str) -> None:
+        self._stopped = why
+        if self._cancel is not None:
+            self._cancel.cancel()
+
+    def _say(self, doing: str) -> None:
+        self._doing = doing
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -107,20 +112,22 @@ class Learner:
             async with trio.open_nursery() as self._nursery:
                 task_status.started()
                 while True:
-                    await self._resume.wait()
                     with trio.CancelScope() as self._cancel:
                         await self._look()
                     with trio.move_on_after(LOOK_S):
                         await facts.receive()
 
     async def _look(self) -> None:
-        """Train the round that is open, if it is ours to train."""
+        """Train the round that is open, if it is ours to train.
+
+        A node that stopped learning still lets rounds pass that the others trained.
+        """
         record = next((r for r in RUNS.scan(self._view()) if not r.finished), None)
         if record is None:
-            self.status = "no run is open"
+            self._doing = "no run is open"
             return
         turn = self._round_of(record)
-        if turn is None:
+        if turn is None or (self.paused and not turn.is_idle):
             return
         try:
             result = NOTHING if turn.is_idle else await self._learn(turn)
@@ -128,12 +135,12 @@ class Learner:
         except GivenUp:
             logger.info("round %d went on without this node", turn.schedule.round)
         except (ComputeFault, ProtocolError, Unavailable) as error:
-            self.status = f"round {turn.schedule.round} failed here: {error}"
-            logger.warning("%s", self.status)
+            self._doing = f"round {turn.schedule.round} failed here: {error}"
+            logger.warning("%s", self._doing)
             await trio.sleep(LOOK_S)
 
     def _round_of(self, record: RunRecord) -> Round | None:
-        """Return the round to train now; None, with the reason in `status`, if none."""
+        """Return the round to hand in now; None, with the reason in `status`, if none."""
         view = self._view()
         model = require_model(view, record.run.model)
         layout = layout_for(model.model)
@@ -141,31 +148,31 @@ class Learner:
         shared = {group.index for group in layout.shared_groups}
         if not shared <= held:
             missing = len(shared - held)
-            self.status = f"waiting for {missing} groups that every node holds"
+            self._doing = f"waiting for {missing} groups that every node holds"
             return None
         rounds = {self._delivery.rounds(record, group) for group in held}
         round = min(rounds)
         if round >= record.run.rounds:
-            self.status = f"all {record.run.rounds} rounds are trained"
+            self._doing = f"all {record.run.rounds} rounds are trained"
             return None
         schedule = SCHEDULES.get(view, record.id, round)
         if schedule is None:
             behind = round - record.run.rounds_ahead - 1
-            self.status = (
+            self._doing = (
                 f"paused: round {round} opens when round {behind} is finalised; is the "
                 "sequencer reachable?"
             )
             return None
         seat = seat_of(schedule, self._account)
         if seat is None or not seat.roles & Role.LEARN:
-            self.status = f"round {round} was scheduled without this node"
+            self._doing = f"round {round} was scheduled without this node"
             return None
         groups = held & members(seat.held)
         open_here = frozenset(
             group for group in groups if self._delivery.rounds(record, group) == round
         )
         if not open_here:
-            self.status = f"waiting for updates of round {round}"
+            self._doing = f"waiting for updates of round {round}"
             return None
         # Either the other groups' updates came without us, or our seat is of a time
         # when we did not hold all that training needs. The groups left may have no
@@ -175,7 +182,7 @@ class Learner:
 
     async def _learn(self, turn: Round) -> LearnResult:
         run, round = turn.record.run, turn.schedule.round
-        self.status = f"training round {round} of {run.rounds}"
+        self._doing = f"training round {round} of {run.rounds}"
         archives = []
         for id in run.datasets:
             dataset = DATASETS.get(self._view(), id)
@@ -209,8 +216,7 @@ class Learner:
         if not result.finite:
             self._nan_rounds += 1
             if self._nan_rounds >= MAX_NAN_ROUNDS:
-                self.pause()
-                self.status = (
+                self._stop(
                     f"stopped: {MAX_NAN_ROUNDS} rounds in a row gave numbers that are not "
                     "finite; lower the run's inner rate, then `blyanctl train start`"
                 )
