@@ -85,6 +85,24 @@ def test_training_lowers_the_loss_and_leaves_equal_roots(net: Network):
     assert adopted == 3
 
 
+def test_rounds_close_though_all_learners_of_an_expert_have_stopped(net: Network):
+    held = net[0].call("expert.show", name="layer0.expert0")["holders"]
+    holders = [n for n in net.nodes if n.peer_id in {one["peer_id"] for one in held}]
+    starter = next(node for node in net.nodes if node not in holders)
+    assert len(holders) == 2
+    for node in holders:
+        node.call("train.stop")
+    starter.call("train.start", preset="tiny", rounds=2, deadline_s=2.0)
+    wait_for(lambda: closed(starter) == 2, "both rounds")
+    for node in holders:
+        told = node.call("train.status")
+        assert told["state"] == "paused" and "stopped" in told["reason"]
+        assert told["tokens"] == 0
+    for node in holders:
+        node.call("train.stop")  # once more changes nothing
+    net.wait_for_equal_roots(*net.nodes)
+
+
 def test_blocks_and_checkpoints_are_the_same_everywhere(net: Network):
     height = min(node.status()["finalised"] for node in net.nodes)
     for step in range(1, height + 1, max(1, height // 10)):

@@ -1,0 +1,110 @@
+"""Handing a round in: silent, broken and refusing ranks are passed over."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from blyan_proto.errors import DecodeError
+from blyan_proto.protocols.delta import Bundle, EntryVerdict, Receipt, Verdict
+from blyan_proto.signing import SigningKey
+from blyan_proto.types import Role, bitmap
+from blyan_tile.learner import LearnResult
+from blyand.errors import NotHere
+from blyand.rules.model.election import ranks
+from blyand.rules.records import Schedule, Seat
+from blyand.training.delivery import Delivery, Reach, Round
+
+DEADLINE_S = 10.0
+NOTHING = LearnResult((), True, 0, 0, 0, ())
+GROUPS = frozenset({0, 1, 2, 3})
+
+
+class World:
+    """Four seats that hold everything; `answers` says how each account behaves."""
+
+    def __init__(self) -> None:
+        self.keys = [SigningKey(bytes([n]) * 32) for n in range(1, 5)]
+        role, held = int(Role.LEARN), bitmap(GROUPS, 4)
+        seats = [Seat(key.account, key.public, role, 64, held) for key in self.keys]
+        self.schedule = Schedule(bytes(32), 0, 1, bytes(32), tuple(seats))
+        self.rounds = dict.fromkeys(GROUPS, 0)
+        self.answers: dict[bytes, Any] = {}
+        self.sent: list[tuple[float, bytes, list[int]]] = []
+        record = SimpleNamespace(
+            id=bytes(32), run=SimpleNamespace(model=b"m", deadline_ms=DEADLINE_S * 1000)
+        )
+        layout = SimpleNamespace(groups=[])
+        self.turn = Round(record, self.schedule, layout, GROUPS)  # type: ignore[arg-type]
+
+    def head(self, model: bytes, group: int) -> Any:
+        return SimpleNamespace(run=bytes(32), rounds=self.rounds[group], tiles=())
+
+    async def push(self, peer: str, bundle: Bundle) -> Receipt:
+        account = bytes.fromhex(peer)
+        groups = [entry.group for entry in bundle.manifest.entries]
+        self.sent.append((trio.current_time(), account, groups))
+        answer = self.answers.get(account, Verdict.TAKEN)
+        if answer == "silent":
+            await trio.sleep_forever()
+        if isinstance(answer, Exception):
+            raise answer
+        if answer is Verdict.TAKEN:
+            self.rounds.update(dict.fromkeys(groups, 1))
+        verdicts = [EntryVerdict(group, answer) for group in groups]
+        # a receipt may name what nobody asked about
+        verdicts.append(EntryVerdict(9, Verdict.NOT_PRIMARY))
+        return Receipt(bytes(32), 0, tuple(verdicts))
+
+    def hand_in(self) -> float:
+        """Hand everything in; return how long it took."""
+        me = SigningKey(b"\x09" * 32)
+        reach = Reach(self.push, self.never, bytes.hex, lambda peer: True)
+        journal = SimpleNamespace(handed_over=lambda *_: None)
+        delivery = Delivery(me, bytes(32), self, reach, journal)  # type: ignore[arg-type]
+
+        async def main() -> float:
+            await delivery.hand_in(self.turn, NOTHING, lambda _: None)
+            return trio.current_time()
+
+        clock = trio.testing.MockClock(autojump_threshold=0)
+        began = clock.current_time()
+        return trio.run(main, clock=clock) - began
+
+    async def never(self, bundle: Bundle) -> Receipt:
+        raise AssertionError("this node is no rank")
+
+    def first_ranks(self) -> set[bytes]:
+        return {ranks(self.schedule, group)[0].account for group in GROUPS}
+
+
+def test_each_primary_gets_one_bundle_with_its_groups():
+    world = World()
+    assert world.hand_in() < 1
+    assert {account for _, account, _ in world.sent} == world.first_ranks()
+    assert sorted(g for _, _, groups in world.sent for g in groups) == sorted(GROUPS)
+
+
+@pytest.mark.parametrize(
+    "answer", [NotHere("gone"), DecodeError("junk"), Verdict.NOT_PRIMARY]
+)
+def test_a_rank_that_cannot_or_lies_is_passed_over_at_once(answer: object):
+    world = World()
+    world.answers[ranks(world.schedule, 0)[0].account] = answer
+    assert world.hand_in() < DEADLINE_S / 2
+
+
+def test_a_silent_rank_costs_its_groups_the_deadline_and_the_others_nothing():
+    world = World()
+    silent = ranks(world.schedule, 0)[0].account
+    world.answers[silent] = "silent"
+    assert DEADLINE_S <= world.hand_in() < DEADLINE_S + 2
+    began = world.sent[0][0]
+    for moment, account, groups in world.sent:
+        waited = any(ranks(world.schedule, g)[0].account == silent for g in groups)
+        if not waited:
+            assert moment - began < 1

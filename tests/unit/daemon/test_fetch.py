@@ -1,0 +1,112 @@
+"""Fetching blobs: one peer that stays silent costs its own blobs their time only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from blyan_tile import tblock
+from blyan_tile.tblock import Outline
+from blyand.compute import Threads
+from blyand.errors import NotHere, TooSlow
+from blyand.protocols import fetch
+from blyand.protocols.fetch import Fetcher
+from blyand.store.blobs import BlobStore
+
+SLOW_S = 6.0
+
+
+class Peers:
+    """Stands for the blobs client: `silent` never answers, the others have `bodies`."""
+
+    def __init__(self, *bodies: bytes) -> None:
+        arrays = [tblock.bytes_array(body) for body in bodies]
+        self.bodies = {tblock.root_of(a): body for a, body in zip(arrays, bodies)}
+        self.asked: list[tuple[str, bytes]] = []
+        self.most_silent = self._silent = 0
+
+    async def outline(self, peer: str, blob: bytes) -> Outline:
+        self.asked.append((peer, blob))
+        if peer == "silent":
+            self._silent += 1
+            self.most_silent = max(self.most_silent, self._silent)
+            await trio.sleep(SLOW_S)
+            self._silent -= 1
+            raise TooSlow("nothing")
+        if blob not in self.bodies:
+            raise NotHere("never had it")
+        return tblock.outline_of(tblock.bytes_array(self.bodies[blob]))
+
+    async def leaves(
+        self, peer: str, blob: bytes, first: int, count: int, take: Callable
+    ) -> None:
+        await take(first, self.bodies[blob])
+
+
+def running(tmp_path: Path, peers: Peers, act: Callable) -> None:
+    async def main() -> None:
+        store = BlobStore(tmp_path)
+        lane = Threads("disk", 1)
+        fetcher = Fetcher(peers, store, lane, lambda: ["silent", "honest"])
+        async with trio.open_nursery() as nursery:
+            await nursery.start(fetcher.run)
+            await act(fetcher, store)
+            nursery.cancel_scope.cancel()
+        store.close()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.02))
+
+
+def test_a_silent_peer_is_passed_over_and_goes_last_from_then_on(tmp_path: Path):
+    peers = Peers(b"one", b"two")
+    first, second = peers.bodies
+
+    async def act(fetcher: Fetcher, store: BlobStore) -> None:
+        await fetcher.get(first)
+        assert [peer for peer, _ in peers.asked] == ["silent", "honest"]
+        await fetcher.get(second, ["silent"])
+        assert [peer for peer, _ in peers.asked[2:]] == ["honest"]
+        with pytest.raises(NotHere):
+            await fetcher.get(bytes(32))
+
+    running(tmp_path, peers, act)
+
+
+def test_wants_of_a_silent_author_leave_room_for_others(tmp_path: Path):
+    peers = Peers(b"good")
+    (good,) = peers.bodies
+
+    async def act(fetcher: Fetcher, store: BlobStore) -> None:
+        for number in range(100):
+            fetcher.want(bytes([number]) * 32, ["silent"])
+        fetcher.want(good, ["honest"])
+        with trio.fail_after(SLOW_S / 2):
+            while not store.has(good):
+                await trio.sleep(0.05)
+        assert peers.most_silent <= fetch.MAX_WANTED_PER_HINT
+
+    running(tmp_path, peers, act)
+
+
+def test_a_want_that_nobody_renews_is_given_up(tmp_path: Path):
+    peers = Peers()
+    renewed, forgotten = b"\1" * 32, b"\2" * 32
+
+    async def act(fetcher: Fetcher, store: BlobStore) -> None:
+        fetcher.want(forgotten)
+        until = trio.current_time() + 3 * fetch.WANTED_S
+        while trio.current_time() < until:
+            fetcher.want(renewed)
+            await trio.sleep(20)
+        peers.asked.clear()
+        for _ in range(4):
+            fetcher.want(renewed)
+            await trio.sleep(5)
+        asked = {blob for _, blob in peers.asked}
+        assert asked == {renewed}
+
+    running(tmp_path, peers, act)
