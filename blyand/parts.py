@@ -342,4 +342,5 @@ def build_sequencer(base: Base, ledger: Ledger, fetcher: Fetcher) -> Sequencer:
         base.clock,
         functools.partial(base.host.gossip.publish, topics.CHECKPOINT),
         BeaconChain(base.key.secret),
+        base.chain_lane,
     )

@@ -32,7 +32,7 @@ class Block:
         return _content(self.header.kind, self.payload)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _content(kind: int, payload: bytes) -> Any:
     return decode_payload(kind, payload)
 

@@ -54,9 +54,10 @@ class Adopter:
         model = MODELS.get(view, record.run.model)
         assert model is not None
         versions = versions_of(view, record.id, round, model.groups)
-        self._adopted[record.id] = round
-        if versions is None or model.adopted_round > round:
+        is_done = model.adopted_run == record.id and model.adopted_round > round
+        if versions is None or is_done:
             return
+        self._adopted[record.id] = round
         await self._make(
             Adoption(
                 version=FORMAT_VERSION,

@@ -88,9 +88,15 @@ class Delivery:
         return head is None or self.rounds(turn.record, group) > turn.schedule.round
 
     async def hand_in(
-        self, turn: Round, result: LearnResult, say: Callable[[str], None]
+        self,
+        turn: Round,
+        result: LearnResult,
+        say: Callable[[str], None],
+        is_current: Callable[[], bool] = lambda: True,
     ) -> None:
         """Send every group to its primary, then to the next ranks, until it moved.
+
+        Ends early once `is_current` is false: the round was scheduled anew.
 
         Ranks are asked side by side: one that accepts and never answers costs its own
         groups the run's deadline, and the others nothing.
@@ -111,7 +117,7 @@ class Delivery:
                 sent_at[group] = trio.current_time()
 
         async with trio.open_nursery() as nursery:
-            while waiting:
+            while waiting and is_current():
                 now = trio.current_time()
                 for group, rank in waiting.items():
                     if group not in sent_at:

@@ -117,12 +117,13 @@ class Holder:
                     if isinstance(fact, CheckpointFinalised):
                         self._start_all()
                     elif isinstance(fact, BlockStored):
-                        self._note(fact.block)
                         update = fact.block.content
                         if not isinstance(update, TileUpdate):
                             continue
-                        if (update.model, update.group) in self._heads:
-                            self._start(update.model, update.group)
+                        key = (update.model, update.group)
+                        if key in self._heads or key in self._running:
+                            self._note(fact.block)
+                            self._start(*key)
 
     def _note(self, block: Block) -> None:
         content = block.content

@@ -131,13 +131,20 @@ class Learner:
             return
         try:
             result = NOTHING if turn.is_idle else await self._learn(turn)
-            await self._delivery.hand_in(turn, result, self._say)
+            await self._delivery.hand_in(
+                turn, result, self._say, lambda: self._is_current(turn)
+            )
         except GivenUp:
             logger.info("round %d went on without this node", turn.schedule.round)
         except (ComputeFault, ProtocolError, Unavailable) as error:
             self._doing = f"round {turn.schedule.round} failed here: {error}"
             logger.warning("%s", self._doing)
             await trio.sleep(LOOK_S)
+
+    def _is_current(self, turn: Round) -> bool:
+        """False once the round has another schedule, with other ranks."""
+        schedule = SCHEDULES.get(self._view(), turn.record.id, turn.schedule.round)
+        return schedule is None or schedule.epoch == turn.schedule.epoch
 
     def _round_of(self, record: RunRecord) -> Round | None:
         """Return the round to hand in now; None, with the reason in `status`, if none."""

@@ -81,8 +81,12 @@ def test_training_lowers_the_loss_and_leaves_equal_roots(net: Network):
     assert ended["outcome"] == "finished"
     assert ended["held_out_loss"] < ended["first_held_out_loss"] - 0.5
     net.wait_for_equal_roots(*net.nodes)
-    adopted = net[2].call("model.list")["models"][0]["adopted_round"]
-    assert adopted == 3
+    assert adopted(net[2]) == 3
+
+
+def adopted(node: Daemon) -> int:
+    rounds: int = node.call("model.list")["models"][0]["adopted_round"]
+    return rounds
 
 
 def test_rounds_close_though_all_learners_of_an_expert_have_stopped(net: Network):
@@ -94,6 +98,7 @@ def test_rounds_close_though_all_learners_of_an_expert_have_stopped(net: Network
         node.call("train.stop")
     starter.call("train.start", preset="tiny", rounds=2, deadline_s=2.0)
     wait_for(lambda: closed(starter) == 2, "both rounds")
+    wait_for(lambda: adopted(starter) == 2, "the second run's heads are adopted")
     for node in holders:
         told = node.call("train.status")
         assert told["state"] == "paused" and "stopped" in told["reason"]
