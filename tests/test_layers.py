@@ -66,7 +66,8 @@ CATCH_ALLS = {
     ("blyand/worker.py", "_answer"),
     ("blyand/net/stream.py", "serve_stream"),
     ("blyand/net/gossip.py", "*"),
-    ("blyand/net/guard.py", "*"),
+    ("blyand/net/guard/host.py", "*"),
+    ("blyand/net/guard/gossip.py", "*"),
     ("blyand/rpc/server.py", "dispatch"),
 }
 

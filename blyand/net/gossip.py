@@ -20,7 +20,7 @@ from libp2p.tools.anyio_service import background_trio_service
 from blyan_proto.errors import LimitExceeded, ProtocolError, UnexpectedMessage
 from blyan_proto.topics import TOPICS, Topic
 from blyand.errors import LocalFault
-from blyand.net.guard import GuardedGossipSub, GuardedPubsub
+from blyand.net.guard.gossip import GuardedGossipSub, GuardedPubsub
 from blyand.net.identity import parse_peer_id
 from blyand.net.stream import Blame, Traffic
 from blyand.rules.verdict import Ignore, Reject

@@ -35,8 +35,10 @@ from blyand.log import broken
 from blyand.net.address import peer_in
 from blyand.net.connections import Connections, PeerCallback, PeerInfo
 from blyand.net.gossip import Gossip, Poison
-from blyand.net.guard import guard_host
-from blyand.net.guard_yamux import GuardedYamux
+from blyand.net.guard.gossip import mend_gossip
+from blyand.net.guard.host import guard_host
+from blyand.net.guard.names import check_names
+from blyand.net.guard.yamux import GuardedYamux, mend_yamux
 from blyand.net.identity import key_pair_of, parse_peer_id, peer_id_of, public_key_of
 from blyand.net.listen import check_free, real_addresses
 from blyand.net.stream import (
@@ -56,6 +58,10 @@ log = logging.getLogger(__name__)
 DIAL_DEADLINE_S = 10.0
 OPEN_DEADLINE_S = 10.0
 OUTBOUND_RESERVE = 32  # connections that inbound peers cannot take
+
+check_names()
+mend_yamux()
+mend_gossip()
 
 
 def _log_blame(peer: str, error: ProtocolError) -> None:

@@ -15,8 +15,10 @@ from libp2p.pubsub.pb import rpc_pb2
 from blyan_proto.errors import BadSignature, DecodeError
 from blyan_proto.signing import SigningKey
 from blyan_proto.topics import BLOCK
-from blyand.net import guard, guard_yamux
 from blyand.net.gossip import Verdict
+from blyand.net.guard.host import STREAMS_PER_PEER
+from blyand.net.guard.names import Pubsub, check_names
+from blyand.net.guard.yamux import WINDOW_SLACK_BYTES
 from blyand.net.host import HostSettings, open_host
 from blyand.net.identity import parse_peer_id
 
@@ -197,7 +199,7 @@ def test_windows_are_enforced():
                         break
                     await trio.sleep(0.001)
             held = sum(len(window) for window in connection.stream_buffers.values())
-            assert held <= theirs.target_recv_window + guard_yamux.WINDOW_SLACK_BYTES
+            assert held <= theirs.target_recv_window + WINDOW_SLACK_BYTES
             await assert_serves(host)
 
     trio.run(main)
@@ -232,18 +234,18 @@ def test_stream_flood_is_bounded_per_peer():
             peer = await attacker.connect(host.addresses[0])
             connection = attacker._network.get_connections(parse_peer_id(peer))[0]
             muxed = connection.muxed_conn
-            for number in range(guard.STREAMS_PER_PEER + 20):
+            for number in range(STREAMS_PER_PEER + 20):
                 syn = struct.pack("!BBHII", 0, 1, 1, 1001 + 2 * number, 0)
                 await muxed._write_frame(syn)
             await assert_serves(host)
             mine = host._network.get_connections(parse_peer_id(attacker.peer_id))
-            while len(mine[0].streams) > guard.STREAMS_PER_PEER + 2:  # and our own
+            while len(mine[0].streams) > STREAMS_PER_PEER + 2:  # and our own
                 await trio.sleep(0.001)
 
     trio.run(main)
 
 
 def test_names_that_the_guard_needs():
-    guard.check_names()
+    check_names()
     with pytest.raises(ImportError):
-        guard.check_names(((guard.Pubsub, "gone"),))
+        check_names(((Pubsub, "gone"),))

@@ -1,11 +1,9 @@
-"""Containment of what a remote peer can do to py-libp2p 0.8.1, without a fork.
+"""Containment of what a gossip message can do to py-libp2p 0.8.1, without a fork.
 
-With guard_yamux the only file that touches private names of libp2p; `check_names`
-fails at start when one of them is gone, and setup.cfg pins the version. Mended here:
-exceptions that leave a stream handler, pubsub, the router or its heartbeat (each ended
-the host); inbound slots that were never given back (no peer could connect after 250
-connections); topics, ids and addresses of a peer's choice that were stored or dialled.
-`except Exception` stands here only around libp2p's own code. docs/protocols/streams.md
+Mended here: exceptions that leave pubsub, the router or its heartbeat (each ended the
+host); messages judged or delivered twice; topics, ids and addresses of a peer's choice
+that were stored or dialled. `except Exception` stands here only around libp2p's code.
+docs/protocols/streams.md
 """
 
 from __future__ import annotations
@@ -19,14 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import trio
-from google.protobuf.message import DecodeError as ProtobufError
 from libp2p.abc import IHost, INetStream
-from libp2p.host.basic_host import BasicHost
-from libp2p.identity.identify_push.identify_push import ID_PUSH
-from libp2p.network.config import RetryConfig
-from libp2p.network.connection.raw_connection import RawConnection
-from libp2p.network.exceptions import SwarmException
-from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.pubsub import gossipsub, pubsub
 from libp2p.pubsub.gossipsub import GossipSub
@@ -35,130 +26,18 @@ from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.validators import signature_validator
 
 from blyan_proto.errors import BadSignature, DecodeError, LimitExceeded, ProtocolError
-from blyand.net.guard_yamux import WRITE_STALL_S, YAMUX_PRIVATE, mend_yamux
+from blyand.net.guard.host import Blame, reset
+from blyand.net.guard.yamux import WRITE_STALL_S
 
 log = logging.getLogger(__name__)
 
-Blame = Callable[[str, ProtocolError], None]
 # (forwarding peer, topic, message) -> True: forward it
 Judge = Callable[[str, str, bytes], Awaitable[bool]]
 
-STREAMS_PER_PEER = 256  # inbound, of any protocol
-HANDSHAKES_PER_ADDRESS = 32  # inbound connections that did not authenticate yet
 RPC_QUEUE = 1024  # gossip messages waiting for one peer; beyond: dropped
 JUDGED_AT_ONCE = 1024  # gossip messages of one forwarder; beyond: dropped
 IDS_PER_CONTROL = 64
 IDONTWANT_BYTES = 4096  # below, a second copy is cheaper than telling peers so
-
-_PRIVATE: tuple[tuple[Any, str], ...] = (
-    (BasicHost, "_swarm_stream_handler"),
-    (Swarm, "_do_handle_inbound_connection"),
-    (Swarm, "_build_remote_multiaddr"),
-    (Pubsub, "_replay_recent_messages"),
-    (Pubsub, "_handle_dead_peer"),
-    (GossipSub, "_check_equivocation"),
-    (GossipSub, "_emit_idontwant_for_message"),
-    (pubsub, "RpcQueue"),
-    (pubsub, "env_to_send_in_RPC"),
-    (gossipsub, "env_to_send_in_RPC"),
-    (pubsub, "maybe_consume_signed_record"),
-    (gossipsub, "maybe_consume_signed_record"),
-)
-
-
-def check_names(private: tuple[tuple[Any, str], ...] = _PRIVATE) -> None:
-    """Fail at once if this libp2p is not the one that the guards were written for."""
-    for owner, name in private + YAMUX_PRIVATE:
-        if not hasattr(owner, name):
-            raise ImportError(f"libp2p changed: it has no {owner.__name__}.{name}")
-
-
-def guard_host(host: BasicHost, blame: Blame, inbound: int) -> None:
-    """Contain stream handlers and inbound connections; dial only what we name.
-
-    `inbound` bounds the inbound connections. Must be called before the host runs.
-    """
-    swarm: Any = host.get_network()
-    swarm.retry_config = RetryConfig(max_retries=0)
-    swarm.set_resource_manager(None)  # its breakers refuse everybody for one's faults
-    swarm.dial_peer = _never_dial
-    swarm.auto_connector.maybe_connect = _dial_nobody
-    swarm.auto_connector.run_background_task = _dial_nobody
-    swarm._inbound_limiter.total_tokens = inbound
-    swarm.set_stream_handler(_contained(host._swarm_stream_handler, blame))
-    swarm._do_handle_inbound_connection = _slot_for_its_life(swarm)
-    # Identify is answered, but what peers say of themselves is neither asked nor kept.
-    host.remove_stream_handler(ID_PUSH)
-    for notifee in list(swarm.notifees):
-        if type(notifee).__name__ == "_IdentifyNotifee":
-            swarm.remove_notifee(notifee)
-
-
-async def _never_dial(peer_id: ID) -> Any:
-    raise SwarmException(f"{peer_id} is not connected")
-
-
-async def _dial_nobody(*_: Any) -> None: ...
-
-
-def _contained(inner: Any, blame: Blame) -> Callable[[INetStream], Awaitable[None]]:
-    open_streams: Counter[ID] = Counter()
-
-    async def enter(stream: INetStream) -> None:
-        peer = stream.muxed_conn.peer_id
-        if open_streams[peer] >= STREAMS_PER_PEER:
-            await _reset(stream)
-            return
-        open_streams[peer] += 1
-        try:
-            await inner(stream)
-        except Exception as error:
-            log.debug("stream of %s: %r", peer, error)
-            if isinstance(error, (UnicodeDecodeError, ProtobufError)):
-                blame(str(peer), DecodeError(f"libp2p: {type(error).__name__}"))
-            await _reset(stream)
-        finally:
-            open_streams[peer] -= 1
-            if not open_streams[peer]:
-                del open_streams[peer]
-
-    return enter
-
-
-async def _reset(stream: INetStream) -> None:
-    with trio.move_on_after(1, shield=True):
-        try:
-            await stream.reset()
-        except Exception as error:
-            log.debug("reset: %r", error)
-
-
-def _slot_for_its_life(swarm: Any) -> Callable[..., Awaitable[None]]:
-    shaking: Counter[str] = Counter()  # by address: nobody is authenticated yet
-
-    async def handle(connection: Any, listener: Any, _failure: Any) -> None:
-        raw = RawConnection(connection, False)
-        host = (connection.get_remote_address() or ("", 0))[0]
-        if shaking[host] < HANDSHAKES_PER_ADDRESS:
-            shaking[host] += 1
-            muxed = None
-            try:
-                muxed = await swarm.upgrade_inbound_raw_conn(raw, listener)
-            except Exception as error:
-                log.debug("inbound from %s: %r", host, error)
-            finally:
-                shaking[host] -= 1
-                if not shaking[host]:
-                    del shaking[host]
-            if muxed is not None:
-                await muxed.event_closed.wait()
-        with trio.move_on_after(1, shield=True):
-            try:
-                await raw.close()
-            except Exception as error:
-                log.debug("closing: %r", error)
-
-    return handle
 
 
 class GuardedPubsub(Pubsub):  # type: ignore[misc]
@@ -245,7 +124,7 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]
             async with lock:
                 sent = await super().write_msg(stream, rpc_msg)
         if scope.cancelled_caught:
-            await _reset(stream)
+            await reset(stream)
             self._handle_dead_peer(stream.muxed_conn.peer_id)
             return False
         self._count(rpc_msg.ByteSize(), 0)
@@ -345,9 +224,9 @@ def _ignore_record(_msg: Any, _host: IHost, _peer_id: ID) -> bool:
     return True  # addresses come from hello, filtered (DEC-C9)
 
 
-check_names()
-mend_yamux()
-pubsub.RpcQueue = functools.partial(pubsub.RpcQueue, max_size=RPC_QUEUE)
-for _module in (pubsub, gossipsub):
-    _module.env_to_send_in_RPC = _own_record
-    _module.maybe_consume_signed_record = _ignore_record
+def mend_gossip() -> None:
+    """Put the guarded functions in stock's place; libp2p names them, not its caller."""
+    pubsub.RpcQueue = functools.partial(pubsub.RpcQueue, max_size=RPC_QUEUE)
+    for module in (pubsub, gossipsub):
+        module.env_to_send_in_RPC = _own_record
+        module.maybe_consume_signed_record = _ignore_record

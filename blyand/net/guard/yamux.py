@@ -31,16 +31,6 @@ WINDOW_SLACK_BYTES = 1 << 20  # the most that our own accounting grants too much
 # One data frame and its header are exactly one noise message.
 _FRAME_BYTES = 65535 - 16 - yamux.HEADER_SIZE
 
-YAMUX_PRIVATE: tuple[tuple[Any, str], ...] = (
-    (Yamux, "_finalize_stream"),
-    (Yamux, "_finalize_stream_locked"),
-    (Yamux, "_write_frame"),
-    (YamuxStream, "_auto_tune_and_send_window_update"),
-    (muxer_multistream, "Yamux"),
-    (yamux, "YamuxStream"),
-    (yamux, "MAX_WINDOW_SIZE"),
-)
-
 
 class GuardedStream(YamuxStream):  # type: ignore[misc]
     """A yamux stream whose reads lose nothing when cancelled and whose writes wait.
