@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TextIO
 
 from blyan_proto.rpc.spec import JsonObject
+from blyanctl.graph import draw
 from blyanctl.render import cell, duration, size
 
 BAR_CELLS = 24
@@ -36,6 +37,12 @@ def printable(text: str) -> str:
         c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}"
         for c in text
     )
+
+
+def lines(items: Iterable[JsonObject], out: TextIO) -> None:
+    """Print what is text already, line by line."""
+    for item in items:
+        out.write(printable(item["line"]) + "\n")
 
 
 def progress(items: Iterable[JsonObject], out: TextIO) -> None:
@@ -128,12 +135,17 @@ ALWAYS: dict[str, Show] = {
     "train.watch": rounds,
     "data.add": progress,
     "model.create": progress,
+    "chain.export": lines,
 }
 ON_REQUEST: dict[str, Show] = {"infer.generate": tokens}
 
 
 def ending(method: str, result: JsonObject, streamed: bool) -> tuple[str, str] | None:
     """Return what ends a call in place of the plain result: (stdout, stderr) text."""
+    if method == "chain.export":
+        return "", f"{result['blocks']} blocks"
+    if method == "chain.log" and result["blocks"]:
+        return draw(result["blocks"]), ""
     if method != "infer.generate":
         return None
     if not streamed:

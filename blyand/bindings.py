@@ -15,6 +15,8 @@ from blyand.rpc import (
     chain,
     data,
     expert,
+    explorer,
+    history,
     infer,
     model,
     node,
@@ -28,6 +30,7 @@ from blyand.rpc.ordering import Ordering
 from blyand.rpc.publishing import Publishing
 from blyand.rpc.resolve import dataset_called, model_called
 from blyand.rpc.rounds import Watching
+from blyand.rpc.tally import Tally
 
 
 def bind_all(
@@ -88,13 +91,26 @@ def bind_all(
         view=lambda: ledger.view,
         latency_ms=latency_ms,
     )
+    tally = Tally(stores.blocks, stores.checkpoints)
+    chains = chain.Ledger(stores.blocks, stores.checkpoints, ledger.pool)
     chain.bind(
         answers,
         machine=ledger.machine,
-        ledger=chain.Ledger(stores.blocks, stores.checkpoints, ledger.pool),
+        ledger=chains,
+        tally=tally,
+        lane=base.disk_lane,
+    )
+    explorer.bind(
+        answers,
+        machine=ledger.machine,
+        ledger=chains,
+        tally=tally,
+        blobs=stores.blobs,
+        state_entries=lambda: len(stores.state),
         lane=base.disk_lane,
     )
     expert.bind(answers, holders=holders, latency_ms=latency_ms)
+    history.bind(answers, ordering=ordering, blocks=stores.blocks, lane=base.disk_lane)
     model.bind(answers, holders=holders, ordering=ordering, publishing=publishing)
     data.bind(answers, ordering=ordering, publishing=publishing)
     tile.bind(

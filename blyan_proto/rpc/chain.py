@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from blyan_proto.rpc.errors import BLOCK_UNKNOWN, CHECKPOINT_UNKNOWN
 from blyan_proto.rpc.spec import (
+    LONG_DEADLINE_S,
     Address,
     Id,
     JsonObject,
@@ -62,6 +63,7 @@ class BlockLine:
     chain: str = arg("A, B, C or D")
     kind: str = arg("what its payload says")
     height: int = arg("1 + the largest height among its parents")
+    parents: list[Id] = arg("blocks of the same chain that it follows")
     subject: str = arg("what it is about: a group, a dataset, or empty")
     account: Address = arg("whose block it is")
     time_ms: int = arg("author's clock, Unix milliseconds")
@@ -77,6 +79,77 @@ class Log:
 
 
 log = declare(Method("chain.log", GetLog, Log, public=True))
+
+
+@record
+class GetStats:
+    """Count what the chains hold: blocks, bytes, authors, and what disagrees."""
+
+
+@record
+class KindStats:
+    """The ordered blocks of one kind."""
+
+    chain: str = arg("A, B, C or D")
+    kind: str = arg("what their payload says")
+    blocks: int = arg("blocks ordered")
+    refused: int = arg("of these, ordered without effect")
+    payload_bytes: int = arg("bytes of their payloads, pruned ones included")
+
+
+@record
+class Stats:
+    """What the chains hold, in numbers."""
+
+    checkpoints: int = arg("height of the newest finalised checkpoint")
+    blocks: int = arg("blocks that checkpoints have ordered")
+    refused: int = arg("of these, ordered without effect")
+    pending: int = arg("blocks held that no checkpoint has ordered yet")
+    authors: int = arg("accounts that made an ordered block")
+    equivocations: int = arg("author sequences with several different blocks")
+    blobs: int = arg("files of tensors, deltas and datasets held")
+    blob_bytes: int = arg("bytes of these files")
+    state_entries: int = arg("records of the executed state")
+    checkpoint_s: float | None = arg("median time between the last checkpoints")
+    kinds: list[KindStats] = arg("by chain and kind")
+
+
+stats = declare(Method("chain.stats", GetStats, Stats, public=True))
+
+
+@record
+class ExportChain:
+    """Write the block DAG, oldest block first: a line of JSON a block, or Graphviz text."""
+
+    dot: bool = arg("write Graphviz text, as for `dot -Tsvg`", default=False)
+    limit: int = arg("newest blocks to take", default=1000, low=1, high=100_000)
+    chain: str | None = arg("only this chain", default=None, choices=CHAINS)
+
+
+@record
+class ExportedLine:
+    """One line of the export."""
+
+    line: str = arg("text without its end")
+
+
+@record
+class Exported:
+    """The end of an export."""
+
+    blocks: int = arg("blocks written")
+
+
+export = declare(
+    Method(
+        "chain.export",
+        ExportChain,
+        Exported,
+        streams=ExportedLine,
+        public=True,
+        deadline_s=LONG_DEADLINE_S,
+    )
+)
 
 
 @record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from blyan_proto.rpc.errors import EXPERT_UNKNOWN, MODEL_AMBIGUOUS, MODEL_UNKNOWN
 from blyan_proto.rpc.parts import MODEL_HELP
-from blyan_proto.rpc.spec import Id, Method, arg, declare, record
+from blyan_proto.rpc.spec import Address, Id, Method, arg, declare, record
 
 
 @record
@@ -93,6 +93,59 @@ show = declare(
         "expert.show",
         GetExpert,
         Expert,
+        errors=(EXPERT_UNKNOWN, MODEL_UNKNOWN, MODEL_AMBIGUOUS),
+        public=True,
+    )
+)
+
+
+@record
+class GetHistory:
+    """List the finalised versions of an expert, newest first: who made them from what.
+
+    Any group has a history: layer0.trunk, layer0.router and embed too.
+    """
+
+    name: str = arg("group name, as layer0.expert3", positional=True)
+    model: str | None = arg(MODEL_HELP, default=None)
+    limit: int = arg("newest versions to list", default=50, low=1, high=10_000)
+
+
+@record
+class ExpertVersion:
+    """One version of a group."""
+
+    round: int | None = arg("round of its run, from 1; null: the first weights")
+    block: Id = arg("block that made it")
+    account: Address = arg("who made that block: the creator or a primary")
+    rank: int | None = arg("rank of that primary in the round; null: no round")
+    contributions: int = arg("deltas that it sums up")
+    tokens: int = arg("tokens that these were learned from")
+    delta_bytes: int = arg("bytes of these deltas")
+    root: Id = arg("group root of the weights")
+    checkpoint: int = arg("height of the checkpoint that ordered it")
+    time_ms: int = arg("author's clock, Unix milliseconds")
+    adopted: bool = arg("inference answers with it")
+
+
+@record
+class History:
+    """The versions of one group, as far back as their blocks are kept."""
+
+    name: str = arg("group name")
+    model: str = arg("model name")
+    model_id: Id = arg("model block id")
+    parameters: int = arg("numbers in a version")
+    bytes: int = arg("bytes of its float32 weights")
+    complete: bool = arg("the list reaches back to the first weights")
+    versions: list[ExpertVersion] = arg("versions, newest first")
+
+
+history = declare(
+    Method(
+        "expert.history",
+        GetHistory,
+        History,
         errors=(EXPERT_UNKNOWN, MODEL_UNKNOWN, MODEL_AMBIGUOUS),
         public=True,
     )

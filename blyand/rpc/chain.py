@@ -7,10 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-import trio
-
 from blyan_proto.block.header import NO_LAYER, Header
-from blyan_proto.block.payload import KINDS
 from blyan_proto.checkpoint import FinalCheckpoint, validators_root
 from blyan_proto.genesis import Genesis
 from blyan_proto.rpc import chain as spec
@@ -20,6 +17,7 @@ from blyand.chain.machine import Machine
 from blyand.chain.pool import Pool
 from blyand.compute import Threads
 from blyand.rpc.bind import Answers
+from blyand.rpc.tally import Tally, kind_name
 from blyand.rules.chain.execute import begin
 from blyand.rules.records import TIPS
 from blyand.store.blocks import BlockStore
@@ -39,23 +37,27 @@ class Ledger:
     pool: Pool
 
 
-def bind(answers: Answers, *, machine: Machine, ledger: Ledger, lane: Threads) -> None:
+def bind(
+    answers: Answers,
+    *,
+    machine: Machine,
+    ledger: Ledger,
+    tally: Tally,
+    lane: Threads,
+) -> None:
     """Bind chain.*. `lane` reads the database."""
-    counter = Counter(ledger)
-    counting = trio.Lock()  # the lane may have several threads
 
     @answers(spec.tips)
     async def tips(params: spec.GetTips) -> spec.Tips:
         height, last = machine.clock.height, machine.last_id
         ordered = {chain: _tips(machine, chain) for chain in Chain}
-        async with counting:
-            counts = await lane.run(counter.count, height)
+        counts = await tally.upto(height, lane)
         waiting = await lane.run(pending, ledger)
         final = ledger.checkpoints.at(height)
         root = final.checkpoint.state_root if final else _genesis_root(machine.genesis)
         return spec.Tips(
             chains=[
-                tips_of(chain, ordered[chain], waiting, counts[chain])
+                tips_of(chain, ordered[chain], waiting, counts.of(chain))
                 for chain in Chain
             ],
             finalised=height,
@@ -89,28 +91,6 @@ def bind(answers: Answers, *, machine: Machine, ledger: Ledger, lane: Threads) -
                 f"checkpoint {height} is not here; the newest one is {newest}",
             )
         return checkpoint_of(final)
-
-
-class Counter:
-    """Counts the ordered blocks of each chain; every checkpoint is read once."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._height = 0
-        self._counts = dict.fromkeys(Chain, 0)
-
-    def count(self, height: int) -> dict[Chain, int]:
-        """Return the blocks of each chain up to checkpoint `height`. Blocking."""
-        while self._height < height:
-            final = self._ledger.checkpoints.at(self._height + 1)
-            if final is None:
-                break
-            for id in final.checkpoint.blocks:
-                signed = self._ledger.blocks.signed_header(id)
-                if signed is not None:
-                    self._counts[signed.header.chain] += 1
-            self._height += 1
-        return dict(self._counts)
 
 
 def pending(ledger: Ledger) -> list[tuple[bytes, Header]]:
@@ -175,8 +155,9 @@ def line_of(id: bytes, header: Header, outcome: Outcome | None) -> spec.BlockLin
     return spec.BlockLine(
         id=id,
         chain=header.chain.letter,
-        kind=_kind(header),
+        kind=kind_name(header),
         height=header.height,
+        parents=list(header.parents),
         subject=header.subject,
         account=header.account,
         time_ms=header.time_ms,
@@ -198,7 +179,7 @@ def block_of(blocks: BlockStore, id: bytes, payload: bool) -> spec.Block:
     return spec.Block(
         id=id,
         chain=header.chain.letter,
-        kind=_kind(header),
+        kind=kind_name(header),
         height=header.height,
         parents=list(header.parents),
         anchor_height=header.anchor_height,
@@ -276,11 +257,6 @@ def _genesis_root(genesis: Genesis) -> bytes:
 def _tips(machine: Machine, chain: Chain) -> dict[bytes, int]:
     known = TIPS.get(machine.view, bytes([chain]))
     return {tip.block: tip.height for tip in known.tips} if known else {}
-
-
-def _kind(header: Header) -> str:
-    kind = KINDS.get(header.kind)
-    return kind.name if kind is not None else str(header.kind)
 
 
 def _error(outcome: Outcome | None) -> str | None:

@@ -1,6 +1,7 @@
 """What the answers by noun make of records, blocks and tiles."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,15 @@ from blyan_proto.block.block import Block
 from blyan_proto.block.data import Dataset, Tier
 from blyan_proto.block.economy import Hardware, Registration, Transfer
 from blyan_proto.block.header import INLINE, NO_LAYER, Header
-from blyan_proto.block.model import Codec, Model, TileRoots, Weights
+from blyan_proto.block.model import (
+    Codec,
+    Contribution,
+    Cosignature,
+    Model,
+    TileRoots,
+    TileUpdate,
+    Weights,
+)
 from blyan_proto.block.payload import encode_payload, kind_of, payload_digest
 from blyan_proto.checkpoint import (
     Checkpoint,
@@ -48,12 +57,26 @@ from blyand.net.host import PeerInfo
 from blyand.net.identity import peer_id_of
 from blyand.poison import PoisonBox
 from blyand.protocols.meeting import Met
-from blyand.rpc import chain, data, expert, model, node, peer, rounds, runs, tile, train
+from blyand.rpc import (
+    chain,
+    data,
+    expert,
+    explorer,
+    history,
+    model,
+    node,
+    peer,
+    rounds,
+    runs,
+    tile,
+    train,
+)
 from blyand.rpc.bind import Answers
 from blyand.rpc.holders import Holders
 from blyand.rpc.ordering import Ordering
 from blyand.rpc.publishing import Publishing
 from blyand.rpc.resolve import model_called
+from blyand.rpc.tally import Tally
 from blyand.rules.model.model import add_weights
 from blyand.rules.model.model import create as create_model
 from blyand.rules.model.schedule import write_schedule
@@ -444,7 +467,16 @@ def test_peers_and_connecting(world):
 
 def bind_chain(world):
     ledger = chain.Ledger(world.blocks, world.checkpoints, world.pool)
-    chain.bind(world.answers, machine=world.machine, ledger=ledger, lane=world.lane)
+    tally = Tally(world.blocks, world.checkpoints)
+    shared = {"machine": world.machine, "ledger": ledger, "tally": tally}
+    chain.bind(world.answers, **shared, lane=world.lane)
+    explorer.bind(
+        world.answers,
+        **shared,
+        blobs=world.blobs,
+        state_entries=lambda: len(world.state),
+        lane=world.lane,
+    )
 
 
 def test_tips_and_log_show_ordered_and_pending_blocks(world):
@@ -474,6 +506,48 @@ def test_tips_and_log_show_ordered_and_pending_blocks(world):
         assert [b.kind for b in log] == ["transfer"] * 3
         assert len((await world.ask("chain.log", limit=2)).blocks) == 2
         assert (await world.ask("chain.log", chain="A")).blocks == []
+
+    trio.run(main)
+
+
+def test_statistics_count_what_is_ordered(world):
+    bind_chain(world)
+    one = world.block(Transfer(1, OTHER.account, 1, 0, ""), time_ms=1)
+    two = world.block(Transfer(1, OTHER.account, 2, 0, ""), time_ms=2)
+    world.order(one)
+    world.order(two, error="no money")
+    world.block(Transfer(1, OTHER.account, 3, 0, ""), time_ms=3)
+
+    async def main():
+        stats = await world.ask("chain.stats")
+        assert (stats.checkpoints, stats.blocks, stats.refused) == (2, 2, 1)
+        assert (stats.pending, stats.authors, stats.equivocations) == (1, 1, 0)
+        (kind,) = stats.kinds
+        assert (kind.chain, kind.kind, kind.blocks) == ("C", "transfer", 2)
+        assert kind.payload_bytes == 2 * one.header.payload_bytes
+        assert stats.state_entries == len(world.state)
+        assert stats == await world.ask("chain.stats")
+
+    trio.run(main)
+
+
+def test_the_dag_as_graphviz_and_as_json(world):
+    bind_chain(world)
+    one = world.block(Transfer(1, OTHER.account, 1, 0, ""), time_ms=1)
+    world.order(one)
+    two = world.block(Transfer(1, OTHER.account, 2, 0, ""), time_ms=2, parents=[one.id])
+
+    async def main():
+        done = await world.ask("chain.export", dot=True)
+        lines = [item.line for item in world.items]
+        assert done.blocks == 2
+        assert lines[0] == "digraph blyan {" and lines[-1] == "}"
+        assert f'  "{two.id.hex()[:12]}" -> "{one.id.hex()[:12]}";' in lines
+        world.items.clear()
+        await world.ask("chain.export")
+        first, second = [json.loads(item.line) for item in world.items]
+        assert (first["id"], first["checkpoint"]) == (one.id.hex(), 1)
+        assert second["parents"] == [one.id.hex()] and second["checkpoint"] is None
 
     trio.run(main)
 
@@ -541,6 +615,58 @@ def test_models_and_experts_with_their_holders(world):
     )
     with_model(world, "second")
     assert "second, tiny" in refusal(errors.MODEL_AMBIGUOUS, lambda: ask("model.show"))
+
+
+def bind_history(world):
+    history.bind(
+        world.answers, ordering=world.ordering, blocks=world.blocks, lane=world.lane
+    )
+
+
+def test_the_history_of_a_group_goes_back_to_its_weights(world):
+    record = with_model(world)
+    run = open_run(world, record, with_dataset(world))
+    group = layout_of(record.model).group_named("layer0.expert1")
+    first = GROUPS.get(world.view, record.id, group.index)
+    part = Contribution(OTHER.account, b"d" * 32, 0, 700, 4096, 10**6, 10**6)
+    update = TileUpdate(
+        version=1,
+        model=record.id,
+        run=run.id,
+        group=group.index,
+        round=0,
+        lease_epoch=1,
+        rank=1,
+        parent=first.head,
+        base=first.tiles,
+        contributions=(part,),
+        result=first.tiles,
+        blob=bytes(32),
+        cosignatures=(Cosignature(KEY.public, bytes(64)),),
+    )
+    moved = world.block(update, subject=group.name)
+
+    def move(overlay):
+        head = dataclasses.replace(first, head=moved.id, run=run.id, rounds=1)
+        GROUPS.put(overlay, head, record.id, group.index)
+
+    world.order(moved, change=move)
+    bind_history(world)
+
+    async def main():
+        told = await world.ask("expert.history", name=group.name)
+        trained, weights = told.versions
+        assert told.complete and told.parameters == group.elements
+        assert (trained.round, trained.rank, trained.tokens) == (1, 1, 4096)
+        assert trained.block == moved.id and not trained.adopted
+        assert (weights.round, weights.adopted) == (None, True)
+        assert weights.block == first.head and weights.root == trained.root
+        short = await world.ask("expert.history", name=group.name, limit=1)
+        assert short.versions == told.versions[:1] and not short.complete
+        world.blocks.prune([first.head])
+        assert not (await world.ask("expert.history", name=group.name)).complete
+
+    trio.run(main)
 
 
 def test_no_model_yet(world):
@@ -889,6 +1015,7 @@ def test_settings_that_make_no_run(world):
 
 def test_every_spec_of_these_nouns_has_its_answer(world):
     bind_chain(world)
+    bind_history(world)
     bind_tiles(world)
     bind_models(world)
     bind_training(world, None)

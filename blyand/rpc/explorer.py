@@ -1,0 +1,121 @@
+"""Answers about the chains as a whole: statistics and exports of the block DAG."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from statistics import median
+
+import trio
+
+from blyan_proto.rpc import chain as spec
+from blyan_proto.types import Chain
+from blyand.chain.machine import Machine
+from blyand.compute import Threads
+from blyand.rpc.bind import Answers, Emit
+from blyand.rpc.chain import Ledger, newest, pending, plain
+from blyand.rpc.tally import Tally
+from blyand.store.blobs import BlobStore
+
+RECENT = 100  # checkpoints behind the median interval
+EXPORTED_AT_ONCE = 256
+
+
+def bind(
+    answers: Answers,
+    *,
+    machine: Machine,
+    ledger: Ledger,
+    tally: Tally,
+    blobs: BlobStore,
+    state_entries: Callable[[], int],
+    lane: Threads,
+) -> None:
+    """Bind chain.stats and chain.export. `lane` reads the database."""
+
+    @answers(spec.stats)
+    async def stats(params: spec.GetStats) -> spec.Stats:
+        height = machine.clock.height
+        counts = await tally.upto(height, lane)
+        waiting = await lane.run(pending, ledger)
+        kinds = [
+            spec.KindStats(
+                chain=chain.letter,
+                kind=kind,
+                blocks=count.blocks,
+                refused=count.refused,
+                payload_bytes=count.payload_bytes,
+            )
+            for (chain, kind), count in sorted(counts.kinds.items())
+        ]
+        return spec.Stats(
+            checkpoints=height,
+            blocks=sum(kind.blocks for kind in kinds),
+            refused=sum(kind.refused for kind in kinds),
+            pending=len(waiting),
+            authors=len(counts.authors),
+            equivocations=counts.equivocations,
+            blobs=sum(len(blobs.roots(durable=kind)) for kind in (True, False)),
+            blob_bytes=blobs.total_bytes,
+            state_entries=state_entries(),
+            checkpoint_s=await lane.run(interval_s, ledger, height),
+            kinds=kinds,
+        )
+
+    @answers(spec.export)
+    async def export(params: spec.ExportChain, emit: Emit) -> spec.Exported:
+        wanted = None if params.chain is None else Chain("ABCD".index(params.chain))
+        height = machine.clock.height
+        blocks = await lane.run(newest, ledger, height, wanted, params.limit)
+        blocks.reverse()
+        lines = dot_lines(blocks) if params.dot else map(json_line, blocks)
+        for number, line in enumerate(lines):
+            await emit(spec.ExportedLine(line=line))
+            if number % EXPORTED_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+        return spec.Exported(blocks=len(blocks))
+
+
+def interval_s(ledger: Ledger, height: int) -> float | None:
+    """Return the median time between recent checkpoints; None before two. Blocking."""
+    times = []
+    for at in range(max(1, height - RECENT), height + 1):
+        final = ledger.checkpoints.at(at)
+        if final is not None:
+            times.append(final.checkpoint.time_ms)
+    if len(times) < 2:
+        return None
+    return median(late - early for early, late in zip(times, times[1:])) / 1000
+
+
+def json_line(block: spec.BlockLine) -> str:
+    """Return one block as a line of JSON."""
+    return json.dumps({name: plain(value) for name, value in asdict(block).items()})
+
+
+COLOURS = {"A": "#d8c8f0", "B": "#c8e6c9", "C": "#fff3c4", "D": "#c9e2f5"}
+
+
+def dot_lines(blocks: Iterable[spec.BlockLine]) -> Iterable[str]:
+    """Yield a Graphviz digraph: an arrow from each block to its parents.
+
+    Pending blocks are dashed, blocks without effect red; a chain has a colour.
+    """
+    yield "digraph blyan {"
+    yield '  rankdir="RL"; node [shape=box, style=filled, fontname="sans-serif"];'
+    for block in blocks:
+        id = block.id.hex()[:12]
+        lines = [f"{block.chain}{block.height} {block.kind}", block.subject, id]
+        text = "\\n".join(_quoted(line) for line in lines if line)
+        style = ', style="filled,dashed"' if block.checkpoint is None else ""
+        style += ', color="red"' if block.error is not None else ""
+        yield f'  "{id}" [label="{text}", fillcolor="{COLOURS[block.chain]}"{style}];'
+        for parent in block.parents:
+            yield f'  "{id}" -> "{parent.hex()[:12]}";'
+    yield "}"
+
+
+def _quoted(text: str) -> str:
+    """Return text of a stranger's so that it stays inside a quoted label."""
+    return "".join(c if c.isalnum() or c in " ._-:/" else "?" for c in text)
