@@ -91,7 +91,8 @@ def _run(arguments: argparse.Namespace) -> int:
             # progress is no part of the output
             show(stream, sys.stderr if show is live.progress else sys.stdout)
         _print(name, stream.result, plain, streaming)
-    return 0
+        # A check that went through and found something is no success for a script.
+        return EXIT_FAILED if stream.result.get("sound") is False else 0
 
 
 def _print(name: str, result: JsonObject, plain: bool, streamed: bool) -> None:

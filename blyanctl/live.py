@@ -136,6 +136,7 @@ ALWAYS: dict[str, Show] = {
     "data.add": progress,
     "model.create": progress,
     "chain.export": lines,
+    "chain.verify": progress,
 }
 ON_REQUEST: dict[str, Show] = {"infer.generate": tokens}
 

@@ -23,6 +23,7 @@ from blyand.rpc import (
     peer,
     tile,
     train,
+    verify,
 )
 from blyand.rpc.bind import Answers
 from blyand.rpc.holders import Holders
@@ -107,6 +108,14 @@ def bind_all(
         tally=tally,
         blobs=stores.blobs,
         state_entries=lambda: len(stores.state),
+        lane=base.disk_lane,
+    )
+    verify.bind(
+        answers,
+        genesis=base.genesis,
+        ledger=chains,
+        blobs=stores.blobs,
+        state_root=stores.checkpoints.stored_state_root,
         lane=base.disk_lane,
     )
     expert.bind(answers, holders=holders, latency_ms=latency_ms)

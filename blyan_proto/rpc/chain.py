@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from blyan_proto.rpc.errors import BLOCK_UNKNOWN, CHECKPOINT_UNKNOWN
+from blyan_proto.rpc.parts import Progress
 from blyan_proto.rpc.spec import (
     LONG_DEADLINE_S,
     Address,
@@ -224,5 +225,44 @@ checkpoint = declare(
         Checkpoint,
         errors=(CHECKPOINT_UNKNOWN,),
         public=True,
+    )
+)
+
+
+@record
+class VerifyChain:
+    """Check everything on this disk again: blocks, checkpoints, state, and blobs."""
+
+    blobs: bool = arg("hash the blobs, too; a damaged one is removed", default=True)
+
+
+@record
+class Problem:
+    """Something on the disk that is not what it should be."""
+
+    what: str = arg("block, checkpoint, state or blob")
+    id: Id = arg("its id or root; for the state the root that was computed")
+    problem: str = arg("what is wrong, and what becomes of it")
+
+
+@record
+class Verified:
+    """What was checked, and what is wrong."""
+
+    sound: bool = arg("nothing is wrong")
+    blocks: int = arg("blocks whose id, signature, payload and parents were checked")
+    pruned: int = arg("of these, blocks whose payload is no longer kept")
+    checkpoints: int = arg("checkpoints whose chain, signatures and order were checked")
+    blobs: int = arg("blobs hashed")
+    problems: list[Problem] = arg("what is wrong; at most the first 1000")
+
+
+verify = declare(
+    Method(
+        "chain.verify",
+        VerifyChain,
+        Verified,
+        streams=Progress,
+        deadline_s=None,
     )
 )

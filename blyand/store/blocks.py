@@ -93,6 +93,10 @@ class BlockStore:
             return int.from_bytes(key[-40:-32], "big")
         return 0
 
+    def ids(self) -> list[bytes]:
+        """Return the ids of all blocks whose header is here, ascending."""
+        return [key[1:] for key, _ in self._store.scan(HEADER)]
+
     def children(self, block: bytes) -> tuple[bytes, ...]:
         """Return the ids of the blocks that name `block` as a parent, ascending."""
         return tuple(key[-32:] for key, _ in self._store.scan(CHILD + block))

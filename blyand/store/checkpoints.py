@@ -21,6 +21,7 @@ from blyand.store.schema import (
     decode_own,
     u64,
 )
+from blyand.store.state import State
 
 TOOK_EFFECT = 0
 REMOVED_AT_ONCE = 10_000  # keys per batch when execution is forgotten
@@ -57,6 +58,14 @@ class CheckpointStore:
         """Height of the checkpoint that the stored state is after, 0 before the first."""
         raw = self._store.get(META_EXECUTED)
         return 0 if raw is None else int.from_bytes(raw, "big")
+
+    def stored_state_root(self) -> tuple[int, bytes]:
+        """Read the whole stored state; return the height that it is after and its root."""
+        while True:
+            height = self.executed_height
+            root = State.load(self._store).root
+            if height == self.executed_height:  # nothing was executed meanwhile
+                return height, root
 
     def put(self, final: FinalCheckpoint) -> None:
         """Store a checkpoint that is not executed yet, durable on return."""

@@ -70,6 +70,7 @@ from blyand.rpc import (
     runs,
     tile,
     train,
+    verify,
 )
 from blyand.rpc.bind import Answers
 from blyand.rpc.holders import Holders
@@ -475,6 +476,14 @@ def bind_chain(world):
         **shared,
         blobs=world.blobs,
         state_entries=lambda: len(world.state),
+        lane=world.lane,
+    )
+    verify.bind(
+        world.answers,
+        genesis=GENESIS,
+        ledger=ledger,
+        blobs=world.blobs,
+        state_root=world.checkpoints.stored_state_root,
         lane=world.lane,
     )
 

@@ -1,0 +1,83 @@
+"""Checking again what is on the disk, piece by piece: nothing is believed.
+
+Each function answers None, or one sentence on what is wrong. All are blocking.
+"""
+
+from __future__ import annotations
+
+from blyan_proto.block.block import check_block_signature, check_wellformed
+from blyan_proto.errors import ProtocolError
+from blyan_proto.genesis import Genesis
+from blyand.errors import Pruned, StorageFault
+from blyand.rules.chain.intake import check_final
+from blyand.rules.verdict import Reject
+from blyand.store.blocks import BlockStore
+from blyand.store.checkpoints import CheckpointStore
+
+
+def check_block(
+    blocks: BlockStore, id: bytes, network: bytes
+) -> tuple[str | None, bool]:
+    """Check one block: digests, signature, payload, parents, height.
+
+    Returns what is wrong, and whether its payload was pruned (which is no fault).
+    """
+    try:
+        signed = blocks.signed_header(id)
+    except StorageFault as error:
+        return str(error), False
+    if signed is None:
+        return "its header is gone", False
+    header = signed.header
+    if header.id != id:
+        return "its id is not the digest of its header", False
+    if header.network != network:
+        return "it belongs to another network", False
+    heights = []
+    for parent in header.parents:
+        above = blocks.signed_header(parent)
+        if above is None:
+            return f"its parent {parent.hex()[:16]} is not here", False
+        heights.append(above.header.height)
+    if header.height != (1 + max(heights) if heights else 0):
+        return "its height is not one more than its highest parent's", False
+    try:
+        block = blocks.get(id)
+    except Pruned:
+        return None, True
+    assert block is not None
+    try:
+        check_wellformed(block)
+        check_block_signature(block)
+    except ProtocolError as error:
+        return str(error), False
+    return None, False
+
+
+def check_checkpoint(
+    blocks: BlockStore, checkpoints: CheckpointStore, genesis: Genesis, height: int
+) -> str | None:
+    """Check one final checkpoint: its parent, its signatures, what it orders."""
+    try:
+        final = checkpoints.at(height)
+        parent = checkpoints.at(height - 1) if height > 1 else None
+    except StorageFault as error:
+        return str(error)
+    if final is None or (height > 1 and parent is None):
+        return f"checkpoint {height if final is None else height - 1} is not here"
+    before = genesis.id if parent is None else parent.checkpoint.id
+    if final.checkpoint.parent != before:
+        return "it does not follow the checkpoint before it"
+    try:
+        check_final(final, genesis)
+    except Reject as error:
+        return str(error)
+    if height > checkpoints.executed_height:
+        return None
+    for position, id in enumerate(final.checkpoint.blocks):
+        if not blocks.has(id):
+            return f"it orders block {id.hex()[:16]}, which is not here"
+        outcome = blocks.outcome(id)
+        if outcome is None or (outcome.height, outcome.position) != (height, position):
+            return f"block {id.hex()[:16]} is not noted as ordered by it"
+    return None
