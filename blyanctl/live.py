@@ -137,6 +137,7 @@ ALWAYS: dict[str, Show] = {
     "model.create": progress,
     "chain.export": lines,
     "chain.verify": progress,
+    "node.backup": progress,
 }
 ON_REQUEST: dict[str, Show] = {"infer.generate": tokens}
 

@@ -1,4 +1,4 @@
-"""`blyand init` and `blyand run`: arguments -> configuration -> exit code."""
+"""`blyand init`, `blyand run`, `blyand restore`: arguments -> configuration -> exit code."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from blyand.backup import restore
 from blyand.compute import choose_threads, thread_environment
 from blyand.config import Config, load_config
-from blyand.errors import ConfigFault, LocalFault
+from blyand.errors import ConfigFault, LocalFault, StorageFault
 from blyand.home import Home, open_home
 from blyand.initialise import Made, initialise
 from blyand.log import logging_to
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = args.command(args)
         return code
-    except ConfigFault as error:
+    except (ConfigFault, StorageFault) as error:
         print(f"blyand: {error}", file=sys.stderr)
         return FAILED
 
@@ -54,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--force", action="store_true", help="replace the genesis")
     init.add_argument("--json", action="store_true")
     init.set_defaults(command=_init)
+    back = commands.add_parser(
+        "restore", help="make a home from what `blyanctl node backup` saved"
+    )
+    back.add_argument("backup", type=Path, metavar="BACKUP")
+    back.add_argument("--home", type=Path, required=True, help="the new home")
+    back.set_defaults(command=_restore)
     run = commands.add_parser("run", parents=[home], help="run the node")
     run.set_defaults(command=_run)
     return parser
@@ -82,6 +89,20 @@ def _init(args: argparse.Namespace) -> int:
         print(f"account  0x{made.account.hex()}")
         print(f"network  {made.network.hex()}")
         print(f"next     blyand run --home {made.home.path}")
+    return 0
+
+
+def _restore(args: argparse.Namespace) -> int:
+    def report(stage: str, done: int, total: int | None) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done == total else ""
+            print(f"\r{stage}: {done} of {total}", end=end, file=sys.stderr)
+
+    home = restore(args.backup, args.home, report)
+    print(f"home     {home.path}")
+    print("note     it signs nothing until its peers have told what it had signed;")
+    print("         never run it beside the home that was saved")
+    print(f"next     blyand run --home {home.path}")
     return 0
 
 

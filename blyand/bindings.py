@@ -12,6 +12,7 @@ from blyand.compute import Worker
 from blyand.parts import Base, Ledger, Models
 from blyand.protocols.fetch import Fetcher
 from blyand.rpc import (
+    backup,
     chain,
     data,
     expert,
@@ -84,6 +85,14 @@ def bind_all(
         ),
         roles=roles,
         stop=stop,
+    )
+    backup.bind(
+        answers,
+        home=base.home,
+        database=stores.database,
+        blobs=stores.blobs,
+        height=lambda: ledger.machine.clock.height,
+        lane=base.disk_lane,
     )
     peer.bind(
         answers,

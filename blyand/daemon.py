@@ -12,30 +12,24 @@ import logging
 import os
 import random
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import trio
 
 import blyand
 from blyan_proto import topics
-from blyan_proto.protocols import blobs as blobs_proto
-from blyan_proto.protocols import blocks as blocks_proto
-from blyan_proto.protocols import delta as delta_proto
-from blyan_proto.protocols import expert as expert_proto
-from blyan_proto.protocols import sync as sync_proto
 from blyan_proto.protocols.hello import MAX_ADDRESSES, Address, Greeting
 from blyan_proto.types import Role, bitmap
 from blyan_tile.aggregate import check_arithmetic
 from blyand import genesis as genesis_file
-from blyand import keystore
+from blyand import keystore, settling
 from blyand.bindings import bind_all
 from blyand.clock import SystemClock
 from blyand.compute import Threads, choose_threads, open_worker
 from blyand.config import Config
 from blyand.data.custody import Custody
 from blyand.election.members import Member, registration_of
+from blyand.endpoints import serve_streams
 from blyand.errors import ComputeFault, Unavailable
 from blyand.events import Broadcast
 from blyand.finality.beacon import BeaconChain
@@ -49,7 +43,6 @@ from blyand.parts import (
     Base,
     Ledger,
     Models,
-    Stores,
     build_fetcher,
     build_ledger,
     build_models,
@@ -57,22 +50,12 @@ from blyand.parts import (
     wanting,
 )
 from blyand.poison import PoisonBox
-from blyand.protocols import blobs as blobs_ends
-from blyand.protocols import blocks as blocks_ends
-from blyand.protocols import delta as delta_ends
 from blyand.protocols import expert as expert_ends
-from blyand.protocols import sync as sync_ends
 from blyand.protocols.hello import Greeter
 from blyand.protocols.meeting import Meeting
 from blyand.rpc.server import serve
 from blyand.rules.records import MODELS
-from blyand.store.blobs import BlobStore
-from blyand.store.blocks import BlockStore
-from blyand.store.checkpoints import CheckpointStore
-from blyand.store.commit import GroupCommit
-from blyand.store.db import open_store
-from blyand.store.intents import IntentLog
-from blyand.store.state import State
+from blyand.stores import open_stores
 from blyand.supervise import Backoff, Service, supervise
 from blyand.training.adopter import Adopter
 
@@ -107,7 +90,7 @@ async def run(home: Home, config: Config) -> None:
         poison=poison.put,
     )
     nice = config.compute.worker_nice
-    with _open_stores(home) as stores:
+    with open_stores(home) as stores:
         async with (
             open_host(settings) as host,
             open_worker("training", nice=nice) as trainer,
@@ -127,6 +110,7 @@ async def run(home: Home, config: Config) -> None:
                 metrics=Metrics(),
                 stores=stores,
                 alarms={},
+                settled=trio.Event(),
                 host=host,
                 meeting=Meeting(
                     host, events, functools.partial(_learn, book), random.Random()
@@ -140,11 +124,17 @@ async def run(home: Home, config: Config) -> None:
                 disk_lane=Threads("disk", 2),
                 infer_lane=Threads("infer", 1),
             )
+            settling.begin(base)
             fetcher = build_fetcher(base)
             ledger = build_ledger(base)
             models = build_models(base, ledger, fetcher, experts, trainer)
             stop = trio.Event()
-            _handle(base, ledger, models)
+            serve_streams(
+                base,
+                ledger,
+                models,
+                serves_experts=bool(_roles(base) & Role.SERVE),
+            )
             learns = bool(config.training.enabled and _roles(base) & Role.LEARN)
             answers = bind_all(
                 base,
@@ -161,18 +151,21 @@ async def run(home: Home, config: Config) -> None:
                 Service("meeting", base.meeting.run),
                 Service("intake", ledger.intake.run),
                 Service("follower", ledger.follower.run),
+                Service("settling", functools.partial(settling.settle, base, ledger)),
                 Service("author", ledger.author.run),
                 Service("fetcher", fetcher.run),
                 Service("holder", models.holder.run),
                 Service("serving", models.serving.run),
-                Service("primary", models.primary.run),
+                Service("primary", settling.once_settled(base, models.primary.run)),
                 Service("journal", models.journal.run),
                 Service("member", _member(base, ledger, models).run),
             ]
             if _is_sequencer(base):
                 sequencer = build_sequencer(base, ledger, fetcher)
                 adopter = Adopter(lambda: ledger.view, ledger.author.make, events)
-                services.append(Service("sequencer", sequencer.run))
+                services.append(
+                    Service("sequencer", settling.once_settled(base, sequencer.run))
+                )
                 services.append(Service("adopter", adopter.run))
             if learns:
                 custody = Custody(
@@ -231,67 +224,6 @@ def blame(peer: str, error: Exception) -> None:
     """Note a peer's misbehaviour; scores and bans build on this."""
     if peer:
         logger.info("%s misbehaved: %s", peer, error)
-
-
-@contextmanager
-def _open_stores(home: Home) -> Iterator[Stores]:
-    database = open_store(home.database)
-    blobs = BlobStore(home.blobs)
-    intents = IntentLog(home.intents)
-    warnings = []
-    try:
-        blocks, checkpoints = BlockStore(database), CheckpointStore(database)
-        if database.repaired:
-            blocks.reindex()
-            warnings.append("the database was damaged and repaired; see the log")
-        state = State.load(database)
-        newest = checkpoints.at(checkpoints.executed_height)
-        if newest is not None and state.root != newest.checkpoint.state_root:
-            checkpoints.forget_execution()  # DEC-D4: execute again from the genesis
-            state = State()
-            warnings.append("executed state was lost; it is being executed again")
-        if intents.damaged:
-            warnings.append("the intent log is damaged; peers are asked before signing")
-        commit = GroupCommit(database)
-        yield Stores(
-            blocks, checkpoints, state, blobs, intents, commit, tuple(warnings)
-        )
-    finally:
-        intents.close()
-        blobs.close()
-        database.close()
-
-
-def _handle(base: Base, ledger: Ledger, models: Models) -> None:
-    """Serve the stream protocols: one call each."""
-    host, stores = base.host, base.stores
-    host.handle(
-        blocks_proto.PROTOCOL_ID,
-        blocks_ends.serve(stores.blocks.get, lambda: iter(ledger.pool)),
-        deadline_s=blocks_proto.DEADLINE_S,
-    )
-    host.handle(
-        sync_proto.PROTOCOL_ID,
-        sync_ends.serve(lambda: ledger.machine.clock.height, stores.checkpoints.range),
-        deadline_s=sync_proto.DEADLINE_S,
-    )
-    host.handle(
-        blobs_proto.PROTOCOL_ID,
-        blobs_ends.serve(stores.blobs.outline, stores.blobs.read_leaf),
-        concurrency=16,
-        deadline_s=blobs_proto.DEADLINE_S,
-    )
-    host.handle(
-        delta_proto.PROTOCOL_ID,
-        delta_ends.serve(base.genesis.id, models.primary.take),
-        deadline_s=delta_proto.DEADLINE_S,
-    )
-    if _roles(base) & Role.SERVE:
-        host.handle(
-            expert_proto.PROTOCOL_ID,
-            expert_ends.serve(models.serving.experts.answer),
-            deadline_s=None,
-        )
 
 
 def _is_sequencer(base: Base) -> bool:

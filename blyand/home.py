@@ -76,6 +76,11 @@ class Home:
         return self.path / "work"
 
     @property
+    def restored(self) -> Path:
+        """There while the home is a backup's and peers have not told what it signed."""
+        return self.path / "restored"
+
+    @property
     def lock(self) -> Path:
         return self.path / "lock"
 

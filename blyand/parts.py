@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import trio
+
 from blyan_proto import topics
 from blyan_proto.block.block import Block
 from blyan_proto.checkpoint import FinalCheckpoint
@@ -41,12 +43,7 @@ from blyand.protocols.fetch import Fetcher
 from blyand.protocols.meeting import Meeting
 from blyand.rules.records import NODES
 from blyand.rules.view import View
-from blyand.store.blobs import BlobStore
-from blyand.store.blocks import BlockStore
-from blyand.store.checkpoints import CheckpointStore
-from blyand.store.commit import GroupCommit
-from blyand.store.intents import IntentLog
-from blyand.store.state import State
+from blyand.stores import Stores
 from blyand.training.delivery import Delivery, Reach
 from blyand.training.holder import Blocks, Holder
 from blyand.training.journal import Journal
@@ -55,19 +52,6 @@ from blyand.training.primary import Primary
 
 if TYPE_CHECKING:  # torch is imported when a node is built, not when it is named
     from blyand.inference.serving import Serving
-
-
-@dataclass(frozen=True)
-class Stores:
-    """What is on disk."""
-
-    blocks: BlockStore
-    checkpoints: CheckpointStore
-    state: State
-    blobs: BlobStore
-    intents: IntentLog
-    commit: GroupCommit
-    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -84,6 +68,7 @@ class Base:
     metrics: Metrics
     stores: Stores
     alarms: dict[int, str]  # by height: what the operator must know
+    settled: trio.Event  # nothing is signed before
     host: Host
     meeting: Meeting
     blame: Callable[[str, Exception], None]
@@ -183,6 +168,7 @@ def build_ledger(base: Base) -> Ledger:
         base.stores.intents,
         base.clock,
         functools.partial(base.host.gossip.publish, topics.BLOCK),
+        base.settled,
     )
     return Ledger(machine, pool, intake, follower, author)
 

@@ -27,14 +27,14 @@ MAY_IMPORT = {
 
 LEVELS = {
     **dict.fromkeys(["__init__", "__main__", "daemon", "initialise"], 5),
-    **dict.fromkeys(["bindings", "parts"], 5),
+    **dict.fromkeys(["bindings", "endpoints", "parts", "settling", "stores"], 5),
     "rpc": 4,
     **dict.fromkeys(["chain", "finality", "election", "inference", "training"], 3),
     **dict.fromkeys(["data", "evolution", "guard"], 3),
     "protocols": 2,
     **dict.fromkeys(["net", "store", "config", "options", "supervise", "compute"], 1),
     **dict.fromkeys(["worker", "clock", "events", "errors", "log", "metrics"], 1),
-    **dict.fromkeys(["keystore", "home", "poison", "genesis"], 1),
+    **dict.fromkeys(["keystore", "home", "backup", "poison", "genesis"], 1),
     **dict.fromkeys(["rules", "__version__"], 0),
 }
 

@@ -89,6 +89,8 @@ def shared_code(noun: str, name: str) -> int:
     return NOUN_BASES[noun] + offsets.get(name, 0)
 
 
+BACKUP_REFUSED = ErrorCode(110, "backup refused", "no backup can be made there")
+
 ADDRESS_INVALID = ErrorCode(210, "address invalid", "not a multiaddr with /p2p/…")
 PEER_UNREACHABLE = ErrorCode(211, "peer unreachable", "nobody answered there")
 PEER_REFUSED = ErrorCode(212, "peer refused", "the peer is of another network, or us")
@@ -120,6 +122,7 @@ PROMPT_INVALID = ErrorCode(
 PROMPT_TOO_LONG = ErrorCode(911, "prompt too long", "above the model's context")
 
 NOUN_ERRORS = (
+    BACKUP_REFUSED,
     ADDRESS_INVALID,
     PEER_UNREACHABLE,
     PEER_REFUSED,

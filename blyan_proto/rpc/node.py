@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from blyan_proto.rpc.parts import Hosted
-from blyan_proto.rpc.spec import Address, Id, Method, arg, declare, record
+from blyan_proto.rpc.errors import BACKUP_REFUSED
+from blyan_proto.rpc.parts import Hosted, Progress
+from blyan_proto.rpc.spec import (
+    LONG_DEADLINE_S,
+    Address,
+    Id,
+    Method,
+    arg,
+    declare,
+    record,
+)
 
 
 @record
@@ -99,3 +108,37 @@ class Traffic:
 
 
 traffic = declare(Method("node.traffic", GetTraffic, Traffic))
+
+
+@record
+class Backup:
+    """Save this node into a folder while it runs; `blyand restore` makes a home of it.
+
+    The folder holds the key and its passphrase: keep it as safe as the home.
+    """
+
+    directory: str = arg(
+        "new folder on the daemon's machine, as an absolute path", positional=True
+    )
+
+
+@record
+class BackedUp:
+    """A backup that is complete."""
+
+    directory: str = arg("where it is")
+    blobs: int = arg("blobs in it, linked to this node's where the disk allows")
+    blob_bytes: int = arg("bytes of these blobs")
+    finalised: int = arg("height of the newest checkpoint when it began")
+
+
+backup = declare(
+    Method(
+        "node.backup",
+        Backup,
+        BackedUp,
+        streams=Progress,
+        errors=(BACKUP_REFUSED,),
+        deadline_s=LONG_DEADLINE_S,
+    )
+)

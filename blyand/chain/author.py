@@ -40,7 +40,9 @@ class Author:
         intents: IntentLog,
         clock: Clock,
         publish: Publish,
+        settled: trio.Event,
     ) -> None:
+        """Nothing is signed before `settled`: what we signed may be forgotten (DEC-A9)."""
         self._key = key
         self._machine = machine
         self._pool = pool
@@ -48,6 +50,7 @@ class Author:
         self._intents = intents
         self._clock = clock
         self._publish = publish
+        self._settled = settled
         self._turn = trio.Lock()
 
     async def make(
@@ -59,6 +62,7 @@ class Author:
         meta_ref: bytes | None = None,
     ) -> Block:
         """Make, store durably and announce a block with this payload (DEC-D1)."""
+        await self._settled.wait()
         async with self._turn:  # sequences enter the pool in their order
             spent = self._spent()
             sequence = await self._machine.lane.run(self._reserve, spent)

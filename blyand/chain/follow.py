@@ -74,12 +74,22 @@ class Follower:
         self._ask = trio.Event()  # there may be something to fetch
         self._got_news = False  # the peer asked last had newer checkpoints
         self._asked = 0
+        self._level: set[str] = set()  # peers that had nothing newer than we
         self._expiry = Expiry(machine, blocks, pool, lane)
 
     @property
     def behind(self) -> int:
         """How many checkpoints we know of and have not applied."""
         return max(self._waiting, default=0) - self._machine.clock.height
+
+    async def level(self) -> None:
+        """Return once every connected peer, and at least one, had nothing newer."""
+        self._level.clear()
+        while True:
+            peers = set(self._remote.peers())
+            if peers and peers <= self._level:
+                return
+            await trio.sleep(POLL_S)
 
     async def gossip_check(self, peer: str, raw: bytes) -> Verdict:
         """Say whether a gossiped checkpoint is forwarded, and keep it when it is."""
@@ -225,6 +235,8 @@ class Follower:
             self._got_news = bool(newer)
             pending = await _in_time(self._remote.pending, peer)
             await self._take(pending, peer)
+            if not newer:
+                self._level.add(peer)
         except Unavailable as error:
             logger.debug("%s did not say what is new: %s", peer, error)
         except (Reject, ProtocolError) as error:

@@ -96,6 +96,12 @@ class IntentLog:
             if sequence > self._sequences.get(account, 0):
                 self._reserve(account, sequence)
 
+    def settle(self) -> None:
+        """Forget that records were lost: the peers have told what was signed."""
+        with self._lock:
+            self._compact()
+            self.damaged = False
+
     def vote_at(
         self, height: int, round: int, stage: VoteStage
     ) -> tuple[bytes | None] | None:

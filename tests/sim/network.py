@@ -160,8 +160,17 @@ class SimNode:
         self.follower = Follower(
             genesis, self.machine, self.blocks, self.pool, self.intake, lane, remote
         )
+        self.settled = trio.Event()
+        self.settled.set()
         self.author = Author(
-            key, self.machine, self.pool, self.intake, self.intents, clock, self._gossip
+            key,
+            self.machine,
+            self.pool,
+            self.intake,
+            self.intents,
+            clock,
+            self._gossip,
+            self.settled,
         )
         self._nursery: trio.Nursery
 

@@ -48,6 +48,13 @@ def beacon_of(key: SigningKey) -> beacons.BeaconChain:
     return CHAINS[key.secret]
 
 
+def settled() -> trio.Event:
+    """Return the event of a node that may sign."""
+    event = trio.Event()
+    event.set()
+    return event
+
+
 class Wall:
     """A clock that the test sets."""
 
@@ -129,6 +136,7 @@ class Node:
             self.intents,
             self.clock,
             self._publish,
+            settled(),
         )
 
     @asynccontextmanager

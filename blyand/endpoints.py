@@ -1,0 +1,49 @@
+"""The stream protocols that a node serves: one call each."""
+
+from __future__ import annotations
+
+from blyan_proto.protocols import blobs as blobs_proto
+from blyan_proto.protocols import blocks as blocks_proto
+from blyan_proto.protocols import delta as delta_proto
+from blyan_proto.protocols import expert as expert_proto
+from blyan_proto.protocols import sync as sync_proto
+from blyand.parts import Base, Ledger, Models
+from blyand.protocols import blobs as blobs_ends
+from blyand.protocols import blocks as blocks_ends
+from blyand.protocols import delta as delta_ends
+from blyand.protocols import expert as expert_ends
+from blyand.protocols import sync as sync_ends
+
+
+def serve_streams(
+    base: Base, ledger: Ledger, models: Models, *, serves_experts: bool
+) -> None:
+    """Answer what peers ask on streams, from now on."""
+    host, stores = base.host, base.stores
+    host.handle(
+        blocks_proto.PROTOCOL_ID,
+        blocks_ends.serve(stores.blocks.get, lambda: iter(ledger.pool)),
+        deadline_s=blocks_proto.DEADLINE_S,
+    )
+    host.handle(
+        sync_proto.PROTOCOL_ID,
+        sync_ends.serve(lambda: ledger.machine.clock.height, stores.checkpoints.range),
+        deadline_s=sync_proto.DEADLINE_S,
+    )
+    host.handle(
+        blobs_proto.PROTOCOL_ID,
+        blobs_ends.serve(stores.blobs.outline, stores.blobs.read_leaf),
+        concurrency=16,
+        deadline_s=blobs_proto.DEADLINE_S,
+    )
+    host.handle(
+        delta_proto.PROTOCOL_ID,
+        delta_ends.serve(base.genesis.id, models.primary.take),
+        deadline_s=delta_proto.DEADLINE_S,
+    )
+    if serves_experts:
+        host.handle(
+            expert_proto.PROTOCOL_ID,
+            expert_ends.serve(models.serving.experts.answer),
+            deadline_s=None,
+        )
