@@ -27,6 +27,9 @@ STATE = "devnet.json"
 START_S = 90.0
 STOP_S = 15.0
 LOOPBACK = "/ip4/127.0.0.1/tcp/{port}"
+PER_GROUP = (
+    "4096"  # all nodes have one address, which elsewhere may open few connections
+)
 SUPPLY_MICRO = 1_000_000 * 1_000_000
 
 
@@ -245,6 +248,7 @@ def _found(directory: Path, count: int) -> None:
 
 def _begin_init(home: Path, arguments: list[str]) -> tuple[Path, subprocess.Popen[str]]:
     command = [sys.executable, "-m", "blyand", "init", "--home", str(home), "--json"]
+    command += ["--max-per-group", PER_GROUP]
     process = subprocess.Popen(
         command + arguments,
         stdout=subprocess.PIPE,

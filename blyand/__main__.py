@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     home.add_argument("--device", metavar="auto|cpu|cuda:N")
     home.add_argument("--roles", metavar="ROLE,…", help="learn, serve, archive")
     home.add_argument("--daemons-on-host", type=int, metavar="N")
+    home.add_argument("--max-per-group", type=int, metavar="N")
     parser = argparse.ArgumentParser(prog="blyand", description=__doc__)
     commands = parser.add_subparsers(required=True)
     init = commands.add_parser(
@@ -72,6 +73,7 @@ def _flags(args: argparse.Namespace) -> dict[str, object]:
         "net.listen": tuple(listen) if listen else None,
         "net.bootstrap": tuple(bootstrap) if bootstrap else None,
         "net.region": args.region,
+        "net.max_per_group": args.max_per_group,
         "compute.device": args.device,
         "compute.daemons_on_host": args.daemons_on_host,
         "node.roles": tuple(args.roles.split(",")) if args.roles else None,

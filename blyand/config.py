@@ -66,6 +66,19 @@ class NetSection:
     max_peers: int = option(
         64, "Connected peers above which strangers are refused.", low=1, high=4096
     )
+    max_per_group: int = option(
+        16,
+        "Inbound connections from one neighbourhood, a /24 of IPv4 or a /48 of IPv6; "
+        "more are refused. A devnet, all of one address, is made with 4096.",
+        low=1,
+        high=4096,
+    )
+    max_per_key: int = option(
+        3,
+        "Connections that one peer may have and still open another.",
+        low=1,
+        high=64,
+    )
 
 
 @dataclass(frozen=True)

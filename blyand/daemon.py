@@ -33,12 +33,14 @@ from blyand.endpoints import serve_streams
 from blyand.errors import ComputeFault, Unavailable
 from blyand.events import Broadcast
 from blyand.finality.beacon import BeaconChain
-from blyand.home import Home
+from blyand.home import Home, read_or_none, replace_file
 from blyand.initialise import hardware, role_bits
 from blyand.metrics import Metrics
 from blyand.net.dialer import Dialer
 from blyand.net.host import HostSettings, open_host
+from blyand.net.identity import peer_id_of
 from blyand.net.peers import PeerBook
+from blyand.net.standing import Standing
 from blyand.parts import (
     Base,
     Ledger,
@@ -81,12 +83,23 @@ async def run(home: Home, config: Config) -> None:
     passphrase = config.key.passphrase_file
     key = keystore.open(home, Path(passphrase) if passphrase else None)
     poison = PoisonBox(home.poison)
+    metrics = Metrics()
+    standing = Standing(
+        peer_id_of(key.public),
+        saved=read_or_none(home.bans),
+        save=functools.partial(replace_file, home.bans),
+        metrics=metrics,
+    )
     settings = HostSettings(
         key=key,
         network=genesis.id,
         listen=config.net.listen,
         max_connections=config.net.max_peers,
-        blame=blame,
+        max_per_group=config.net.max_per_group,
+        max_per_key=config.net.max_per_key,
+        standing=standing,
+        blame=standing.blame,
+        blame_address=standing.blame_address,
         poison=poison.put,
     )
     nice = config.compute.worker_nice
@@ -98,7 +111,7 @@ async def run(home: Home, config: Config) -> None:
             expert_ends.open_client(host) as experts,
         ):
             events = Broadcast()
-            book = PeerBook(host.peer_id, _read(home.path / "peers"))
+            book = PeerBook(host.peer_id, read_or_none(home.path / "peers"))
             base = Base(
                 home=home,
                 config=config,
@@ -107,7 +120,7 @@ async def run(home: Home, config: Config) -> None:
                 clock=SystemClock(),
                 events=events,
                 poison=poison,
-                metrics=Metrics(),
+                metrics=metrics,
                 stores=stores,
                 alarms={},
                 settled=trio.Event(),
@@ -115,7 +128,7 @@ async def run(home: Home, config: Config) -> None:
                 meeting=Meeting(
                     host, events, functools.partial(_learn, book), random.Random()
                 ),
-                blame=blame,
+                blame=standing.blame,
                 threads=choose_threads(
                     config.compute.threads, config.compute.daemons_on_host
                 ),
@@ -148,6 +161,7 @@ async def run(home: Home, config: Config) -> None:
             )
             services = [
                 Service("commit", stores.commit.run),
+                Service("standing", standing.run),
                 Service("meeting", base.meeting.run),
                 Service("intake", ledger.intake.run),
                 Service("follower", ledger.follower.run),
@@ -180,7 +194,7 @@ async def run(home: Home, config: Config) -> None:
                 host,
                 book,
                 config.net.bootstrap,
-                functools.partial(_write, home.path / "peers"),
+                functools.partial(replace_file, home.path / "peers"),
                 random.Random(),
             )
             services.append(
@@ -218,12 +232,6 @@ async def _run_services(
         logger.info("stopping")
         await trio.sleep(FAREWELL_S)
         nursery.cancel_scope.cancel()
-
-
-def blame(peer: str, error: Exception) -> None:
-    """Note a peer's misbehaviour; scores and bans build on this."""
-    if peer:
-        logger.info("%s misbehaved: %s", peer, error)
 
 
 def _is_sequencer(base: Base) -> bool:
@@ -303,25 +311,6 @@ def _learn(
     """Take in the addresses that a peer told us, its own among them."""
     for address in named:
         book.learn(address.peer, address.addresses, source, source_address)
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None  # a new home, or a book that is gone: it fills again
-
-
-async def _write(path: Path, raw: bytes) -> None:
-    def replace() -> None:
-        draft = path.with_suffix(".new")
-        draft.write_bytes(raw)
-        draft.replace(path)
-
-    try:
-        await trio.to_thread.run_sync(replace)
-    except OSError as error:
-        logger.warning("cannot save the peer book: %s", error)
 
 
 async def _watch_signals(stop: trio.Event) -> None:

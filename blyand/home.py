@@ -7,13 +7,18 @@ opened, so that two daemons never share a key or a database (DEC-C14).
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import trio
+
 from blyand.errors import ConfigFault
+
+log = logging.getLogger(__name__)
 
 MARKER = "blyan-home"
 LAYOUT = "1\n"  # content of the marker: the version of this layout
@@ -60,6 +65,11 @@ class Home:
     @property
     def poison(self) -> Path:
         return self.path / "poison"
+
+    @property
+    def bans(self) -> Path:
+        """Who is refused, and until when."""
+        return self.path / "bans"
 
     @property
     def log(self) -> Path:
@@ -170,3 +180,28 @@ def _check_owner(path: Path) -> None:
             f"{path} belongs to user {owner}, not to user {os.geteuid()}; "
             "run as its owner or name another home"
         )
+
+
+def read_or_none(path: Path) -> bytes | None:
+    """Return a small file's bytes; None if it is not there: it fills again."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+async def replace_file(path: Path, raw: bytes) -> None:
+    """Put `raw` in a file's place. A disk that refuses is logged: it can be lost."""
+
+    def replace() -> None:
+        draft = path.with_suffix(".new")
+        with draft.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+
+    try:
+        await trio.to_thread.run_sync(replace)
+    except OSError as error:
+        log.warning("cannot save %s: %s", path, error)

@@ -21,7 +21,6 @@ from blyan_proto.errors import LimitExceeded, ProtocolError, UnexpectedMessage
 from blyan_proto.topics import TOPICS, Topic
 from blyand.errors import LocalFault
 from blyand.net.guard.gossip import GuardedGossipSub, GuardedPubsub
-from blyand.net.identity import parse_peer_id
 from blyand.net.stream import Blame, Traffic
 from blyand.rules.verdict import Ignore, Reject
 
@@ -116,9 +115,9 @@ class Gossip:
         listeners: Any = self._pubsub.peer_topics.get(self._names[topic], ())
         return tuple(str(peer) for peer in listeners)
 
-    def ban(self, peer: str) -> None:
-        """Take no more gossip from a peer, nor of its making."""
-        self._pubsub.add_to_blacklist(parse_peer_id(peer))
+    def ignore(self, is_ignored: Callable[[str], bool]) -> None:
+        """Drop, unread and not as seen, what comes from whom `is_ignored(peer)` names."""
+        self._pubsub.is_ignored = is_ignored
 
     async def _judge(self, peer: str, name: str, raw: bytes) -> bool:
         check = self._checks.get(name)

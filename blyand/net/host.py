@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -33,7 +33,7 @@ from blyan_proto.signing import SigningKey
 from blyand.errors import ConfigFault, LocalFault, NoRoute, NotHere, TooSlow
 from blyand.log import broken
 from blyand.net.address import peer_in
-from blyand.net.connections import Connections, PeerCallback, PeerInfo
+from blyand.net.connections import Connections, Limits, PeerCallback, PeerInfo
 from blyand.net.gossip import Gossip, Poison
 from blyand.net.guard.gossip import mend_gossip
 from blyand.net.guard.host import guard_host
@@ -41,6 +41,7 @@ from blyand.net.guard.names import check_names
 from blyand.net.guard.yamux import GuardedYamux, mend_yamux
 from blyand.net.identity import key_pair_of, parse_peer_id, peer_id_of, public_key_of
 from blyand.net.listen import check_free, real_addresses
+from blyand.net.standing import Standing
 from blyand.net.stream import (
     Blame,
     MessageStream,
@@ -68,6 +69,10 @@ def _log_blame(peer: str, error: ProtocolError) -> None:
     log.debug("%s: %s", peer, error)
 
 
+def _log_stranger(address: str, error: ProtocolError) -> None:
+    log.debug("%s: %s", address, error)
+
+
 def _log_poison(what: str, identity: bytes, raw: bytes, error: Exception) -> None:
     broken(log, f"on a foreign {what}", error, item=identity)
 
@@ -80,8 +85,12 @@ class HostSettings:
     network: bytes  # genesis id
     listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)
     announce: tuple[str, ...] = ()  # instead of the addresses we listen on
-    max_connections: int = 256
-    blame: Blame = _log_blame
+    max_connections: int = 256  # inbound
+    max_per_group: int = 256  # of them, from one /24 or /48
+    max_per_key: int = 3  # connections that a peer may have and open another
+    standing: Standing = field(default_factory=Standing)  # whom we refuse
+    blame: Blame = _log_blame  # of an authenticated peer
+    blame_address: Blame = _log_stranger  # text of an IP address, before a key is known
     poison: Poison = _log_poison
 
 
@@ -100,6 +109,7 @@ class Host:
     def __init__(self, settings: HostSettings, nursery: trio.Nursery) -> None:
         self.peer_id = peer_id_of(settings.key.public)
         self.blame = settings.blame
+        self.standing = settings.standing
         self._settings = settings
         self._nursery = nursery
         self._traffic = Traffic()
@@ -116,6 +126,8 @@ class Host:
                 min_connections=0,
                 low_watermark=0,  # libp2p itself dials nobody
                 high_watermark=settings.max_connections + OUTBOUND_RESERVE,
+                # Beyond it libp2p closes the oldest, which may be one that we dialled.
+                max_connections_per_peer=settings.max_connections + OUTBOUND_RESERVE,
                 inbound_upgrade_timeout=5.0,
                 inbound_stream_protocol_negotiation_timeout=5.0,
             ),
@@ -123,9 +135,20 @@ class Host:
         )
         self._network: Any = self._libp2p.get_network()
         self._connections = Connections(
-            self._network, nursery, self.peer_id, self.blame
+            self._network,
+            nursery,
+            self.peer_id,
+            self.blame,
+            self.standing,
+            Limits(settings.max_per_group, settings.max_per_key),
         )
-        guard_host(self._libp2p, self.blame, settings.max_connections)
+        self.standing.attach(self._sever, self._connections.address_of)
+        guard_host(
+            self._libp2p,
+            self.blame,
+            settings.max_connections,
+            self._connections.may_enter,
+        )
         self.gossip = Gossip(
             self._libp2p,
             settings.network,
@@ -134,6 +157,7 @@ class Host:
             self._fail,
             self._traffic,
         )
+        self.gossip.ignore(self.standing.is_ignored)
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -171,8 +195,10 @@ class Host:
             raise DecodeError(f"not an address: {address!r}") from error
         if self._connections.live(identity):
             return peer
-        if peer == self.peer_id or peer in self._connections.banned:
-            raise NoRoute(f"{peer} is not to be dialled")
+        if peer == self.peer_id:
+            raise NoRoute(f"{peer} is this node")
+        if not self.standing.may_connect(peer, ""):
+            raise NoRoute(f"{peer} is banned; `blyanctl peer unban` lets it back")
         try:
             with trio.fail_after(DIAL_DEADLINE_S):
                 await self._network.dial_addr(target, identity)
@@ -189,12 +215,6 @@ class Host:
     def admit(self, peer_id: str) -> None:
         """Serve this peer's streams from now on, until it disconnects (DEC-C7)."""
         self._connections.admit(peer_id)
-
-    def ban(self, peer_id: str) -> None:
-        """Disconnect a peer and refuse it until the process ends."""
-        self._connections.banned.add(peer_id)
-        self.gossip.ban(peer_id)
-        self._nursery.start_soon(self.disconnect, peer_id)
 
     async def wait_gone(self, peer_id: str) -> None:
         """Return once a peer is not connected."""
@@ -292,7 +312,8 @@ class Host:
         mine, everybodys = (protocol, peer), (protocol, "")
         try:
             if (
-                self._serving[mine] >= served.concurrency
+                not self.standing.may_serve(peer)
+                or self._serving[mine] >= served.concurrency
                 or self._serving[everybodys] >= served.total
             ):
                 await refuse(stream, ResultCode.BUSY)
@@ -314,6 +335,9 @@ class Host:
             await linger(stream)
         finally:
             done.set()
+
+    def _sever(self, peer: str) -> None:
+        self._nursery.start_soon(self.disconnect, peer)
 
     def _fail(self, error: LocalFault) -> None:
         async def surface() -> None:

@@ -62,6 +62,7 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]
         self.counter = time.time_ns()  # sequence numbers never repeat over a restart
         self._limits, self._judge = limits, judge
         self._blame, self._count = blame, count
+        self.is_ignored: Callable[[str], bool] = lambda peer: False
         self._judging: set[bytes] = set()
         self._load: Counter[ID] = Counter()
         self._writing: weakref.WeakKeyDictionary[INetStream, trio.Lock] = (
@@ -77,8 +78,8 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]
         identity = self.get_message_id(msg)
         if identity in self._judging or self.seen_messages.has(identity):
             return
-        if msg_forwarder in self.blacklisted_peers or msg.from_id == self._own:
-            return
+        if msg.from_id == self._own or self.is_ignored(str(msg_forwarder)):
+            return  # not seen: others' copies of it count
         if self._load[msg_forwarder] >= JUDGED_AT_ONCE:
             log.debug("more gossip from %s than can be judged", msg_forwarder)
             return

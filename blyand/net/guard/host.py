@@ -33,10 +33,13 @@ STREAMS_PER_PEER = 256  # inbound, of any protocol
 HANDSHAKES_PER_ADDRESS = 32  # inbound connections that did not authenticate yet
 
 
-def guard_host(host: BasicHost, blame: Blame, inbound: int) -> None:
+def guard_host(
+    host: BasicHost, blame: Blame, inbound: int, may_enter: Callable[[str], bool]
+) -> None:
     """Contain stream handlers and inbound connections; dial only what we name.
 
-    `inbound` bounds the inbound connections. Must be called before the host runs.
+    `inbound` bounds the inbound connections; `may_enter(IP address)` is asked about
+    each before its handshake. Must be called before the host runs.
     """
     swarm: Any = host.get_network()
     swarm.retry_config = RetryConfig(max_retries=0)
@@ -46,7 +49,7 @@ def guard_host(host: BasicHost, blame: Blame, inbound: int) -> None:
     swarm.auto_connector.run_background_task = _dial_nobody
     swarm._inbound_limiter.total_tokens = inbound
     swarm.set_stream_handler(_contained(host._swarm_stream_handler, blame))
-    swarm._do_handle_inbound_connection = _slot_for_its_life(swarm)
+    swarm._do_handle_inbound_connection = _slot_for_its_life(swarm, may_enter)
     # Identify is answered, but what peers say of themselves is neither asked nor kept.
     host.remove_stream_handler(ID_PUSH)
     for notifee in list(swarm.notifees):
@@ -94,13 +97,15 @@ async def reset(stream: INetStream) -> None:
             log.debug("reset: %r", error)
 
 
-def _slot_for_its_life(swarm: Any) -> Callable[..., Awaitable[None]]:
+def _slot_for_its_life(
+    swarm: Any, may_enter: Callable[[str], bool]
+) -> Callable[..., Awaitable[None]]:
     shaking: Counter[str] = Counter()  # by address: nobody is authenticated yet
 
     async def handle(connection: Any, listener: Any, _failure: Any) -> None:
         raw = RawConnection(connection, False)
         host = (connection.get_remote_address() or ("", 0))[0]
-        if shaking[host] < HANDSHAKES_PER_ADDRESS:
+        if shaking[host] < HANDSHAKES_PER_ADDRESS and may_enter(host):
             shaking[host] += 1
             muxed = None
             try:

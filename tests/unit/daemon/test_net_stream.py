@@ -248,7 +248,7 @@ def test_comings_and_goings():
                 await client.disconnect(peer)
                 await client.wait_gone(peer)
                 await left.wait()
-                server.ban(client.peer_id)
+                server.standing.ban(client.peer_id, 60, "a test")
                 await client.connect(server.addresses[0])
                 await client.wait_gone(peer)
             assert not server.peers()
