@@ -51,7 +51,7 @@ def _gather(
 
 # Lists that are the point of their result: an empty one is said to be empty.
 TABLES = frozenset(
-    "peers chains blocks experts models datasets tiles groups options protocols versions kinds problems".split()
+    "peers bans chains blocks experts models datasets tiles groups options protocols versions kinds problems".split()
 )
 
 

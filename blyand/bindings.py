@@ -100,6 +100,7 @@ def bind_all(
         meeting=base.meeting,
         view=lambda: ledger.view,
         latency_ms=latency_ms,
+        clock=base.clock,
     )
     tally = Tally(stores.blocks, stores.checkpoints)
     chains = chain.Ledger(stores.blocks, stores.checkpoints, ledger.pool)

@@ -93,7 +93,11 @@ BACKUP_REFUSED = ErrorCode(110, "backup refused", "no backup can be made there")
 
 ADDRESS_INVALID = ErrorCode(210, "address invalid", "not a multiaddr with /p2p/…")
 PEER_UNREACHABLE = ErrorCode(211, "peer unreachable", "nobody answered there")
-PEER_REFUSED = ErrorCode(212, "peer refused", "the peer is of another network, or us")
+PEER_REFUSED = ErrorCode(
+    212, "peer refused", "the peer is of another network, banned, or us"
+)
+PEER_INVALID = ErrorCode(213, "peer invalid", "not a peer id")
+PEER_UNKNOWN = ErrorCode(214, "peer unknown", "no such peer is connected or remembered")
 
 BLOCK_UNKNOWN = ErrorCode(310, "block unknown", "no such block here")
 CHECKPOINT_UNKNOWN = ErrorCode(311, "checkpoint unknown", "no such checkpoint here")
@@ -126,6 +130,8 @@ NOUN_ERRORS = (
     ADDRESS_INVALID,
     PEER_UNREACHABLE,
     PEER_REFUSED,
+    PEER_INVALID,
+    PEER_UNKNOWN,
     BLOCK_UNKNOWN,
     CHECKPOINT_UNKNOWN,
     EXPERT_UNKNOWN,

@@ -92,7 +92,10 @@ class Follower:
             await trio.sleep(POLL_S)
 
     async def gossip_check(self, peer: str, raw: bytes) -> Verdict:
-        """Say whether a gossiped checkpoint is forwarded, and keep it when it is."""
+        """Say whether a gossiped checkpoint is forwarded, and keep it when it is.
+
+        Raises ProtocolError or Reject for what the forwarder should have refused.
+        """
         try:
             final = await self._lane.run(_decoded, raw)
             height = final.checkpoint.height
@@ -101,7 +104,7 @@ class Follower:
             await self._lane.run(check_final, final, self._genesis)
         except (ProtocolError, Reject) as error:
             logger.info("refused a checkpoint of %s: %s", peer, error)
-            return Verdict.REJECT
+            raise
         self._keep(final, peer)
         return Verdict.ACCEPT
 
@@ -166,8 +169,8 @@ class Follower:
         except Reject as error:
             self._waiting.pop(height, None)
             if self._machine.clock.height < height:
+                # Those who forwarded it saw that the sequencer signed it, no more.
                 logger.warning("checkpoint %d refused: %s", height, error)
-                self._remote.blame(peer, error)
             return False
         except (Unavailable, Ignore) as error:
             logger.info("checkpoint %d waits for blocks: %s", height, error)

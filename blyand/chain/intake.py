@@ -25,6 +25,7 @@ from blyand.compute import Threads
 from blyand.errors import Unavailable
 from blyand.events import BlockStored, Broadcast
 from blyand.net.gossip import Verdict
+from blyand.net.identity import peer_id_of
 from blyand.poison import PoisonBox
 from blyand.rules.chain.intake import Checked, check
 from blyand.rules.verdict import Ignore, Reject
@@ -96,7 +97,10 @@ class Intake:
         self._nursery: trio.Nursery | None = None
 
     async def gossip_check(self, peer: str, raw: bytes) -> Verdict:
-        """Say whether a gossiped block is forwarded, and queue it when it is."""
+        """Say whether a gossiped block is forwarded, and queue it when it is.
+
+        Raises ProtocolError or Reject for what the forwarder should have refused.
+        """
         try:
             if len(raw) <= SMALL_BYTES:
                 block = decode_block(raw)
@@ -113,7 +117,7 @@ class Intake:
             self._send.send_nowait((checked, peer))
         except (ProtocolError, Reject) as error:
             logger.info("refused a block of %s: %s", peer, error)
-            return Verdict.REJECT
+            raise
         except (Ignore, trio.WouldBlock):
             return Verdict.IGNORE
         self._queued[peer] += 1
@@ -170,7 +174,11 @@ class Intake:
         )
 
     async def _admit_contained(self, checked: Checked, peer: str) -> bool:
-        """Admit a block; True when it is stored now. Its faults are its sender's."""
+        """Admit a block; True when it is stored now.
+
+        Its author pays for what is wrong with it: who forwarded it may not have had the
+        parents that show it (DEC-A2).
+        """
         block = checked.block
         try:
             with self._poison.containing(
@@ -178,7 +186,7 @@ class Intake:
             ):
                 await self._admit(checked, peer)
         except Reject as error:
-            self._sources.blame(peer, error)
+            self._sources.blame(peer_id_of(block.header.author), error)
             return False
         except (Ignore, Unavailable) as error:
             logger.debug("a block of %s waits: %s", peer, error)

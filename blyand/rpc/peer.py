@@ -1,4 +1,4 @@
-"""Answers about peers: who is connected, and connect to one more."""
+"""Answers about peers: who is connected, how they behave, and whom we refuse."""
 
 from __future__ import annotations
 
@@ -10,20 +10,29 @@ from blyan_proto.errors import DecodeError
 from blyan_proto.rpc import peer as spec
 from blyan_proto.rpc.errors import (
     ADDRESS_INVALID,
+    INVALID_PARAMS,
+    PEER_INVALID,
     PEER_REFUSED,
+    PEER_UNKNOWN,
     PEER_UNREACHABLE,
     RpcError,
 )
 from blyan_proto.rpc.parts import Hosted
 from blyan_proto.types import Role, members
+from blyand.clock import Clock
 from blyand.errors import NoRoute, TooSlow
 from blyand.net.address import peer_in
+from blyand.net.connections import PeerInfo
 from blyand.net.host import Host
+from blyand.net.identity import public_key_of
+from blyand.net.standing import PeerStanding
 from blyand.protocols.meeting import Meeting, Met
 from blyand.rpc.bind import Answers
 from blyand.rules.model.model import layout_for
 from blyand.rules.records import MODELS
 from blyand.rules.view import View
+
+MOST_MINUTES = 5_256_000  # ten years
 
 
 def bind(
@@ -33,6 +42,7 @@ def bind(
     meeting: Meeting,
     view: Callable[[], View],
     latency_ms: Callable[[str], float | None],
+    clock: Clock,
 ) -> None:
     """Bind peer.*. `latency_ms` gives a peer's measured round trip, None before one."""
 
@@ -41,7 +51,7 @@ def bind(
         now = trio.current_time()
         return spec.Peers(
             peers=[
-                peer_of(met, view(), latency_ms(peer), now)
+                peer_of(met, host.standing.of(peer), view(), latency_ms(peer), now)
                 for peer, met in meeting.peers.items()
             ]
         )
@@ -51,6 +61,13 @@ def bind(
         try:
             if peer_in(params.address) == host.peer_id:
                 raise RpcError(PEER_REFUSED, "that is this node's own address")
+            told = host.standing.of(peer_in(params.address))
+            if told.state == "banned":
+                raise RpcError(
+                    PEER_REFUSED,
+                    f"{told.peer} is banned here: {last_of(told)}; "
+                    f"`blyanctl peer unban {told.peer}` lets it back",
+                )
             peer = await host.connect(params.address)
         except DecodeError as error:
             raise RpcError(ADDRESS_INVALID, str(error)) from error
@@ -63,6 +80,122 @@ def bind(
                 f"{peer} answered, but is of another network or does not greet us",
             )
         return spec.Connected(peer_id=peer, address=met.info.address)
+
+    @answers(spec.show)
+    async def show(params: spec.ShowPeer) -> spec.PeerDetails:
+        peer = checked(params.peer_id)
+        here = {info.peer_id: info for info in host.peers()}
+        told = host.standing.of(peer)
+        if peer not in here and not told.reasons and not told.points:
+            raise RpcError(
+                PEER_UNKNOWN,
+                f"{peer} is not connected and did nothing that is remembered; "
+                "`blyanctl peer list` and `blyanctl peer bans` show who is known",
+            )
+        met = meeting.peers.get(peer)
+        line = (
+            peer_of(met, told, view(), latency_ms(peer), trio.current_time())
+            if met
+            else None
+        )
+        return details_of(told, here.get(peer), line, clock.now_ms())
+
+    @answers(spec.bans)
+    async def bans(params: spec.ListBans) -> spec.Bans:
+        now_ms = clock.now_ms()
+        return spec.Bans(bans=[ban_of(told, now_ms) for told in host.standing.banned()])
+
+    @answers(spec.ban)
+    async def ban(params: spec.BanPeer) -> spec.Banned:
+        peer = checked(params.peer_id)
+        if peer == host.peer_id:
+            raise RpcError(PEER_REFUSED, "that is this node itself")
+        if not 1 <= params.minutes <= MOST_MINUTES:
+            raise RpcError(INVALID_PARAMS, f"minutes: 1 to {MOST_MINUTES}")
+        reason = params.reason or "no reason was given"
+        host.standing.ban(peer, 60.0 * params.minutes, reason)
+        await host.standing.flush()
+        return spec.Banned(peer_id=peer, banned_for_s=60.0 * params.minutes)
+
+    @answers(spec.unban)
+    async def unban(params: spec.UnbanPeer) -> spec.Unbanned:
+        peer = checked(params.peer_id)
+        was = host.standing.of(peer).state
+        host.standing.unban(peer)
+        await host.standing.flush()
+        return spec.Unbanned(peer_id=peer, was=was)
+
+    @answers(spec.disconnect)
+    async def disconnect(params: spec.Disconnect) -> spec.Disconnected:
+        peer = checked(params.peer_id)
+        if all(info.peer_id != peer for info in host.peers()):
+            raise RpcError(
+                PEER_UNKNOWN,
+                f"{peer} is not connected; `blyanctl peer list` shows who is",
+            )
+        await host.disconnect(peer)
+        return spec.Disconnected(peer_id=peer)
+
+
+def checked(peer_id: str) -> str:
+    """Return a peer id that is one; RpcError otherwise."""
+    try:
+        public_key_of(peer_id)
+    except DecodeError as error:
+        raise RpcError(
+            PEER_INVALID,
+            f"{peer_id[:100]!r} is no peer id; copy one from `blyanctl peer list`",
+        ) from error
+    return peer_id
+
+
+def last_of(told: PeerStanding) -> str:
+    """Return the last thing that counted against a peer."""
+    return told.reasons[-1].sentence if told.reasons else "the reason is forgotten"
+
+
+def ban_of(told: PeerStanding, now_ms: int) -> spec.Ban:
+    """Return a ban as declared."""
+    return spec.Ban(
+        peer_id=told.peer,
+        banned_for_s=max(0.0, ((told.banned_until or 0) - now_ms) / 1000),
+        bans=told.bans,
+        error=told.reasons[-1].error if told.reasons else "",
+        reason=last_of(told),
+    )
+
+
+def details_of(
+    told: PeerStanding, info: PeerInfo | None, line: spec.Peer | None, now_ms: int
+) -> spec.PeerDetails:
+    """Return all about a peer: `info` if it is connected, `line` if it is greeted."""
+    until = told.banned_until
+    return spec.PeerDetails(
+        peer_id=told.peer,
+        state=told.state,
+        score=round(told.points, 1),
+        banned_for_s=None if until is None else max(0.0, (until - now_ms) / 1000),
+        bans=told.bans,
+        connected=info is not None,
+        address=info.address if info else None,
+        outbound=not info.inbound if info else None,
+        connected_s=line.connected_s if line else None,
+        latency_ms=line.latency_ms if line else None,
+        software=line.software if line else None,
+        roles=line.roles if line else [],
+        region=line.region if line else None,
+        finalised=line.finalised if line else None,
+        hosted=line.hosted if line else [],
+        reasons=[
+            spec.Reason(
+                age_s=max(0.0, (now_ms - reason.time_ms) / 1000),
+                error=reason.error,
+                points=reason.points,
+                sentence=reason.sentence,
+            )
+            for reason in reversed(told.reasons)
+        ],
+    )
 
 
 async def _greeted(host: Host, meeting: Meeting, peer: str) -> Met | None:
@@ -79,7 +212,9 @@ async def _greeted(host: Host, meeting: Meeting, peer: str) -> Met | None:
     return meeting.peers.get(peer)
 
 
-def peer_of(met: Met, view: View, latency_ms: float | None, now: float) -> spec.Peer:
+def peer_of(
+    met: Met, told: PeerStanding, view: View, latency_ms: float | None, now: float
+) -> spec.Peer:
     """Return one peer as declared. `now`: trio time."""
     greeting = met.greeting
     return spec.Peer(
@@ -92,7 +227,8 @@ def peer_of(met: Met, view: View, latency_ms: float | None, now: float) -> spec.
         finalised=greeting.finalised,
         hosted=hosted_of(view, greeting.model, greeting.held),
         latency_ms=latency_ms,
-        score=None,
+        score=round(told.points, 1),
+        state=told.state,
         connected_s=max(0.0, now - met.since),
     )
 

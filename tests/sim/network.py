@@ -22,6 +22,7 @@ from blyan_proto.checkpoint import (
 )
 from blyan_proto.codec import decode
 from blyan_proto.constants import FORMAT_VERSION
+from blyan_proto.errors import ProtocolError
 from blyan_proto.genesis import DEVNET, Balance, Genesis
 from blyan_proto.signing import SigningKey
 from blyan_proto.types import Role
@@ -35,6 +36,7 @@ from blyand.events import BlockStored, Broadcast
 from blyand.finality import beacon as beacons
 from blyand.finality.sequencer import Availability, Chain, Sequencer
 from blyand.poison import PoisonBox
+from blyand.rules.verdict import Reject
 from blyand.store.blocks import BlockStore
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.intents import IntentLog
@@ -139,6 +141,7 @@ class SimNode:
         def blame(peer: str, error: Exception) -> None:
             self.blamed.append(f"{peer}: {error}")
 
+        self.blame = blame
         self.intake = Intake(
             genesis,
             self.blocks,
@@ -187,7 +190,10 @@ class SimNode:
                 node = await self.wire.reach(self.name, target)
             except NotHere:
                 return
-            await check(node)(self.name, raw)
+            try:
+                await check(node)(self.name, raw)
+            except (ProtocolError, Reject) as error:
+                node.blame(self.name, error)
 
         for target in self.wire.others(self.name):
             if self.wire.random.random() >= self.wire.loss:

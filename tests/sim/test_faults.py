@@ -16,6 +16,7 @@ from blyan_proto.constants import FORMAT_VERSION
 from blyand.errors import StorageFault
 from blyand.rules.chain import execute as execution
 from blyand.rules.records import BALANCES, DATASETS
+from blyand.rules.verdict import Reject
 from tests.sim.network import SimNode, make_network, until
 from tests.unit.daemon.chain_world import dataset, sign_block
 
@@ -351,7 +352,8 @@ def test_a_forged_block_reaches_nobody(tmp_path):
             true = sign_block(nodes[1].genesis, nodes[1].key, beat(1))
             forged: Block = replace(true, signature=bytes(63) + b"\1")
             for node in nodes:
-                await node.intake.gossip_check("liar", encode_block(forged))
+                with pytest.raises(Reject):
+                    await node.intake.gossip_check("liar", encode_block(forged))
             made = await nodes[2].author.make(beat(2))
             await until(lambda: made.id in ordered(nodes[1]))
             assert all(not node.blocks.has(forged.id) for node in nodes)

@@ -31,6 +31,7 @@ from blyan_proto.checkpoint import (
     VoteStage,
     VoteStatement,
 )
+from blyan_proto.errors import BadSignature, DecodeError
 from blyan_proto.genesis import DEVNET, Balance, Genesis
 from blyan_proto.protocols.hello import Greeting
 from blyan_proto.rpc import chain as chain_spec
@@ -49,12 +50,14 @@ from blyan_tile.create import create, model_of, run_preset
 from blyan_tile.layout import layout_of
 from blyand.chain.machine import Machine
 from blyand.chain.pool import Pool
+from blyand.clock import ManualClock, SystemClock
 from blyand.compute import Threads
 from blyand.config import Config
 from blyand.errors import NoRoute, NotHere, Unavailable
 from blyand.events import Broadcast, CheckpointFinalised
 from blyand.net.host import PeerInfo
 from blyand.net.identity import peer_id_of
+from blyand.net.standing import Standing
 from blyand.poison import PoisonBox
 from blyand.protocols.meeting import Met
 from blyand.rpc import (
@@ -438,16 +441,23 @@ def test_peers_and_connecting(world):
             await trio.sleep_forever()
         return True
 
+    standing = Standing("me", now_s=lambda: 0.0)
+    standing.blame("a", DecodeError("nonsense"))
+    standing.ban("banned", 60, "too loud")
     peer.bind(
         world.answers,
-        host=SimpleNamespace(peer_id="me", connect=connect, wait_gone=wait_gone),
+        host=SimpleNamespace(
+            peer_id="me", connect=connect, wait_gone=wait_gone, standing=standing
+        ),
         meeting=SimpleNamespace(peers=known, greeted=greeted),
         view=lambda: world.view,
         latency_ms=lambda peer: 1.5,
+        clock=SystemClock(),
     )
 
     async def main():
         (line,) = (await world.ask("peer.list")).peers
+        assert (line.score, line.state) == (10, "good")
         assert line.roles == ["learn", "serve"] and line.outbound
         assert line.hosted[0].groups == ["embed"] and line.latency_ms == 1.5
         connected = await world.ask("peer.connect", address="/ip4/1.2.3.4/tcp/1/p2p/a")
@@ -457,10 +467,76 @@ def test_peers_and_connecting(world):
     for code, address in (
         (errors.PEER_REFUSED, "/ip4/1.2.3.4/tcp/1/p2p/me"),
         (errors.PEER_REFUSED, "/ip4/1.2.3.4/tcp/1/p2p/stranger"),
+        (errors.PEER_REFUSED, "/ip4/1.2.3.4/tcp/1/p2p/banned"),
         (errors.PEER_UNREACHABLE, "/ip4/127.0.0.9/tcp/1/p2p/a"),
         (errors.ADDRESS_INVALID, "/ip4/1.2.3.4/tcp/1"),
     ):
-        refusal(code, lambda: world.ask("peer.connect", address=address))
+        said = refusal(code, lambda: world.ask("peer.connect", address=address))
+    assert said.startswith("an address of a peer ends in")
+
+
+def test_judging_peers_by_hand(world):
+    me, a, b, c = (peer_id_of(SigningKey(bytes([n]) * 32).public) for n in (1, 2, 3, 4))
+    saved, gone, clock = [], [], ManualClock(10**12)
+
+    async def save(raw):
+        saved.append(raw)
+
+    async def disconnect(peer):
+        gone.append(peer)
+
+    standing = Standing(me, save=save, clock=clock, now_s=lambda: clock.now_ms() / 1000)
+    info = PeerInfo(a, "/ip4/1.2.3.4/tcp/5", inbound=True, admitted=False)
+    peer.bind(
+        world.answers,
+        host=SimpleNamespace(
+            peer_id=me,
+            standing=standing,
+            peers=lambda: (info,),
+            disconnect=disconnect,
+        ),
+        meeting=SimpleNamespace(peers={b: met(b)}),
+        view=lambda: world.view,
+        latency_ms=lambda peer: None,
+        clock=clock,
+    )
+
+    async def main():
+        standing.blame(a, BadSignature("forged"))
+        clock.advance(60_000)
+        standing.blame(a, DecodeError("nonsense"))
+        shown = await world.ask("peer.show", peer_id=a)
+        assert (shown.state, shown.connected, shown.outbound) == ("throttled", 1, 0)
+        assert shown.address == info.address and shown.software is None
+        assert [(r.age_s, r.error, r.points) for r in shown.reasons] == [
+            (0, "DecodeError", 10),
+            (60, "BadSignature", 50),
+        ]
+        assert 55 < shown.score < 60 and shown.banned_for_s is None
+        banned = await world.ask("peer.ban", peer_id=b, minutes=2, reason="too loud")
+        assert banned.banned_for_s == 120 and len(saved) == 1
+        assert (await world.ask("peer.show", peer_id=b)).software == "blyand/0.1.0"
+        clock.advance(30_000)
+        (line,) = (await world.ask("peer.bans")).bans
+        assert (line.peer_id, line.banned_for_s) == (b, 90)
+        assert (line.error, line.reason, line.bans) == ("operator", "too loud", 0)
+        assert (await world.ask("peer.unban", peer_id=b)).was == "banned"
+        assert (await world.ask("peer.unban", peer_id=a)).was == "throttled"
+        assert not (await world.ask("peer.bans")).bans and len(saved) == 3
+        assert (await world.ask("peer.show", peer_id=a)).score == 0
+        await world.ask("peer.disconnect", peer_id=a)
+        assert gone == [a]
+
+    trio.run(main)
+    for code, method, params in (
+        (errors.PEER_UNKNOWN, "peer.show", {"peer_id": c}),
+        (errors.PEER_UNKNOWN, "peer.disconnect", {"peer_id": c}),
+        (errors.PEER_REFUSED, "peer.ban", {"peer_id": me}),
+        (errors.INVALID_PARAMS, "peer.ban", {"peer_id": a, "minutes": 0}),
+        (errors.PEER_INVALID, "peer.unban", {"peer_id": "nobody"}),
+        (errors.PEER_INVALID, "peer.show", {"peer_id": "x" * 10_000}),
+    ):
+        refusal(code, lambda: world.ask(method, **params))
 
 
 # chain
