@@ -113,7 +113,7 @@ class Standing:
         self._note(key, kind, str(error), points)
         key.address = self._address_of(peer) or key.address
         key.conduct, step = rules.blamed(key.conduct, points, now_s)
-        log.info("%s misbehaved (%s, %d points): %s", peer, kind, points, error)
+        log.info("%s misbehaved: %s (%s, %d points)", peer, error, kind, points)
         if step is Step.BAN:
             until_s = key.conduct.banned_until_s
             log.warning("banned %s for %.0f s: %s", peer, until_s - now_s, error)

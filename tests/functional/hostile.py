@@ -6,6 +6,7 @@ the test waits for the daemons.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -20,10 +21,11 @@ from blyan_proto.block.block import Block, encode_block
 from blyan_proto.block.economy import Hardware, Heartbeat, Registration
 from blyan_proto.block.header import INLINE, NO_LAYER, Header
 from blyan_proto.block.payload import encode_payload, kind_of, payload_digest
-from blyan_proto.codec import Choice
+from blyan_proto.codec import Choice, encode
 from blyan_proto.constants import FORMAT_VERSION
+from blyan_proto.framing import frame
 from blyan_proto.genesis import Genesis
-from blyan_proto.protocols.hello import PROTOCOL_ID, Greeting, KnownPeers
+from blyan_proto.protocols.hello import PROTOCOL_ID, Greeting, Hello, KnownPeers
 from blyan_proto.protocols.result import ResultCode
 from blyan_proto.signing import Purpose, SigningKey
 from blyan_proto.types import Chain, Role
@@ -43,13 +45,15 @@ HUGE = b"\xff\xff\xff\xff"  # the prefix of a frame of 4 GiB
 class Hostile:
     """A stranger with a key, a host and a hello. Made by `hostile` only."""
 
-    def __init__(self, net: Network, genesis: Genesis, dials: bool) -> None:
+    def __init__(
+        self, net: Network, genesis: Genesis, dials: bool, source: str
+    ) -> None:
         self.genesis = genesis
         self.key = SigningKey(os.urandom(32))
         self.host: Host
         self.asked: list[str] = []  # protocols that were asked of us and not answered
         self._net = net
-        self._dials = dials
+        self._dials, self._source = dials, source
         self._sequence = 0
         self._registered = False
         self._token: trio.lowlevel.TrioToken
@@ -69,6 +73,39 @@ class Hostile:
     def do(self, act: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Run an async function on the stranger's loop and return what it returns."""
         return trio.from_thread.run(act, *args, trio_token=self._token)
+
+    def meet(self, node: Daemon) -> None:
+        """Connect to a node, unless it is connected, and say hello."""
+
+        async def meeting() -> None:
+            await self.host.connect(node.address)
+            await self._greeter.greet(self.host, node.peer_id)
+            self.host.admit(node.peer_id)
+
+        self.do(meeting)
+
+    def come_back(self) -> None:
+        """Have every node forget what this stranger did, and meet it again."""
+        for node in self._net.nodes:
+            node.call("peer.unban", peer_id=self.peer_id)
+            self.meet(node)
+
+    def wait_gone(self, node: Daemon) -> None:
+        """Return once a node ended the connection."""
+
+        async def gone() -> None:
+            with trio.fail_after(ANSWER_S):
+                await self.host.wait_gone(node.peer_id)
+
+        self.do(gone)
+
+    def forge_hello(self, node: Daemon) -> ResultCode | None:
+        """Say a hello that another key signed; None for a hang-up."""
+        greeting = self._greeting()
+        signature = SigningKey(os.urandom(32)).sign(
+            Purpose.HELLO, greeting.network, greeting
+        )
+        return self.ask(node, PROTOCOL_ID, frame(encode(Hello(greeting, signature))))
 
     # On the wire
 
@@ -90,7 +127,7 @@ class Hostile:
         return self.do(exchange)
 
     def request(
-        self, node: Daemon, protocol: str, message: Any, asked: Choice, kind: Choice
+        self, node: Daemon, protocol: str, message: Any, asked: Choice, kind: Any
     ) -> Any:
         """Send a typed request and return the typed answer."""
 
@@ -219,7 +256,12 @@ class Hostile:
         self._stop = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
         async with open_host(HostSettings(self.key, self.genesis.id)) as self.host:
-            greeter = Greeter(
+            if self._source:
+                network = self.host._network
+                network.dial_addr = functools.partial(
+                    network.dial_addr, source=(self._source, 0)
+                )
+            self._greeter = greeter = Greeter(
                 self.key, self._greeting, lambda _: KnownPeers(()), lambda *_: None
             )
             self.host.handle(PROTOCOL_ID, greeter.serve(), before_hello=True)
@@ -259,14 +301,18 @@ class Hostile:
 
 @contextmanager
 def hostile(
-    net: Network, genesis: Genesis | None = None, dials: bool = True
+    net: Network,
+    genesis: Genesis | None = None,
+    dials: bool = True,
+    source: str = "",
 ) -> Iterator[Hostile]:
     """Give a stranger that is connected to every node and said hello.
 
     It is of the nodes' network, or of `genesis`; without `dials` it waits to be found.
+    `source` is the loopback address that it dials from.
     """
     ours = genesis_file.load(net[0].home / "genesis.json")
-    peer = Hostile(net, genesis or ours, dials)
+    peer = Hostile(net, genesis or ours, dials, source)
     peer.open()
     try:
         yield peer
