@@ -110,13 +110,13 @@ class Standing:
         if key.conduct.is_banned(now_s):
             return  # what was under way when it was banned
         self._count("blyan_net_misbehaviour", reason=kind)
-        self._note(key, kind, str(error), points)
+        said = self._note(key, kind, str(error), points)
         key.address = self._address_of(peer) or key.address
         key.conduct, step = rules.blamed(key.conduct, points, now_s)
-        log.info("%s misbehaved: %s (%s, %d points)", peer, error, kind, points)
+        log.info("%s misbehaved: %s (%s, %d points)", peer, said, kind, points)
         if step is Step.BAN:
             until_s = key.conduct.banned_until_s
-            log.warning("banned %s for %.0f s: %s", peer, until_s - now_s, error)
+            log.warning("banned %s for %.0f s: %s", peer, until_s - now_s, said)
             self._places.charge(key.address, rules.BANNED_KEY)
             self._change()
         if step in (Step.DISCONNECT, Step.BAN):
@@ -128,7 +128,7 @@ class Standing:
         points = rules.points_for(error)
         if points:
             self._count("blyan_net_misbehaviour", reason=type(error).__name__)
-            log.debug("%s misbehaved before it had a name: %s", address, error)
+            log.debug("a stranger at %s misbehaved: %r", address, error)
             self._places.charge(address, points)
 
     def ban(self, peer: str, seconds: float, reason: str) -> None:
@@ -293,10 +293,12 @@ class Standing:
                 del self._keys[name]
         return self._keys.setdefault(peer, _Key())
 
-    def _note(self, key: _Key, error: str, sentence: str, points: int) -> None:
+    def _note(self, key: _Key, error: str, sentence: str, points: int) -> str:
+        """Keep a reason; return its sentence, cleaned of what a peer may have put in."""
         text = "".join(c if c.isprintable() else "?" for c in sentence)
         text = text[:MAX_SENTENCE_CHARACTERS]
         key.reasons.append(Reason(self._clock.now_ms(), error, text, points))
+        return text
 
     def _count(self, name: str, **labels: str) -> None:
         self._metrics.counter(name, **labels).add()
