@@ -101,6 +101,9 @@ class PeerDetails:
     bans: int = arg("bans it earned that are not forgotten yet")
     connected: bool = arg("there is a connection")
     address: str | None = arg("multiaddr of the connection")
+    address_score: float | None = arg(
+        "points of its IP address; from 100 on its new connections are spaced"
+    )
     outbound: bool | None = arg("we dialled")
     connected_s: float | None = arg("seconds since it was greeted")
     latency_ms: float | None = arg("measured round trip; null before the first")

@@ -205,6 +205,10 @@ class Standing:
             bans=known.conduct.bans_at(now_s),
         )
 
+    def points_at(self, address: str) -> float:
+        """Return the points of an IP address or of the one in a multiaddress."""
+        return self._places.points(address)
+
     def banned(self) -> tuple[PeerStanding, ...]:
         """Return who is banned, the ban that ends first first."""
         now_s = self._now_s()

@@ -98,7 +98,9 @@ def bind(
             if met
             else None
         )
-        return details_of(told, here.get(peer), line, clock.now_ms())
+        info = here.get(peer)
+        around = host.standing.points_at(info.address) if info else 0.0
+        return details_of(told, info, line, around, clock.now_ms())
 
     @answers(spec.bans)
     async def bans(params: spec.ListBans) -> spec.Bans:
@@ -166,7 +168,11 @@ def ban_of(told: PeerStanding, now_ms: int) -> spec.Ban:
 
 
 def details_of(
-    told: PeerStanding, info: PeerInfo | None, line: spec.Peer | None, now_ms: int
+    told: PeerStanding,
+    info: PeerInfo | None,
+    line: spec.Peer | None,
+    address_points: float,
+    now_ms: int,
 ) -> spec.PeerDetails:
     """Return all about a peer: `info` if it is connected, `line` if it is greeted."""
     until = told.banned_until
@@ -178,6 +184,7 @@ def details_of(
         bans=told.bans,
         connected=info is not None,
         address=info.address if info else None,
+        address_score=round(address_points, 1) if info else None,
         outbound=not info.inbound if info else None,
         connected_s=line.connected_s if line else None,
         latency_ms=line.latency_ms if line else None,

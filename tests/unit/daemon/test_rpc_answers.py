@@ -508,6 +508,8 @@ def test_judging_peers_by_hand(world):
         shown = await world.ask("peer.show", peer_id=a)
         assert (shown.state, shown.connected, shown.outbound) == ("throttled", 1, 0)
         assert shown.address == info.address and shown.software is None
+        standing.blame_address("1.2.3.4", DecodeError("before it had a name"))
+        assert (await world.ask("peer.show", peer_id=a)).address_score == 10
         assert [(r.age_s, r.error, r.points) for r in shown.reasons] == [
             (0, "DecodeError", 10),
             (60, "BadSignature", 50),
