@@ -68,6 +68,7 @@ CATCH_ALLS = {
     ("blyand/net/gossip.py", "*"),
     ("blyand/net/guard/host.py", "*"),
     ("blyand/net/guard/gossip.py", "*"),
+    ("blyand/net/guard/tls.py", "_key_in"),
     ("blyand/rpc/server.py", "dispatch"),
 }
 

@@ -1,4 +1,4 @@
-"""Our libp2p endpoint: one key, TCP with noise and yamux, streams, connections, gossip.
+"""Our libp2p endpoint: one key, TCP, TLS or noise, a muxer, streams, connections, gossip.
 
 Strategy. libp2p runs inside `open_host`; everything of ours that a peer starts runs in
 the host's own nursery, so that an error of ours surfaces here and not in libp2p. A
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import trio
@@ -24,6 +25,7 @@ from libp2p.network.config import ConnectionConfig
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
+from libp2p.security.tls.transport import PROTOCOL_ID as TLS
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from multiaddr import Multiaddr
 
@@ -38,9 +40,12 @@ from blyand.net.gossip import Gossip, Poison
 from blyand.net.guard.gossip import mend_gossip
 from blyand.net.guard.host import guard_host
 from blyand.net.guard.names import check_names
+from blyand.net.guard.tls import GuardedTls
 from blyand.net.guard.yamux import GuardedYamux, mend_yamux
 from blyand.net.identity import key_pair_of, parse_peer_id, peer_id_of, public_key_of
 from blyand.net.listen import check_free, real_addresses
+from blyand.net.mux.driver import PROTOCOL_ID as MUX
+from blyand.net.mux.driver import MuxConnection
 from blyand.net.standing import Standing
 from blyand.net.stream import (
     Blame,
@@ -119,8 +124,9 @@ class Host:
         noise = Noise(pair, noise_privkey=create_new_key_pair().private_key)
         self._libp2p: Any = new_host(
             key_pair=pair,
-            sec_opt={NOISE: noise},
-            muxer_opt={YAMUX: GuardedYamux},
+            sec_opt={TLS: GuardedTls(pair), NOISE: noise},
+            muxer_opt={MUX: partial(MuxConnection, blame=self.blame)}
+            | {YAMUX: GuardedYamux},
             connection_config=ConnectionConfig(
                 max_connections=settings.max_connections + OUTBOUND_RESERVE,
                 min_connections=0,

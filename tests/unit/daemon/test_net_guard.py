@@ -21,6 +21,7 @@ from blyand.net.guard.names import Pubsub, check_names
 from blyand.net.guard.yamux import WINDOW_SLACK_BYTES
 from blyand.net.host import HostSettings, open_host
 from blyand.net.identity import parse_peer_id
+from blyand.net.mux.driver import PROTOCOL_ID as MUX
 
 NETWORK = b"\x07" * 32
 ECHO = "/blyan/echo/1"
@@ -53,6 +54,11 @@ async def assert_serves(host, number=3):
         async with client.request(peer, ECHO, 10) as stream:
             await stream.send(b"well?")
             assert await stream.receive(64, 10) == b"well?"
+
+
+def only_yamux(attacker):
+    """Let a host offer what strangers to our muxer offer."""
+    attacker._network.upgrader.muxer_multistream.transports.pop(MUX)
 
 
 async def raw_stream(attacker, peer, protocol=None):
@@ -183,6 +189,7 @@ def test_windows_are_enforced():
     async def main():
         async with victim() as host, open_host(settings(2)) as attacker:
             host.handle("/blyan/stall/1", stall, before_hello=True, deadline_s=None)
+            only_yamux(attacker)
             peer = await attacker.connect(host.addresses[0])
             stream = await raw_stream(attacker, peer, "/blyan/stall/1")
             muxed = stream.muxed_stream
@@ -231,6 +238,7 @@ async def trio_forever(stream):
 def test_stream_flood_is_bounded_per_peer():
     async def main():
         async with victim() as host, open_host(settings(2)) as attacker:
+            only_yamux(attacker)
             peer = await attacker.connect(host.addresses[0])
             connection = attacker._network.get_connections(parse_peer_id(peer))[0]
             muxed = connection.muxed_conn

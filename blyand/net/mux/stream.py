@@ -1,0 +1,194 @@
+"""One stream of a mux connection: bytes that arrived, and waiting.
+
+One task may read while another writes. A cancelled read loses nothing; a cancelled
+write may have sent a part, so its caller resets the stream.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import trio
+from libp2p.abc import IMuxedStream
+from libp2p.stream_muxer.exceptions import (
+    MuxedStreamClosed,
+    MuxedStreamEOF,
+    MuxedStreamReset,
+)
+
+if TYPE_CHECKING:
+    from blyand.net.mux.driver import MuxConnection
+
+_SMALL_BYTES = 4 * 1024  # pieces up to this are joined as they arrive
+_JOINED_BYTES = 64 * 1024
+
+
+class MuxStream(IMuxedStream):  # type: ignore[misc]
+    """A stream, as libp2p uses it. Errors are MuxedStreamError's kinds."""
+
+    def __init__(self, conn: MuxConnection, identity: int) -> None:
+        self.muxed_conn = self.conn = conn
+        self.identity = identity
+        self._chunks: deque[bytes | bytearray] = deque()
+        self._place = 0  # in the first chunk
+        self._readable: trio.Event | None = None
+        self._writable: trio.Event | None = None
+        self._writing = trio.Lock()
+        self._ended = False  # by the peer
+        self._finished = False  # by us
+        self._lost = False
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return at least one and at most `n` bytes (None, -1: what is here)."""
+        if n == 0:
+            return b""
+        if not self._chunks:
+            self.conn.pump()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._chunks:
+            if self._lost:
+                raise MuxedStreamReset("the stream was reset")
+            if self._ended:
+                raise MuxedStreamEOF("the peer finished")
+            if self._readable is None:
+                self._readable = trio.Event()
+            await self._readable.wait()
+        received = self._take(n)
+        self.conn.machine.consumed(self.identity, len(received))
+        self.conn.pump()
+        return received
+
+    def _take(self, n: int | None) -> bytes:
+        chunk, place = self._chunks[0], self._place
+        rest = len(chunk) - place
+        if n is not None and 0 < n < rest:
+            self._place += n
+            return bytes(chunk[place : place + n])
+        self._chunks.popleft()
+        self._place = 0
+        return bytes(chunk[place:] if place else chunk)
+
+    async def write(self, data: bytes | memoryview) -> None:
+        """Return when all bytes were handed to the connection."""
+        try:
+            self._writing.acquire_nowait()
+        except trio.WouldBlock:
+            await self._writing.acquire()
+        try:
+            self._check_writable()
+            await trio.lowlevel.checkpoint_if_cancelled()
+            machine = self.conn.machine
+            machine.send(self.identity, memoryview(data).cast("B"))
+            self.conn.pump()
+            waited = False
+            while machine.pending(self.identity):
+                self._writable = trio.Event()
+                self.conn.await_room(self)
+                await self._writable.wait()
+                waited = True
+            if self._lost:
+                raise MuxedStreamReset("the stream was reset")
+            if not waited and len(data) >= _JOINED_BYTES:
+                await trio.lowlevel.cancel_shielded_checkpoint()  # others' turn
+        except trio.Cancelled:
+            self.conn.machine.withdraw(self.identity)
+            raise
+        finally:
+            self._writing.release()
+
+    def _check_writable(self) -> None:
+        if self._lost:
+            raise MuxedStreamReset("the stream was reset")
+        if self._finished:
+            raise MuxedStreamClosed("the stream is finished")
+
+    async def close_write(self) -> None:
+        """Finish our side. The peer reads the end after the last byte."""
+        if not self._finished and not self._lost:
+            self._finished = True
+            self.conn.machine.finish(self.identity)
+            self.conn.pump()
+            self._forget_if_done()
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def close(self) -> None:
+        await self.close_write()
+
+    async def reset(self) -> None:
+        """Give the stream up, both ways. What was not read is dropped."""
+        if not self._lost:
+            self.lose()
+            self.conn.machine.reset(self.identity)
+            self.conn.pump()
+            self.conn.forget(self)
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    def set_priority(self, bulk: bool) -> None:
+        """Send this stream's bytes after everybody's urgent ones, or (default) not."""
+        self.conn.machine.set_bulk(self.identity, bulk)
+
+    def set_deadline(self, ttl: int) -> None:
+        raise NotImplementedError("deadlines are the caller's, with cancel scopes")
+
+    @property
+    def is_closed(self) -> bool:
+        return self._lost or (self._ended and self._finished)
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self.conn.get_remote_address()
+
+    async def __aenter__(self) -> MuxStream:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # What the connection calls
+
+    def put(self, body: bytes) -> None:
+        """Bytes arrived. Small ones are joined: a byte must not cost an object."""
+        chunks = self._chunks
+        if chunks and len(body) <= _SMALL_BYTES:
+            last = chunks[-1]
+            if isinstance(last, bytearray) and len(last) < _JOINED_BYTES:
+                last += body
+            elif len(last) <= _SMALL_BYTES:
+                chunks[-1] = bytearray(last) + body
+            else:
+                chunks.append(bytearray(body))
+        else:
+            chunks.append(body)
+        self._wake_reader()
+
+    def end(self) -> None:
+        """The peer finished its side."""
+        self._ended = True
+        self._wake_reader()
+        self._forget_if_done()
+
+    def lose(self) -> None:
+        """The stream was reset, by either side, or its connection ended."""
+        self._lost = True
+        self._chunks.clear()
+        self._wake_reader()
+        self.wake_writer()
+
+    def wake_writer(self) -> None:
+        if self._writable is not None:
+            self._writable.set()
+
+    def _wake_reader(self) -> None:
+        if self._readable is not None:
+            self._readable.set()
+            self._readable = None
+
+    def _forget_if_done(self) -> None:
+        if self._ended and self._finished:
+            self.conn.forget(self)
