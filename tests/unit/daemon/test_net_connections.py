@@ -216,6 +216,7 @@ def test_gossip_of_a_throttled_peer_is_not_even_seen():
             await bad.gossip.publish(BLOCK, b"from the bad one")
             await good.connect(bad.addresses[0])
             await until(lambda: len(good.gossip.peers(BLOCK)) == 2)
+            await until(lambda: len(bad.gossip.peers(BLOCK)) == 2)
             await bad.gossip.publish(BLOCK, b"by way of the good one")
             await good.gossip.publish(BLOCK, b"from the good one")
             await until(lambda: (good.peer_id, b"by way of the good one") in heard)
