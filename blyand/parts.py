@@ -45,10 +45,11 @@ from blyand.rules.records import NODES
 from blyand.rules.view import View
 from blyand.stores import Stores
 from blyand.training.delivery import Delivery, Reach
-from blyand.training.holder import Blocks, Holder
+from blyand.training.holder import Holder
 from blyand.training.journal import Journal
 from blyand.training.learner import Learner
 from blyand.training.primary import Primary
+from blyand.training.waiting import Blocks
 
 if TYPE_CHECKING:  # torch is imported when a node is built, not when it is named
     from blyand.inference.serving import Serving
@@ -188,7 +189,13 @@ def build_models(
     stores = base.stores
     holder = Holder(
         base.key.account,
-        Blocks(view, stores.blocks.get, lambda: iter(ledger.pool)),
+        Blocks(
+            view,
+            stores.blocks.get,
+            lambda: iter(ledger.pool),
+            ledger.pool.__contains__,
+            ledger.author.abandon,
+        ),
         stores.blobs,
         fetcher,
         base.tile_lane,

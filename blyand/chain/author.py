@@ -52,6 +52,7 @@ class Author:
         self._publish = publish
         self._settled = settled
         self._turn = trio.Lock()
+        self._abandoned: set[bytes] = set()
 
     async def make(
         self,
@@ -123,7 +124,8 @@ class Author:
         """
         tips = TIPS.get(self._machine.view, bytes([chain]))
         heights = {tip.block: tip.height for tip in tips.tips} if tips else {}
-        own = self._pool.newest_of(self._key.account, chain)
+        self._abandoned = {id for id in self._abandoned if id in self._pool}
+        own = self._pool.newest_of(self._key.account, chain, self._abandoned)
         if own is not None:
             while len(heights) >= MAX_PARENTS:
                 heights.pop(min(heights, key=lambda id: (heights[id], id)))
@@ -131,6 +133,10 @@ class Author:
                 heights.pop(parent, None)
             heights[own.id] = own.header.height
         return heights
+
+    def abandon(self, block: bytes) -> None:
+        """Let no later block of ours stand on this pending one: no checkpoint takes it."""
+        self._abandoned.add(block)
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

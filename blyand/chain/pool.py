@@ -8,7 +8,7 @@ most likely it waits for something that never comes. Its author announces it aga
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, fields
 
 from blyan_proto.block import data, model
@@ -133,14 +133,21 @@ class Pool:
         own = self._by_account.get(account, {}).values()
         return sorted(own, key=lambda block: block.header.sequence)
 
-    def newest_of(self, account: bytes, chain: int) -> Block | None:
-        """Return the account's pending block with the highest sequence on a chain."""
-        own = (
-            block
-            for block in self._by_account.get(account, {}).values()
-            if block.header.chain == chain
-        )
-        return max(own, key=lambda block: block.header.sequence, default=None)
+    def newest_of(
+        self, account: bytes, chain: int, without: Collection[bytes] = ()
+    ) -> Block | None:
+        """Return the account's pending block with the highest sequence on a chain.
+
+        Not one that stands on a block of `without`, directly or over others of its own.
+        """
+        newest, dead = None, set(without)
+        for block in self.of(account):
+            if block.header.chain == chain:
+                if block.id in dead or not dead.isdisjoint(block.header.parents):
+                    dead.add(block.id)
+                else:
+                    newest = block
+        return newest
 
     def ready(
         self,

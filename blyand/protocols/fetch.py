@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -26,6 +26,14 @@ WANTED_AGAIN_S = 2.0  # a wanted blob that nobody had is tried again after this
 WANTED_S = 60.0  # a want that nobody renews is given up
 COOL_OFF_S = 60.0  # a peer that let us wait goes last for this long
 MAX_SLOW = 1024
+
+
+@dataclass
+class _Fetch:
+    """A blob under way."""
+
+    over: trio.Event
+    asked: set[str] = field(default_factory=set)  # peers that did not give it
 
 
 @dataclass
@@ -52,40 +60,53 @@ class Fetcher:
         self._blobs = blobs
         self._lane = lane
         self._peers = peers
-        self._under_way: dict[bytes, trio.Event] = {}
+        self._under_way: dict[bytes, _Fetch] = {}
         self._limit = trio.CapacityLimiter(MAX_AT_ONCE)
         self._wanted: dict[bytes, _Want] = {}
         self._slow: dict[str, float] = {}  # peer -> when it let us wait
         self._wake = trio.Event()
 
     async def get(
-        self, blob: bytes, hints: Sequence[str] = (), *, durable: bool = True
+        self,
+        blob: bytes,
+        hints: Sequence[str] = (),
+        *,
+        durable: bool = True,
+        most_bytes: int | None = None,
     ) -> None:
         """Return when the blob is in the store; `hints` are asked first.
 
-        NotHere when neither they nor any connected peer gave all of it.
+        NotHere when neither they nor any connected peer gave all of it, or when it has
+        more than `most_bytes` of data.
         """
         if not self._blobs.has(blob) and blob not in self._under_way:
             async with self._limit:
-                await self._get(blob, hints, durable)
+                await self._get(blob, hints, durable, most_bytes)
         else:
-            await self._get(blob, hints, durable)
+            await self._get(blob, hints, durable, most_bytes)
 
-    async def _get(self, blob: bytes, hints: Sequence[str], durable: bool) -> None:
+    async def _get(
+        self,
+        blob: bytes,
+        hints: Sequence[str],
+        durable: bool,
+        most_bytes: int | None = None,
+    ) -> None:
         """Fetch a blob, or wait for a fetch of it that is under way."""
-        if self._blobs.has(blob):
-            return
-        event = self._under_way.get(blob)
-        if event is not None:
-            await event.wait()
-            if not self._blobs.has(blob):
+        while not self._blobs.has(blob):
+            other = self._under_way.get(blob)
+            if other is None:
+                fetch = self._under_way[blob] = _Fetch(trio.Event())
+                try:
+                    await self._from_anyone(blob, hints, durable, most_bytes, fetch)
+                finally:
+                    del self._under_way[blob]
+                    fetch.over.set()
+                return
+            await other.over.wait()
+            # It may have been cancelled, and may not have asked those that we would.
+            if other.asked >= {*hints, *self._peers()} and not self._blobs.has(blob):
                 raise NotHere(f"no peer gave blob {blob.hex()[:16]}")
-            return
-        self._under_way[blob] = trio.Event()
-        try:
-            await self._from_anyone(blob, hints, durable)
-        finally:
-            self._under_way.pop(blob).set()
 
     def want(self, blob: bytes, hints: Sequence[str] = ()) -> None:
         """Ask for a blob without waiting; the service keeps trying while it is asked."""
@@ -143,7 +164,12 @@ class Fetcher:
             self._wake.set()
 
     async def _from_anyone(
-        self, blob: bytes, hints: Sequence[str], durable: bool
+        self,
+        blob: bytes,
+        hints: Sequence[str],
+        durable: bool,
+        most_bytes: int | None,
+        fetch: _Fetch,
     ) -> None:
         now = trio.current_time()
         peers = list(dict.fromkeys([*hints, *self._peers()]))
@@ -152,7 +178,7 @@ class Fetcher:
         for peer in peers:
             for _ in range(ATTEMPTS_PER_PEER):
                 try:
-                    await self._from(peer, blob, durable)
+                    await self._from(peer, blob, durable, most_bytes)
                     return
                 except Unavailable as error:
                     logger.debug("%s: blob %s: %s", peer, blob.hex()[:16], error)
@@ -161,6 +187,7 @@ class Fetcher:
                     break
                 except ProtocolError as error:  # the host has blamed the peer for it
                     logger.info("%s: blob %s: %s", peer, blob.hex()[:16], error)
+            fetch.asked.add(peer)
         raise NotHere(f"no peer gave blob {blob.hex()[:16]}")
 
     def _let_us_wait(self, peer: str) -> None:
@@ -169,8 +196,12 @@ class Fetcher:
         if len(self._slow) > MAX_SLOW:
             del self._slow[next(iter(self._slow))]
 
-    async def _from(self, peer: str, blob: bytes, durable: bool) -> None:
+    async def _from(
+        self, peer: str, blob: bytes, durable: bool, most_bytes: int | None
+    ) -> None:
         outline = await self._client.outline(peer, blob)
+        if most_bytes is not None and outline.data_bytes > most_bytes:
+            raise NotHere(f"it has {outline.data_bytes} bytes, not {most_bytes}")
         partial = await self._lane.run(self._blobs.begin_fetch, outline)
 
         async def take(index: int, body: bytes) -> None:
@@ -180,8 +211,8 @@ class Fetcher:
             while missing := partial.missing():
                 first = missing[0]
                 count = 1
-                while count < LEAVES_PER_REQUEST and first + count in missing:
-                    count += 1
+                for index in missing[1:LEAVES_PER_REQUEST]:
+                    count += index == first + count
                 await self._client.leaves(peer, blob, first, count, take)
             await self._lane.run(lambda: partial.finish(durable=durable))
         finally:

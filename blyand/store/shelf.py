@@ -32,6 +32,7 @@ class Held:
     bytes: int
     durable: bool
     checked: bool  # by this process: the outline of a durable blob, all of a derived
+    twin: bool = False  # durable, and the file it had as a derived one is still there
 
 
 class Shelf:
@@ -48,11 +49,9 @@ class Shelf:
         # are made so now, those in a folder when one of its blobs is first asked for.
         medium.sync_folder("")
         self._unsynced = set(self._folders)
-        for folder in sorted(self._folders - {PARTIAL, TEMPORARY}):
-            for entry in medium.files(folder):
-                root = _root_in(folder, entry.name)
-                if root is not None and (folder != DERIVED or root not in self._held):
-                    self._held[root] = Held(entry.bytes, folder != DERIVED, False)
+        for folder in sorted(self._folders - {PARTIAL, TEMPORARY, DERIVED}):
+            self._take_stock(folder)
+        self._take_stock(DERIVED)
 
     def roots(self, durable: bool) -> tuple[bytes, ...]:
         """Return the roots of all durable or all derived blobs, as the files say."""
@@ -115,7 +114,9 @@ class Shelf:
     def settle(self, fd: int, name: str, outline: Outline, durable: bool) -> None:
         """Give the complete file `name` its blob's name; nothing else makes a blob.
 
-        With `durable`, it is on disk under its name on return.
+        With `durable`, it is on disk under its name on return. A derived file of the same
+        blob stays beside it until the blob goes or the store is opened again: somebody
+        who was told its name may be about to open it.
         """
         root = outline.root
         self._medium.seal(fd)
@@ -128,9 +129,10 @@ class Shelf:
         with self._lock:
             earlier = self._held.get(root)
             if earlier is None or durable:
-                self._held[root] = Held(outline.file_bytes, durable, True)
+                twin = earlier is not None and (earlier.twin or not earlier.durable)
+                self._held[root] = Held(outline.file_bytes, durable, True, twin)
             self._lost.discard(root)
-        if earlier is not None and earlier.durable is not durable:
+        if earlier is not None and earlier.durable and not durable and not earlier.twin:
             self._medium.unlink(name_of(root, False))  # the durable one is enough
 
     def lose(self, root: bytes, reason: object) -> None:
@@ -146,6 +148,18 @@ class Shelf:
             held = self._held.pop(root, None)
         if held is not None:
             self._medium.unlink(name_of(root, held.durable))
+        if held is not None and held.twin:
+            self._medium.unlink(name_of(root, False))
+
+    def _take_stock(self, folder: str) -> None:
+        for entry in self._medium.files(folder):
+            root = _root_in(folder, entry.name)
+            if root is None:
+                continue
+            if folder == DERIVED and root in self._held:
+                self._medium.unlink(name_of(root, False))  # the durable one is enough
+            else:
+                self._held[root] = Held(entry.bytes, folder != DERIVED, False)
 
     def _need_folder(self, folder: str) -> None:
         with self._lock:

@@ -5,6 +5,7 @@ The proof-of-learning gate takes this place; until then a network adopts by sche
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -15,8 +16,11 @@ from blyand.events import Broadcast, CheckpointFinalised
 from blyand.rules.model.adoption import versions_of
 from blyand.rules.model.model import heads_root
 from blyand.rules.model.run import is_adoptable
-from blyand.rules.records import MODELS, RUNS, RunRecord
+from blyand.rules.records import GROUPS, MODELS, RUNS, RunRecord
+from blyand.rules.verdict import Ignore
 from blyand.rules.view import View
+
+logger = logging.getLogger(__name__)
 
 
 class Adopter:
@@ -55,18 +59,23 @@ class Adopter:
         assert model is not None
         versions = versions_of(view, record.id, round, model.groups)
         is_done = model.adopted_run == record.id and model.adopted_round > round
-        if versions is None or is_done:
+        is_passed = any(g.run != record.id for g in GROUPS.scan(view, model.id))
+        if versions is None or is_done or is_passed:
+            return
+        try:
+            await self._make(
+                Adoption(
+                    version=FORMAT_VERSION,
+                    model=model.id,
+                    run=record.id,
+                    round=round,
+                    heads_root=heads_root([version.tiles for version in versions]),
+                    score_before_micro=0,
+                    score_after_micro=0,
+                ),
+                meta_ref=model.id,
+            )
+        except Ignore as error:  # tried again after the next checkpoint
+            logger.info("not adopted now: %s", error)
             return
         self._adopted[record.id] = round
-        await self._make(
-            Adoption(
-                version=FORMAT_VERSION,
-                model=model.id,
-                run=record.id,
-                round=round,
-                heads_root=heads_root([version.tiles for version in versions]),
-                score_before_micro=0,
-                score_after_micro=0,
-            ),
-            meta_ref=model.id,
-        )

@@ -6,8 +6,8 @@ A rank that is gone or silent is passed over; deltas are idempotent by digest (D
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import trio
@@ -18,6 +18,8 @@ from blyan_proto.digest import Domain, digest
 from blyan_proto.errors import ProtocolError
 from blyan_proto.framing import PREFIX_BYTES
 from blyan_proto.protocols.delta import (
+    MAX_BUNDLE_BYTES,
+    MAX_GROUPS_PER_BUNDLE,
     Bundle,
     Delta,
     Entry,
@@ -33,10 +35,13 @@ from blyand.rules.model.election import ranks
 from blyand.rules.records import RunRecord, Schedule, Seat
 from blyand.training.holder import Holder
 from blyand.training.journal import Journal
+from blyand.training.trails import Version
 
 logger = logging.getLogger(__name__)
 
 AGAIN_S = 0.3
+BUNDLE_BYTES = MAX_BUNDLE_BYTES // 2  # of deltas; the rest of a bundle is small
+ROUND_S = 2.0  # after every rank refused or was gone, until the first is asked again
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,16 @@ class Round:
     layout: Layout
     groups: frozenset[int]  # those we hold, have a seat for, and that are at this round
     is_idle: bool = False  # nothing is trained; said so, the groups pass the round
+    bases: Mapping[int, Version] = field(default_factory=dict)  # what groups begin at
+
+
+@dataclass
+class _Handed:
+    """Where one group's delta is."""
+
+    rank: int  # counted on over the ranks
+    since: float  # trio time at which this rank's turn began, or begins
+    is_out: bool = False  # sent, and not answered with STALE
 
 
 class Delivery:
@@ -96,42 +111,45 @@ class Delivery:
     ) -> None:
         """Send every group to its primary, then to the next ranks, until it moved.
 
-        Ends early once `is_current` is false: the round was scheduled anew.
+        Ends early once `is_current` is false: the round was scheduled anew, or begins
+        at another version.
 
-        Ranks are asked side by side: one that accepts and never answers costs its own
-        groups the run's deadline, and the others nothing.
+        Ranks are asked side by side. One that is gone or refuses is passed over at
+        once; one that lags, stays silent or does not publish costs its own groups the
+        run's deadline, and the others nothing.
         """
         round = turn.schedule.round
         say(f"handing in round {round}")
-        waiting = dict.fromkeys(turn.groups, 0)  # group -> rank it is sent to
-        sent_at: dict[int, float] = {}
+        now = trio.current_time()
+        waiting = {group: _Handed(0, now) for group in turn.groups}
         deadline_s = turn.record.run.deadline_ms / 1000
 
-        def heard(rank: int, group: int, verdict: Verdict | None) -> None:
-            if waiting.get(group) != rank:
+        def heard(sent: _Handed, group: int, verdict: Verdict | None) -> None:
+            if waiting.get(group) is not sent:
                 return  # it moved, or this rank was passed over
-            sent_at.pop(group, None)
-            if verdict in (Verdict.NOT_PRIMARY, Verdict.REFUSED, None):
-                waiting[group] = rank + 1
-            elif verdict is not Verdict.STALE:
-                sent_at[group] = trio.current_time()
+            if verdict is Verdict.STALE:
+                sent.is_out = False  # the rank lags: once more
+            elif verdict in (Verdict.NOT_PRIMARY, Verdict.REFUSED, None):
+                waiting[group] = self._next(turn, group, sent)
 
         async with trio.open_nursery() as nursery:
             while waiting and is_current():
                 now = trio.current_time()
-                for group, rank in waiting.items():
-                    if group not in sent_at:
-                        continue
-                    if now - sent_at[group] > deadline_s or self._lost(
-                        turn, group, rank
-                    ):
-                        waiting[group] = rank + 1
-                        del sent_at[group]
-                due = {g: rank for g, rank in waiting.items() if g not in sent_at}
-                for (account, rank), groups in self._by_seat(turn, due).items():
-                    sent_at.update(dict.fromkeys(groups, now))
-                    told = partial(heard, rank)
-                    nursery.start_soon(self._send, turn, result, account, groups, told)
+                for group, sent in list(waiting.items()):
+                    is_late = now - sent.since > deadline_s
+                    if is_late or sent.is_out and self._lost(turn, group, sent.rank):
+                        waiting[group] = self._next(turn, group, sent)
+                due = {
+                    group: sent
+                    for group, sent in waiting.items()
+                    if not sent.is_out and sent.since <= now
+                }
+                for account, groups in self._by_seat(turn, due).items():
+                    for group in groups:
+                        due[group].is_out = True
+                    for part in _bundles(groups, result):
+                        tell = {one: partial(heard, due[one], one) for one in part}
+                        nursery.start_soon(self._send, turn, result, account, tell)
                 await trio.sleep(AGAIN_S)
                 for group in list(waiting):
                     if self.is_past(turn, group):
@@ -139,6 +157,12 @@ class Delivery:
                 if waiting:
                     say(f"waiting for {len(waiting)} updates of round {round}")
             nursery.cancel_scope.cancel()
+
+    def _next(self, turn: Round, group: int, sent: _Handed) -> _Handed:
+        """Return the next rank's turn; a new round of them begins after a pause."""
+        rank, seats = sent.rank + 1, len(ranks(turn.schedule, group))
+        pause_s = 0.0 if seats and rank % seats else ROUND_S
+        return _Handed(rank, trio.current_time() + pause_s)
 
     def _lost(self, turn: Round, group: int, rank: int) -> bool:
         """True when the rank that has our delta is no longer connected."""
@@ -153,14 +177,14 @@ class Delivery:
         return seats[rank % len(seats)] if seats else None
 
     def _by_seat(
-        self, turn: Round, due: Mapping[int, int]
-    ) -> dict[tuple[bytes, int], list[int]]:
-        """Return the groups of `due` by the account that they go to, and its rank."""
-        by_seat: dict[tuple[bytes, int], list[int]] = {}
-        for group, rank in due.items():
-            seat = self._seat(turn, group, rank)
+        self, turn: Round, due: Mapping[int, _Handed]
+    ) -> dict[bytes, list[int]]:
+        """Return the groups of `due` by the account that they go to."""
+        by_seat: dict[bytes, list[int]] = {}
+        for group, sent in due.items():
+            seat = self._seat(turn, group, sent.rank)
             if seat is not None:
-                by_seat.setdefault((seat.account, rank), []).append(group)
+                by_seat.setdefault(seat.account, []).append(group)
         return by_seat
 
     async def _send(
@@ -168,19 +192,18 @@ class Delivery:
         turn: Round,
         result: LearnResult,
         account: bytes,
-        groups: list[int],
-        told: Callable[[int, Verdict | None], None],
+        tell: Mapping[int, Callable[[Verdict | None], None]],
     ) -> None:
         """Send one bundle; tell each group's verdict, None where there was no answer."""
-        bundle = self._bundle(turn, result, sorted(groups))
+        bundle = self._bundle(turn, result, sorted(tell))
         verdicts: dict[int, Verdict] = {}
         try:
             receipt = await self._deliver(account, bundle, turn.layout)
             verdicts = {one.group: one.verdict for one in receipt.verdicts}
         except (Unavailable, ProtocolError) as error:
             logger.info("no primary at %s: %s", account.hex(), error)
-        for group in groups:
-            told(group, verdicts.get(group))
+        for group, told in tell.items():
+            told(verdicts.get(group))
 
     async def _deliver(self, account: bytes, bundle: Bundle, layout: Layout) -> Receipt:
         if account == self._key.account:
@@ -191,7 +214,8 @@ class Delivery:
         receipt = await self._reach.push(peer, bundle)
         elements = sum(layout.groups[delta.group].elements for delta in bundle.deltas)
         sent = len(encode(bundle)) + PREFIX_BYTES
-        self._journal.handed_over(bundle.manifest.round, 4 * elements, sent)
+        manifest = bundle.manifest
+        self._journal.handed_over(manifest.run, manifest.round, 4 * elements, sent)
         return receipt
 
     def _bundle(self, turn: Round, result: LearnResult, groups: list[int]) -> Bundle:
@@ -199,10 +223,9 @@ class Delivery:
         deltas = []
         for group in groups:
             change = by_group.get(group)
-            head = self._holder.head(turn.record.run.model, group)
-            if change is None or head is None:
+            if change is None:
                 continue
-            base = tuple(tile.weights for tile in head.tiles)
+            base = tuple(tile.weights for tile in turn.bases[group].tiles)
             deltas.append(
                 Delta(
                     version=FORMAT_VERSION,
@@ -227,3 +250,18 @@ class Delivery:
         )
         signature = self._key.sign(Purpose.DELTA_BUNDLE, self._network, manifest)
         return Bundle(manifest, self._key.public, signature, tuple(deltas))
+
+
+def _bundles(groups: Sequence[int], result: LearnResult) -> list[list[int]]:
+    """Return the groups in parts whose deltas fit into one bundle each."""
+    sizes = {d.group: sum(len(tile) for tile in d.tiles) for d in result.deltas}
+    parts: list[list[int]] = [[]]
+    room = BUNDLE_BYTES
+    for group in sorted(groups):
+        size = sizes.get(group, 0)
+        if parts[-1] and (size > room or len(parts[-1]) == MAX_GROUPS_PER_BUNDLE):
+            parts.append([])
+            room = BUNDLE_BYTES
+        parts[-1].append(group)
+        room -= size
+    return parts

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import trio
 
+from blyan_proto.block.block import Block
 from blyan_proto.block.model import TileUpdate
 from blyan_proto.errors import ProtocolError
 from blyan_tile.corpus import Archive, joined
@@ -18,7 +19,7 @@ from blyand.errors import Unavailable
 from blyand.events import Broadcast, CheckpointFinalised
 from blyand.rules.model.adoption import versions_of
 from blyand.rules.model.heads import Pinned, Which, pin
-from blyand.rules.records import CLOCK, DATASETS, MODELS, RUNS, RunRecord
+from blyand.rules.records import CLOCK, DATASETS, MODELS, RUNS, VERSIONS, RunRecord
 from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
 
@@ -84,7 +85,8 @@ class Journal:
         self._fetch = fetch
         self._account = account
         self._reports: OrderedDict[tuple[bytes, int], Report] = OrderedDict()
-        self._sent: dict[int, tuple[int, int]] = {}  # round -> float32 bytes, bytes
+        # (run, round) -> float32 bytes, bytes
+        self._sent: dict[tuple[bytes, int], tuple[int, int]] = {}
         self._mark = _Mark(0, 0.0)
         self._changed = trio.Event()
         self._before: dict[bytes, float | None] = {}  # run -> loss before its rounds
@@ -106,10 +108,12 @@ class Journal:
         """This node trained a round."""
         self._set(run, round, train_loss=loss_micro / 1e6, own_tokens=tokens)
 
-    def handed_over(self, round: int, float32_bytes: int, sent_bytes: int) -> None:
+    def handed_over(
+        self, run: bytes, round: int, float32_bytes: int, sent_bytes: int
+    ) -> None:
         """Deltas left over a stream: what they stand for, and what was sent."""
-        before, sent = self._sent.get(round, (0, 0))
-        self._sent[round] = (before + float32_bytes, sent + sent_bytes)
+        before, sent = self._sent.get((run, round), (0, 0))
+        self._sent[run, round] = (before + float32_bytes, sent + sent_bytes)
 
     # What is shown
 
@@ -175,7 +179,7 @@ class Journal:
                 async for fact in facts:
                     for block in fact.blocks:
                         content = block.content
-                        if isinstance(content, TileUpdate):
+                        if isinstance(content, TileUpdate) and self._counts(block):
                             updates.setdefault((content.run, content.round), []).append(
                                 (block.header.account, content)
                             )
@@ -188,6 +192,19 @@ class Journal:
                         for round in range(before, record.closed):
                             made = updates.pop((record.id, round), [])
                             self._close(record, round, made)
+                        if record.finished:
+                            self._let_go(record.id)
+
+    def _counts(self, block: Block) -> bool:
+        """True when an ordered update took effect: others are kept by nobody."""
+        update: TileUpdate = block.content
+        place = (update.run, update.round, update.group)
+        version = VERSIONS.get(self._view(), *place)
+        return version is not None and version.update == block.id
+
+    def _let_go(self, run: bytes) -> None:
+        for key in [key for key in self._sent if key[0] == run]:
+            del self._sent[key]
 
     def _follow(self) -> None:
         open_runs = {r.id for r in RUNS.scan(self._view()) if not r.finished}
@@ -203,7 +220,7 @@ class Journal:
         self, record: RunRecord, round: int, made: Sequence[tuple[bytes, TileUpdate]]
     ) -> None:
         now = self._now()
-        float32_bytes, sent = self._sent.pop(round, (0, 0))
+        float32_bytes, sent = self._sent.pop((record.id, round), (0, 0))
         counts: dict[bytes, int] = {}
         tokens: dict[bytes, int] = {}
         for account, update in made:

@@ -17,6 +17,7 @@ from blyan_proto.block.model import TileUpdate
 from blyan_proto.constants import PPM
 from blyan_proto.errors import ProtocolError
 from blyan_proto.types import Role, bitmap, members
+from blyan_tile.layout import Layout
 from blyan_tile.learner import GroupFiles, LearnJob, LearnResult
 from blyan_tile.residual import Settled
 from blyand.compute import GivenUp, Worker
@@ -24,7 +25,14 @@ from blyand.errors import ComputeFault, Unavailable
 from blyand.events import Broadcast, CheckpointFinalised, HeadMoved
 from blyand.rules.model.election import seat_of
 from blyand.rules.model.model import layout_for, require_model
-from blyand.rules.records import DATASETS, RUNS, SCHEDULES, RunRecord
+from blyand.rules.model.schedule import next_round
+from blyand.rules.records import (
+    DATASETS,
+    GROUPS,
+    RUNS,
+    SCHEDULES,
+    RunRecord,
+)
 from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
 from blyand.training.delivery import Delivery, Round
@@ -122,11 +130,11 @@ class Learner:
 
         A node that stopped learning still lets rounds pass that the others trained.
         """
-        record = next((r for r in RUNS.scan(self._view()) if not r.finished), None)
-        if record is None:
-            self._doing = "no run is open"
-            return
-        turn = self._round_of(record)
+        self._doing = "no run is open"
+        turn = None
+        for record in RUNS.scan(self._view()):
+            if not record.finished and turn is None:
+                turn = self._round_of(record)
         if turn is None or (self.paused and not turn.is_idle):
             return
         try:
@@ -142,9 +150,20 @@ class Learner:
             await trio.sleep(LOOK_S)
 
     def _is_current(self, turn: Round) -> bool:
-        """False once the round has another schedule, with other ranks."""
+        """False once the round has another schedule, or a group another base.
+
+        A delta is never sent for a base that it was not made for (DEC-B14).
+        """
+        run = turn.record.run
         schedule = SCHEDULES.get(self._view(), turn.record.id, turn.schedule.round)
-        return schedule is None or schedule.epoch == turn.schedule.epoch
+        if schedule is not None and schedule.epoch != turn.schedule.epoch:
+            return False
+        for group, base in turn.bases.items():
+            head = self._holder.head(run.model, group)
+            if not self._delivery.is_past(turn, group):
+                if head is not None and head.block != base.block:
+                    return False
+        return True
 
     def _round_of(self, record: RunRecord) -> Round | None:
         """Return the round to hand in now; None, with the reason in `status`, if none."""
@@ -164,11 +183,7 @@ class Learner:
             return None
         schedule = SCHEDULES.get(view, record.id, round)
         if schedule is None:
-            behind = round - record.run.rounds_ahead - 1
-            self._doing = (
-                f"paused: round {round} opens when round {behind} is finalised; is the "
-                "sequencer reachable?"
-            )
+            self._doing = self._why_closed(record, round, layout)
             return None
         seat = seat_of(schedule, self._account)
         if seat is None or not seat.roles & Role.LEARN:
@@ -185,7 +200,24 @@ class Learner:
         # when we did not hold all that training needs. The groups left may have no
         # other learner: saying that we have nothing lets them pass the round.
         is_idle = open_here != groups or not shared <= groups
-        return Round(record, schedule, layout, open_here, is_idle)
+        heads = {group: self._holder.head(model.id, group) for group in open_here}
+        bases = {group: head for group, head in heads.items() if head is not None}
+        return Round(record, schedule, layout, open_here, is_idle, bases)
+
+    def _why_closed(self, record: RunRecord, round: int, layout: Layout) -> str:
+        """Say what the round waits for that would open this one (DEC-A6)."""
+        view = self._view()
+        behind = round - record.run.rounds_ahead - 1
+        said = f"paused: round {round} opens when round {behind} is finalised"
+        late = [
+            group.group
+            for group in GROUPS.scan(view, record.run.model)
+            if next_round(group, record.id) <= behind
+        ]
+        if any(self._delivery.rounds(record, group) > behind for group in late):
+            return f"{said}; is the sequencer reachable?"
+        name = layout.groups[late[0]].name if late else "the model"
+        return f"{said}; is a node that holds {name} running?"
 
     async def _learn(self, turn: Round) -> LearnResult:
         run, round = turn.record.run, turn.schedule.round
@@ -204,7 +236,7 @@ class Learner:
             learner=self._account,
             beacon=turn.schedule.beacon,
             archives=tuple(archives),
-            base=tuple(self._files(run.model, group) for group in sorted(turn.groups)),
+            base=tuple(self._files(turn, group) for group in sorted(turn.groups)),
             held=bitmap(turn.groups, len(turn.layout.groups)),
             settled=tuple(self._settled(turn)),
             residuals=str(self._residuals / turn.record.id.hex()[:16]),
@@ -239,26 +271,28 @@ class Learner:
         return result
 
     async def _give_up_when_late(self, turn: Round, over: trio.Event) -> None:
-        """Stop training a round whose every update is out: join the next one at once."""
+        """Stop training a round whose every update is out: join the next one at once.
+
+        Likewise one that begins anew, at another version or under another lease.
+        """
         while not over.is_set():
-            if all(self._delivery.is_past(turn, group) for group in turn.groups):
+            is_past = all(self._delivery.is_past(turn, group) for group in turn.groups)
+            if is_past or not self._is_current(turn):
                 await self._worker.give_up()
             with trio.move_on_after(AGAIN_S):
                 await over.wait()
 
-    def _files(self, model: bytes, group: int) -> GroupFiles:
-        head = self._holder.head(model, group)
-        assert head is not None
+    def _files(self, turn: Round, group: int) -> GroupFiles:
+        tiles = turn.bases[group].tiles
         return GroupFiles(
-            group, tuple(str(self._blobs.path(tile.weights)) for tile in head.tiles)
+            group, tuple(str(self._blobs.path(tile.weights)) for tile in tiles)
         )
 
     def _settled(self, turn: Round) -> list[Settled]:
         """Say of each group whether the update of the last round listed our delta."""
         outcomes = []
         for group in sorted(turn.groups):
-            head = self._holder.head(turn.record.run.model, group)
-            block = self._block(head.block) if head else None
+            block = self._block(turn.bases[group].block)
             if block is not None and isinstance(block.content, TileUpdate):
                 update = block.content
                 ours = [

@@ -35,7 +35,7 @@ from blyan_proto.protocols.delta import (
 from blyan_proto.signing import Purpose, SigningKey, signing_digest
 from blyan_proto.types import Role
 from blyan_tile import delta as deltas
-from blyan_tile.layout import Group, Layout
+from blyan_tile.layout import Group
 from blyand.compute import Threads
 from blyand.errors import NotHere, Unavailable
 from blyand.events import Broadcast, RoundClosed
@@ -43,7 +43,7 @@ from blyand.rules.model import update as rules
 from blyand.rules.model.election import contributors, ranks, seat_of
 from blyand.rules.model.model import layout_for, require_model
 from blyand.rules.records import Schedule
-from blyand.rules.verdict import Reject
+from blyand.rules.verdict import Ignore, Reject
 from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
 from blyand.store.intents import AlreadySigned, IntentLog
@@ -55,18 +55,22 @@ logger = logging.getLogger(__name__)
 
 MAX_OPEN = 4096  # groups collecting at once
 TICK_S = 0.1
+AGAIN_S = 1.0  # until what could not be formed or published is tried again
 
 Key = tuple[bytes, int, int]  # run, round, group
 
 
 @dataclass
 class Collecting:
-    """What came in for one group and round."""
+    """What came in for one group and round, until the group's head moves."""
 
-    rank: int
+    base: bytes  # block of the version that the deltas are for
+    epoch: int  # the lease under which they came
     opened: float  # trio time of the first entry
     heard: dict[bytes, Delta | None] = field(default_factory=dict)  # by learner
+    again: float = 0.0  # not to be formed before
     publishing: bool = False
+    promised: bool = False  # another head: this rank cannot publish any more
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,9 @@ class Place:
 
     run: Run
     schedule: Schedule
-    layout: Layout
     group: Group
     head: Version
+    rank: int
 
 
 class Primary:
@@ -136,9 +140,17 @@ class Primary:
         if seat not in contributors(place.schedule, index, Role.LEARN):
             raise Reject("the sender is no learner of the group")
         if delta is not None:
-            if delta.base != tuple(tile.weights for tile in place.head.tiles):
+            if delta.tokens > rules.assigned_tokens(place.run):
+                raise Reject("a delta counts more tokens than were assigned")
+            if not _is_for(delta, place):
                 return Verdict.STALE
             await self._lane.run(_check_delta, place, manifest.round, delta)
+            later = self._place(manifest.run, manifest.round, index)
+            if isinstance(later, Verdict):
+                return later
+            place = later
+            if not _is_for(delta, place):
+                return Verdict.STALE  # rolled back meanwhile
         return self._keep(manifest, index, place, delta)
 
     def _keep(
@@ -146,13 +158,15 @@ class Primary:
     ) -> Verdict:
         key = (manifest.run, manifest.round, index)
         collecting = self._open.get(key)
-        if collecting is None:
+        if collecting is None or not _stands(collecting, place):
             if len(self._open) >= MAX_OPEN:
                 self._drop_old()
-            rank = self._rank(place)
-            assert rank is not None
-            collecting = Collecting(rank, trio.current_time())
+            collecting = Collecting(
+                place.head.block, place.schedule.epoch, trio.current_time()
+            )
             self._open[key] = collecting
+        if collecting.promised:
+            return Verdict.NOT_PRIMARY
         if collecting.publishing:
             return Verdict.CLOSED
         if manifest.learner in collecting.heard:
@@ -163,10 +177,6 @@ class Primary:
     def _drop_old(self) -> None:
         oldest = min(self._open, key=lambda key: self._open[key].opened)
         del self._open[oldest]
-
-    def _rank(self, place: Place) -> int | None:
-        keys = [seat.key for seat in ranks(place.schedule, place.group.index)]
-        return keys.index(self._key.public) if self._key.public in keys else None
 
     def _place(self, run: bytes, round: int, index: int) -> Place | Verdict:
         """Return where an update of this group would stand now, or why there is none."""
@@ -184,8 +194,11 @@ class Primary:
         done = head.rounds if head.run == run else 0
         if done != round:
             return Verdict.CLOSED if done > round else Verdict.STALE
-        place = Place(record.run, schedule, layout, layout.groups[index], head)
-        return place if self._rank(place) is not None else Verdict.NOT_PRIMARY
+        keys = [seat.key for seat in ranks(schedule, index)]
+        if self._key.public not in keys:
+            return Verdict.NOT_PRIMARY
+        rank = keys.index(self._key.public)
+        return Place(record.run, schedule, layout.groups[index], head, rank)
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -196,30 +209,14 @@ class Primary:
             while True:
                 await trio.sleep(TICK_S)
                 for key, collecting in list(self._open.items()):
-                    if not collecting.publishing and self._is_due(key, collecting):
+                    place = self._place(*key)
+                    if isinstance(place, Verdict) or not _stands(collecting, place):
+                        del self._open[key]  # the round went on, or back
+                    elif not collecting.publishing and _is_due(key, collecting, place):
                         collecting.publishing = True
-                        nursery.start_soon(self._publish, key, collecting)
+                        nursery.start_soon(self._publish, key, collecting, place)
 
-    def _is_due(self, key: Key, collecting: Collecting) -> bool:
-        """Complete; or quorum and grace; or the deadline: never a barrier."""
-        place = self._place(*key)
-        if isinstance(place, Verdict):
-            del self._open[key]  # the round went on without us
-            return False
-        expected = len(contributors(place.schedule, key[2], Role.LEARN))
-        heard = len(collecting.heard)
-        waited_ms: float = (trio.current_time() - collecting.opened) * 1000
-        if heard >= expected:
-            return True
-        if heard * PPM >= expected * place.run.quorum_ppm:
-            return bool(waited_ms >= place.run.grace_ms)
-        return bool(waited_ms >= place.run.deadline_ms)
-
-    async def _publish(self, key: Key, collecting: Collecting) -> None:
-        place = self._place(*key)
-        if isinstance(place, Verdict):
-            self._open.pop(key, None)
-            return
+    async def _publish(self, key: Key, collecting: Collecting, place: Place) -> None:
         try:
             update = await self._lane.run(self._form, key, collecting, place)
             await self._lane.run(
@@ -230,28 +227,52 @@ class Primary:
                 place.schedule.epoch,
                 signing_digest(Purpose.TILE_UPDATE, self._network, update.claim),
             )
-            block = await self._make(
-                update,
-                subject=place.group.name,
-                layer=_layer(place.group),
-                meta_ref=update.model,
-            )
         except AlreadySigned:
             logger.warning("%s: a head for this round is out", place.group.name)
+            collecting.promised = True
             return
-        except (NotHere, Unavailable, Reject, ProtocolError) as error:
+        except (NotHere, ProtocolError) as error:
             logger.warning("no update for %s: %s", place.group.name, error)
+            collecting.again = trio.current_time() + AGAIN_S
             collecting.publishing = False
             return
-        finally:
-            if collecting.publishing:
-                self._open.pop(key, None)
+        while self._open.get(key) is collecting:
+            block = await self._made(place, update)
+            if block is not None:
+                break
+            await trio.sleep(AGAIN_S)
+        else:
+            return  # too late: another rank's update moved the group
         count = len(update.contributions)
         self._events.publish(
             RoundClosed(update.model, key[0], key[2], key[1], block.id, count)
         )
         if place.run.snapshot_every and (key[1] + 1) % place.run.snapshot_every == 0:
-            await self._snapshot(place, update, block)
+            await self._made(
+                place,
+                Snapshot(
+                    version=FORMAT_VERSION,
+                    model=update.model,
+                    group=update.group,
+                    update=block.id,
+                    round=update.round,
+                    tiles=update.result,
+                ),
+            )
+
+    async def _made(self, place: Place, payload: TileUpdate | Snapshot) -> Block | None:
+        """Publish a block about a group; None when the chain does not take it now."""
+        group = place.group
+        try:
+            return await self._make(
+                payload,
+                subject=group.name,
+                layer=NO_LAYER if group.layer is None else group.layer,
+                meta_ref=payload.model,
+            )
+        except (Ignore, Reject, Unavailable, ProtocolError) as error:
+            logger.warning("no block for %s: %s", group.name, error)
+            return None
 
     def _form(self, key: Key, collecting: Collecting, place: Place) -> TileUpdate:
         """Make the update: weights by rule, the exact sum, our cosignature. Blocking."""
@@ -281,12 +302,11 @@ class Primary:
         base = place.head.tiles
         result = tiles.advance(self._blobs, place.group, base, parts, place.run)
         blob = self._blobs.put_bytes(b"".join(raws)) if raws else None
-        return self._signed(key, collecting.rank, place, contributions, result, blob)
+        return self._signed(key, place, contributions, result, blob)
 
     def _signed(
         self,
         key: Key,
-        rank: int,
         place: Place,
         contributions: list[Contribution],
         result: TileRootsList,
@@ -300,7 +320,7 @@ class Primary:
                 group=key[2],
                 round=key[1],
                 lease_epoch=place.schedule.epoch,
-                rank=rank,
+                rank=place.rank,
                 parent=place.head.block,
                 base=place.head.tiles,
                 contributions=tuple(contributions),
@@ -313,25 +333,30 @@ class Primary:
         signature = self._key.sign(Purpose.TILE_UPDATE, self._network, unsigned.claim)
         return update(Cosignature(self._key.public, signature))
 
-    async def _snapshot(self, place: Place, update: TileUpdate, block: Block) -> None:
-        snapshot = Snapshot(
-            version=FORMAT_VERSION,
-            model=update.model,
-            group=update.group,
-            update=block.id,
-            round=update.round,
-            tiles=update.result,
-        )
-        await self._make(
-            snapshot,
-            subject=place.group.name,
-            layer=_layer(place.group),
-            meta_ref=update.model,
-        )
+
+def _is_for(delta: Delta, place: Place) -> bool:
+    return delta.base == tuple(tile.weights for tile in place.head.tiles)
 
 
-def _layer(group: Group) -> int:
-    return NO_LAYER if group.layer is None else group.layer
+def _stands(collecting: Collecting, place: Place) -> bool:
+    """False once the group has another base, or the round another lease."""
+    now = (place.head.block, place.schedule.epoch)
+    return (collecting.base, collecting.epoch) == now
+
+
+def _is_due(key: Key, collecting: Collecting, place: Place) -> bool:
+    """Complete; or quorum and grace; or the deadline: never a barrier."""
+    now = trio.current_time()
+    if now < collecting.again:
+        return False
+    expected = len(contributors(place.schedule, key[2], Role.LEARN))
+    heard = len(collecting.heard)
+    waited_ms: float = (now - collecting.opened) * 1000
+    if heard >= expected:
+        return True
+    if heard * PPM >= expected * place.run.quorum_ppm:
+        return bool(waited_ms >= place.run.grace_ms)
+    return bool(waited_ms >= place.run.deadline_ms)
 
 
 def _check_delta(place: Place, round: int, delta: Delta) -> None:

@@ -9,12 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from blyan_proto.block.model import (
-    Contribution,
-    Run,
-    TileRoots,
-    TileRootsList,
-)
+from blyan_proto.block.model import Run, TileRoots, TileRootsList, TileUpdate
 from blyan_proto.codec import decode
 from blyan_proto.errors import BadProof, DecodeError
 from blyan_proto.protocols.delta import MAX_BUNDLE_BYTES, Delta
@@ -62,29 +57,31 @@ def advance(
 
 
 def parts_of(
-    blobs: BlobStore,
-    blob: bytes | None,
-    contributions: Sequence[Contribution],
-    base: TileRootsList,
+    blobs: BlobStore, update: TileUpdate
 ) -> list[tuple[int, tuple[bytes, ...]]]:
-    """Read an update's deltas out of its blob, each checked against its digest.
+    """Read an update's deltas out of its blob, each checked against what it lists.
 
-    BadProof or DecodeError when the blob does not hold what the update lists.
+    BadProof or DecodeError when the blob does not hold exactly that.
     """
-    if blob is None:
+    if update.blob is None:
         return []
-    raw = blobs.open_array(blob)
+    raw = blobs.open_array(update.blob)
+    listed = sum(part.bytes for part in update.contributions)
+    if raw.dtype != np.uint8 or raw.shape != (listed,):
+        raise DecodeError("the update's blob is not its deltas, one after the other")
+    base = tuple(root.weights for root in update.base)
+    named = (update.run, update.round, update.group)
     parts: list[tuple[int, tuple[bytes, ...]]] = []
-    for part in contributions:
-        end = part.offset + part.bytes
-        if end > raw.size:
-            raise DecodeError("a contribution stands outside the update's blob")
-        delta = decode(Delta, raw[part.offset : end].tobytes(), MAX_BUNDLE_BYTES)
+    for part in update.contributions:
+        piece = raw[part.offset : part.offset + part.bytes].tobytes()
+        delta = decode(Delta, piece, MAX_BUNDLE_BYTES)
         if delta.digest != part.delta:
             raise BadProof("a delta does not match the digest that the update lists")
         if delta.learner != part.learner or delta.tokens != part.tokens:
             raise DecodeError("a delta is of another learner, or of other tokens")
-        if delta.base != tuple(root.weights for root in base):
+        if (delta.run, delta.round, delta.group) != named:
+            raise DecodeError("a delta is of another run, round or group")
+        if delta.base != base:
             raise DecodeError("a delta was made for another base")
         parts.append((part.weight_ppm, delta.tiles))
     return parts

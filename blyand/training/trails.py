@@ -54,13 +54,6 @@ class Trails:
             self._trails.setdefault(key, []).append(version)
             self._uses.update(version.roots)
 
-    def descends(self, key: Key, version: Version, ancestor: Version) -> bool:
-        """True when `version` is `ancestor` or grew from it over held versions."""
-        seen: Version | None = version
-        while seen is not None and seen.block != ancestor.block:
-            seen = self.find(key, seen.parent) if seen.parent else None
-        return seen is not None
-
     def adopt(self, key: Key, weights: set[bytes]) -> None:
         """Keep the adopted weights, and the last few before them (DEC-B8)."""
         served = self._adopted.setdefault(key, deque())
@@ -70,8 +63,8 @@ class Trails:
             if len(served) > VERSIONS_SERVED:
                 self._release(served.popleft())
 
-    def trim(self, key: Key, head: bytes, snapshot: bytes) -> list[Version]:
-        """Drop what neither roll-back nor a snapshot needs (DEC-B9); return it."""
+    def trim(self, key: Key, head: bytes, snapshot: bytes) -> None:
+        """Drop what neither roll-back nor a snapshot needs (DEC-B9)."""
         trail = self._trails[key]
         place = next(i for i, version in enumerate(trail) if version.block == head)
         surplus = trail[: max(0, place - KEPT)]
@@ -79,7 +72,6 @@ class Trails:
         self._trails[key] = [version for version in trail if version not in dropped]
         for version in dropped:
             self._release(version.roots)
-        return dropped
 
     def forget(self, key: Key) -> None:
         """Let go of everything of a group."""
@@ -87,6 +79,11 @@ class Trails:
             self._release(version.roots)
         for weights in self._adopted.pop(key, ()):
             self._release(weights)
+
+    @property
+    def has_unused(self) -> bool:
+        """True when `sweep` would find something."""
+        return bool(self._unused)
 
     def sweep(self) -> None:
         """Delete the tiles that nothing needs any more. Blocking: for a lane."""

@@ -115,9 +115,13 @@ def check_contributions(update: TileUpdate, schedule: Schedule) -> None:
 
 def check_tokens(update: TileUpdate, run: Run) -> None:
     """Nobody learned from more tokens than a round assigns (DEC-B10)."""
-    assigned = run.inner_steps * run.batch * run.sequence
-    if any(part.tokens > assigned for part in update.contributions):
+    if any(part.tokens > assigned_tokens(run) for part in update.contributions):
         raise Reject("a contribution counts more tokens than were assigned")
+
+
+def assigned_tokens(run: Run) -> int:
+    """Return how many tokens a learner learns from in one round."""
+    return run.inner_steps * run.batch * run.sequence
 
 
 def contribution_weights(tokens: list[int]) -> list[int]:

@@ -105,6 +105,21 @@ def test_parents_are_ordered_tips_and_our_own_newest_pending_block(node):
     run(main)
 
 
+def test_no_later_block_stands_on_one_that_is_given_up(node):
+    async def main():
+        first, stuck, above = [await node.author.make(beat(load=n)) for n in range(3)]
+        node.author.abandon(stuck.id)
+        fourth = await node.author.make(beat(load=3))
+        assert above.header.parents == (stuck.id,)
+        assert fourth.header.parents == (first.id,)
+        fifth = await node.author.make(beat(load=4))
+        assert fifth.header.parents == (fourth.id,)
+        await node.order(first, fourth, fifth)
+        assert node.blocks.outcome(fifth.id).code == 0
+
+    run(main)
+
+
 def test_at_most_eight_parents_our_own_always_one_of_them(node):
     async def main():
         wide = [

@@ -207,6 +207,9 @@ def test_own_blocks_are_found_by_account_and_chain():
     assert pool.newest_of(KEYS[0].account, made[0].header.chain) == made[2]
     assert pool.newest_of(KEYS[0].account, data.header.chain) == data
     assert pool.newest_of(KEYS[2].account, 0) is None
+    chain = made[0].header.chain
+    assert pool.newest_of(KEYS[0].account, chain, {made[1].id}) == made[0]
+    assert pool.newest_of(KEYS[0].account, chain, {made[0].id, data.id}) is None
 
 
 def test_references_and_blobs_of_each_kind():

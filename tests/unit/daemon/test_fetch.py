@@ -110,3 +110,52 @@ def test_a_want_that_nobody_renews_is_given_up(tmp_path: Path):
         assert asked == {renewed}
 
     running(tmp_path, peers, act)
+
+
+def test_a_fetch_goes_on_for_others_when_its_first_asker_is_cancelled(tmp_path: Path):
+    peers = Peers(b"one")
+    (blob,) = peers.bodies
+
+    async def act(fetcher: Fetcher, store: BlobStore) -> None:
+        async def first() -> None:
+            with trio.move_on_after(SLOW_S / 2):  # while the silent peer is asked
+                await fetcher.get(blob)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first)
+            await trio.testing.wait_all_tasks_blocked()
+            await fetcher.get(blob, ["honest"])
+        assert store.has(blob)
+        assert [peer for peer, _ in peers.asked] == ["silent", "honest"]
+
+    running(tmp_path, peers, act)
+
+
+@pytest.mark.parametrize(("hints", "most"), [((), 2), (("another",), 5)])
+def test_who_waited_in_vain_asks_again_only_if_it_knows_others(tmp_path, hints, most):
+    peers = Peers()
+
+    async def act(fetcher: Fetcher, store: BlobStore) -> None:
+        async def get(*hints: str) -> None:
+            with pytest.raises(NotHere):
+                await fetcher.get(bytes(32), hints)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(get)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(get, *hints)
+        assert len(peers.asked) == most
+
+    running(tmp_path, peers, act)
+
+
+def test_a_blob_of_more_bytes_than_was_said_is_not_fetched(tmp_path: Path):
+    peers = Peers(b"a long one")
+    (blob,) = peers.bodies
+
+    async def act(fetcher: Fetcher, store: BlobStore) -> None:
+        with pytest.raises(NotHere):
+            await fetcher.get(blob, ["honest"], most_bytes=9)
+        await fetcher.get(blob, ["honest"], most_bytes=10)
+
+    running(tmp_path, peers, act)

@@ -84,8 +84,20 @@ def test_the_file_is_the_canonical_one(blobs, tmp_path):
 def test_durable_replaces_derived(blobs, tmp_path):
     root = blobs.put_array(SMALL, durable=False)
     assert blobs.put_array(SMALL) == root and blobs.is_durable(root)
-    assert not list((tmp_path / "blobs" / "derived").iterdir())
     assert blobs.put_array(SMALL, durable=False) == root and blobs.is_durable(root)
+    assert blobs.roots(durable=False) == ()
+    again = reopened(blobs, tmp_path)
+    assert again.is_durable(root)
+    assert not list((tmp_path / "blobs" / "derived").iterdir())
+
+
+def test_who_was_told_of_a_derived_file_may_open_it_once_it_is_durable(blobs):
+    root = blobs.put_array(SMALL, durable=False)
+    told = blobs.path(root)
+    blobs.put_array(SMALL)
+    assert tblock.verify_file(os.open(told, os.O_RDONLY), root).root == root
+    blobs.delete(root)
+    assert not told.exists() and not blobs.has(root)
 
 
 def test_delete_keeps_what_is_mapped(blobs):
