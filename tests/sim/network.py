@@ -264,7 +264,7 @@ class SimNode:
         self.intents.close()
         if not keep_intents:
             shutil.rmtree(self.home / "intents")
-        again = SimNode(
+        again = type(self)(
             self.name,
             self.genesis,
             self.key,
@@ -327,4 +327,4 @@ async def until(condition, timeout_s: float = 120.0) -> None:
     """Wait in virtual time until `condition()` holds."""
     with trio.fail_after(timeout_s):
         while not condition():
-            await trio.sleep(0.05)
+            await trio.sleep(0.2)
