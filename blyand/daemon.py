@@ -101,6 +101,7 @@ async def run(home: Home, config: Config) -> None:
         blame=standing.blame,
         blame_address=standing.blame_address,
         poison=poison.put,
+        metrics=metrics,
     )
     nice = config.compute.worker_nice
     with open_stores(home) as stores:

@@ -35,11 +35,13 @@ def serve_streams(
         blobs_ends.serve(stores.blobs.outline, stores.blobs.read_leaf),
         concurrency=16,
         deadline_s=blobs_proto.DEADLINE_S,
+        bulk=True,
     )
     host.handle(
         delta_proto.PROTOCOL_ID,
         delta_ends.serve(base.genesis.id, models.primary.take),
         deadline_s=delta_proto.DEADLINE_S,
+        bulk=True,
     )
     if serves_experts:
         host.handle(

@@ -64,7 +64,7 @@ CATCH_ALLS = {
     ("blyand/supervise.py", "_run_one"),
     ("blyand/poison.py", "containing"),  # one foreign item (DEC-C2)
     ("blyand/worker.py", "_answer"),
-    ("blyand/net/stream.py", "serve_stream"),
+    ("blyand/net/serving.py", "serve_stream"),
     ("blyand/net/gossip.py", "*"),
     ("blyand/net/guard/host.py", "*"),
     ("blyand/net/guard/gossip.py", "*"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -30,10 +29,10 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from multiaddr import Multiaddr
 
 from blyan_proto.errors import DecodeError, ProtocolError
-from blyan_proto.protocols.result import ResultCode
 from blyan_proto.signing import SigningKey
 from blyand.errors import ConfigFault, LocalFault, NoRoute, NotHere, TooSlow
 from blyand.log import broken
+from blyand.metrics import Metrics
 from blyand.net.address import peer_in
 from blyand.net.connections import Connections, Limits, PeerCallback, PeerInfo
 from blyand.net.gossip import Gossip, Poison
@@ -43,20 +42,19 @@ from blyand.net.guard.names import check_names
 from blyand.net.guard.tls import GuardedTls
 from blyand.net.guard.yamux import GuardedYamux, mend_yamux
 from blyand.net.identity import key_pair_of, parse_peer_id, peer_id_of, public_key_of
+from blyand.net.link import link_of_connection
 from blyand.net.listen import check_free, real_addresses
 from blyand.net.mux.driver import PROTOCOL_ID as MUX
 from blyand.net.mux.driver import MuxConnection
+from blyand.net.serving import Note, Served, Serving, unnoted
 from blyand.net.standing import Standing
 from blyand.net.stream import (
     Blame,
     MessageStream,
     Serve,
-    Traffic,
-    linger,
-    refuse,
     requesting,
-    serve_stream,
 )
+from blyand.net.traffic import Traffic
 from blyand.supervise import leaves
 
 log = logging.getLogger(__name__)
@@ -97,15 +95,8 @@ class HostSettings:
     blame: Blame = _log_blame  # of an authenticated peer
     blame_address: Blame = _log_stranger  # text of an IP address, before a key is known
     poison: Poison = _log_poison
-
-
-@dataclass
-class _Served:
-    serve: Serve
-    concurrency: int
-    total: int
-    deadline_s: float | None
-    before_hello: bool
+    metrics: Metrics = field(default_factory=Metrics)
+    note: Note = unnoted  # the log of events
 
 
 class Host:
@@ -117,9 +108,8 @@ class Host:
         self.standing = settings.standing
         self._settings = settings
         self._nursery = nursery
-        self._traffic = Traffic()
-        self._served: dict[str, _Served] = {}
-        self._serving: Counter[tuple[str, str]] = Counter()  # (protocol, peer or "")
+        self.metrics = settings.metrics
+        self._traffic = Traffic(settings.metrics)
         pair = key_pair_of(settings.key)
         noise = Noise(pair, noise_privkey=create_new_key_pair().private_key)
         self._libp2p: Any = new_host(
@@ -154,6 +144,14 @@ class Host:
             self.blame,
             settings.max_connections,
             self._connections.may_enter,
+        )
+        self._serving = Serving(
+            nursery,
+            self._traffic,
+            settings.metrics,
+            self.blame,
+            self._connections.is_admitted,
+            settings.note,
         )
         self.gossip = Gossip(
             self._libp2p,
@@ -237,10 +235,16 @@ class Host:
     # Streams
 
     async def open_stream(
-        self, peer_id: str, protocol: str, deadline_s: float = OPEN_DEADLINE_S
+        self,
+        peer_id: str,
+        protocol: str,
+        deadline_s: float = OPEN_DEADLINE_S,
+        *,
+        bulk: bool = False,
     ) -> MessageStream:
         """Open a stream to a connected peer; the caller closes it.
 
+        `bulk` is for blobs and their like: they yield to small messages.
         Raises NotHere if the peer is not connected or does not serve the protocol,
         TooSlow after `deadline_s`. For one exchange use `request`.
         """
@@ -266,18 +270,20 @@ class Host:
         finally:
             if stream is not None and not opened:
                 await MessageStream(stream, peer_id, protocol, self._traffic).reset()
-        return MessageStream(stream, peer_id, protocol, self._traffic)
+        link = link_of_connection(connections[0])
+        self.metrics.counter("blyan_net_streams_opened", protocol=protocol).add()
+        return MessageStream(stream, peer_id, protocol, self._traffic, link, bulk)
 
     @asynccontextmanager
     async def request(
-        self, peer_id: str, protocol: str, deadline_s: float
+        self, peer_id: str, protocol: str, deadline_s: float, *, bulk: bool = False
     ) -> AsyncIterator[MessageStream]:
         """Open a stream for one exchange that ends within `deadline_s` (TooSlow).
 
         A ProtocolError that leaves the block is blamed on the peer and raised.
         """
         with trio.move_on_after(deadline_s) as scope:
-            stream = await self.open_stream(peer_id, protocol, deadline_s)
+            stream = await self.open_stream(peer_id, protocol, deadline_s, bulk=bulk)
             async with requesting(stream, self.blame):
                 yield stream
         if scope.cancelled_caught:
@@ -292,55 +298,24 @@ class Host:
         total: int = 64,
         deadline_s: float | None = 30.0,
         before_hello: bool = False,
+        bulk: bool = False,
     ) -> None:
         """Serve a protocol: `serve(stream)` runs once per stream that a peer opens.
 
         More than `concurrency` streams of a peer, or `total` of all peers, are answered
         BUSY. `deadline_s` bounds an exchange; None is for long-lived streams, whose
-        server sets a deadline on each receive. Only hello serves strangers.
+        server sets a deadline on each receive. Only hello serves strangers. `bulk`: see
+        `open_stream`.
         """
-        self._served[protocol] = _Served(
-            serve, concurrency, total, deadline_s, before_hello
+        self._serving.add(
+            protocol,
+            Served(serve, concurrency, total, deadline_s, before_hello, bulk),
         )
 
         async def enter(stream: INetStream) -> None:
-            # libp2p takes the stream back when this returns.
-            done = trio.Event()
-            self._nursery.start_soon(self._enter, stream, protocol, done)
-            await done.wait()
+            await self._serving.enter(stream, protocol)
 
         self._libp2p.set_stream_handler(protocol, enter)
-
-    async def _enter(self, raw: INetStream, protocol: str, done: trio.Event) -> None:
-        peer = str(raw.muxed_conn.peer_id)
-        stream = MessageStream(raw, peer, protocol, self._traffic)
-        served = self._served[protocol]
-        mine, everybodys = (protocol, peer), (protocol, "")
-        try:
-            if (
-                not self.standing.may_serve(peer)
-                or self._serving[mine] >= served.concurrency
-                or self._serving[everybodys] >= served.total
-            ):
-                await refuse(stream, ResultCode.BUSY)
-            else:
-                self._serving[mine] += 1
-                self._serving[everybodys] += 1
-                try:
-                    if served.before_hello or await self._connections.is_admitted(peer):
-                        await serve_stream(
-                            stream, served.serve, served.deadline_s, self.blame
-                        )
-                    else:
-                        await refuse(stream, ResultCode.UNAVAILABLE)
-                finally:
-                    self._serving[everybodys] -= 1
-                    self._serving[mine] -= 1
-                    if not self._serving[mine]:
-                        del self._serving[mine]
-            await linger(stream)
-        finally:
-            done.set()
 
     def _sever(self, peer: str) -> None:
         self._nursery.start_soon(self.disconnect, peer)

@@ -1,15 +1,12 @@
-"""MessageStream: frames and typed messages, bounded and timed; and the serving guard.
+"""MessageStream: frames and typed messages, bounded and timed.
 
 Strategy. A frame is bounded before it is read and every wait has a deadline. A read
 that was interrupted loses nothing; a write that was interrupted ends the stream, since
-part of a frame may be out. `serve_stream` is the one place where an error of a handler
-becomes a result code, a score or the end of the daemon.
-docs/protocols/streams.md
+part of a frame may be out. docs/protocols/streams.md
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -26,53 +23,32 @@ from blyan_proto.framing import PREFIX_BYTES, frame
 from blyan_proto.protocols.result import RESULT_BYTES, ResultCode
 from blyand.errors import (
     Busy,
-    LocalFault,
     NotHere,
     Pruned,
     StaleVersion,
     TooSlow,
     Unavailable,
 )
-from blyand.log import broken
-from blyand.supervise import leaves
-
-log = logging.getLogger(__name__)
+from blyand.net.link import UNKNOWN
+from blyand.net.traffic import Traffic as Traffic  # a part of its signature
 
 T = TypeVar("T")
 Serve = Callable[["MessageStream"], Awaitable[None]]
 Blame = Callable[[str, ProtocolError], None]
 
 SEND_DEADLINE_S = 30.0
-LINGER_S = 2.0  # how long a finished server waits for the client's end of stream
-LINGER_BYTES = 1024 * 1024
 _READ_AHEAD = 16 * 1024  # one read takes a small frame whole
 _READ_MOST = 256 * 1024
 _HEAD_BYTES = 65_000  # copied behind the prefix; the rest of a frame is sent as is
 _LOST = (BaseLibp2pError, OSError, trio.ClosedResourceError, trio.BrokenResourceError)
 
-_CODES: tuple[tuple[type[Unavailable], ResultCode], ...] = (
+CODES: tuple[tuple[type[Unavailable], ResultCode], ...] = (
     (Busy, ResultCode.BUSY),
     (StaleVersion, ResultCode.STALE_VERSION),
     (Pruned, ResultCode.PRUNED),
     (NotHere, ResultCode.ABSENT),
     (Unavailable, ResultCode.UNAVAILABLE),
 )
-
-
-class Traffic:
-    """Bytes sent and received, by protocol."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, list[int]] = {}
-
-    def add(self, protocol: str, up: int = 0, down: int = 0) -> None:
-        count = self._counts.setdefault(protocol, [0, 0])
-        count[0] += up
-        count[1] += down
-
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """Return {protocol: (bytes up, bytes down)}."""
-        return {protocol: (up, down) for protocol, (up, down) in self._counts.items()}
 
 
 class MessageStream:
@@ -83,18 +59,31 @@ class MessageStream:
     """
 
     def __init__(
-        self, transport: INetStream, peer: str, protocol: str, traffic: Traffic
+        self,
+        transport: INetStream,
+        peer: str,
+        protocol: str,
+        traffic: Traffic,
+        link: str = UNKNOWN,
+        bulk: bool = False,
     ) -> None:
+        """`link`: class of the connection; `bulk`: yields to small messages."""
         self.peer = peer
         self.protocol = protocol
         self.ended = False  # the peer finished its side
         self.answered = False  # at least one frame left this side
+        self.draining = trio.Event()  # set when the serving side wants to end
         self._transport = transport
-        self._traffic = traffic
+        self._meter = traffic.meter(protocol, link)
         self._buffer = bytearray()
         self._held = b""  # a result frame that travels with the next frame
         self._gone = False
         self._sending = trio.Lock()
+        prioritise = getattr(
+            transport, "set_priority", None
+        )  # only some muxers have it
+        if prioritise is not None:
+            prioritise(bulk)
 
     async def __aenter__(self) -> MessageStream:
         return self
@@ -233,7 +222,7 @@ class MessageStream:
             raise NotHere(f"{self.protocol}: the stream is gone") from error
         finally:
             self._gone = self._gone or not whole
-        self._traffic.add(self.protocol, up=len(raw))
+        self._meter.up.add(len(raw))
 
     async def _fill(self, size: int, may_end: bool = False) -> bool:
         """Read until `size` bytes are buffered; False at a clean end (if it may be)."""
@@ -253,7 +242,7 @@ class MessageStream:
                 self._gone = True
                 raise NotHere(f"{self.protocol}: the stream is gone") from error
             self._buffer += received
-            self._traffic.add(self.protocol, down=len(received))
+            self._meter.down.add(len(received))
         return True
 
 
@@ -269,87 +258,10 @@ async def expect_ok(stream: MessageStream, deadline_s: float) -> None:
     code = ResultCode(raw[0])
     if code is ResultCode.OK:
         return
-    for error, means in _CODES:
+    for error, means in CODES:
         if means is code:
             raise error(f"{stream.protocol}: the peer answers {code.name}")
     raise Unavailable(f"{stream.protocol}: the peer answers {code.name}")
-
-
-async def serve_stream(
-    stream: MessageStream, serve: Serve, deadline_s: float | None, blame: Blame
-) -> None:
-    """Run `serve` on a stream and turn its end into what the peer sees.
-
-    `deadline_s` bounds the whole exchange; None leaves the deadlines of a long-lived
-    stream to `serve`. Raises only LocalFault; the stream is ended in every case. One
-    of the four boundaries: a bug of ours costs the peer this stream and nothing else.
-    """
-    try:
-        with trio.move_on_after(deadline_s or float("inf")) as scope:
-            await serve(stream)
-            await stream.close_write()
-        if scope.cancelled_caught:
-            log.debug("%s: deadline passed", stream.protocol)
-            await stream.reset()
-    except Exception as error:
-        await _refuse(stream, _weightiest(error), blame)
-    except BaseException:
-        await stream.reset()
-        raise
-
-
-async def _refuse(stream: MessageStream, error: BaseException, blame: Blame) -> None:
-    code = ResultCode.SERVER_ERROR
-    if isinstance(error, ProtocolError):
-        code = ResultCode.INVALID_REQUEST
-        blame(stream.peer, error)
-    elif isinstance(error, Unavailable):
-        code = next(code for kind, code in _CODES if isinstance(error, kind))
-    elif isinstance(error, trio.TooSlowError):
-        code = ResultCode.UNAVAILABLE
-    elif not isinstance(error, LocalFault):
-        broken(log, f"serving {stream.protocol}", error, peer=stream.peer)
-    await refuse(stream, code)
-    if isinstance(error, LocalFault):
-        raise error
-
-
-async def refuse(stream: MessageStream, code: ResultCode) -> None:
-    """End a stream with a result, or with a reset if an answer has begun."""
-    if stream.answered:
-        await stream.reset()
-        return
-    with trio.move_on_after(LINGER_S):
-        try:
-            await stream.send_result(code)
-            await stream.close_write()
-            return
-        except NotHere:
-            pass
-    await stream.reset()
-
-
-async def linger(stream: MessageStream) -> None:
-    """Give the client the time to finish its side, then let the stream go."""
-    with trio.move_on_after(LINGER_S):
-        try:
-            await stream.drain(LINGER_BYTES)
-        except Unavailable:
-            pass
-    await stream.aclose()
-
-
-def _weightiest(error: Exception) -> BaseException:
-    """Of the errors that left a handler together, return the one that decides."""
-
-    def weight(leaf: BaseException) -> int:
-        order = (Unavailable, trio.TooSlowError, ProtocolError, LocalFault)
-        for place, kind in enumerate(order):
-            if isinstance(leaf, kind):
-                return 9 if kind is LocalFault else place
-        return 5  # a bug of ours
-
-    return max(leaves(error), key=weight)
 
 
 @asynccontextmanager

@@ -41,7 +41,9 @@ class Client:
 
         TooSlow after `FIRST_WORD_S` without a word: another peer is asked then.
         """
-        async with self._host.request(peer, PROTOCOL_ID, DEADLINE_S) as stream:
+        async with self._host.request(
+            peer, PROTOCOL_ID, DEADLINE_S, bulk=True
+        ) as stream:
             await stream.send_message(GetOutline(blob), REQUEST)
             await stream.close_write()
             await expect_ok(stream, FIRST_WORD_S)
@@ -55,7 +57,9 @@ class Client:
         self, peer: str, blob: bytes, first: int, count: int, take: TakeLeaf
     ) -> None:
         """Hand consecutive leaves to `take` as they arrive; it raises BadProof."""
-        async with self._host.request(peer, PROTOCOL_ID, DEADLINE_S) as stream:
+        async with self._host.request(
+            peer, PROTOCOL_ID, DEADLINE_S, bulk=True
+        ) as stream:
             await stream.send_message(GetLeaves(blob, first, count), REQUEST)
             await stream.close_write()
             await expect_ok(stream, FIRST_WORD_S)

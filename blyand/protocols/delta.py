@@ -31,7 +31,9 @@ class Client:
 
     async def push(self, peer: str, bundle: Bundle) -> Receipt:
         """Send a bundle and return what became of its entries."""
-        async with self._host.request(peer, PROTOCOL_ID, DEADLINE_S) as stream:
+        async with self._host.request(
+            peer, PROTOCOL_ID, DEADLINE_S, bulk=True
+        ) as stream:
             await stream.send_message(bundle, REQUEST, deadline_s=DEADLINE_S)
             await stream.close_write()
             await expect_ok(stream, DEADLINE_S)

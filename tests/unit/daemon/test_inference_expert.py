@@ -17,7 +17,9 @@ from blyan_proto.protocols.result import ResultCode
 from blyan_proto.signing import SigningKey
 from blyand.errors import Busy, NotHere, StaleVersion, TooSlow, Unavailable
 from blyand.net.host import HostSettings, open_host
-from blyand.net.stream import MessageStream, Traffic, serve_stream
+from blyand.net.serving import serve_stream
+from blyand.net.stream import MessageStream
+from blyand.net.traffic import Traffic
 from blyand.protocols import expert
 
 CALL = Forward(

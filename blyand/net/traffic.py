@@ -1,0 +1,53 @@
+"""Bytes sent and received, by protocol and class of link, kept as metrics."""
+
+from __future__ import annotations
+
+from blyand.metrics import Counter, Metrics
+from blyand.net.link import UNKNOWN
+
+
+class Meter:
+    """Counts what goes over one protocol and one class of link."""
+
+    def __init__(self, up: Counter, down: Counter) -> None:
+        self.up, self.down = up, down
+
+
+class Traffic:
+    """All meters of a host."""
+
+    def __init__(self, metrics: Metrics | None = None) -> None:
+        self._metrics = metrics or Metrics()
+        self._meters: dict[tuple[str, str], Meter] = {}
+
+    def meter(self, protocol: str, link: str = UNKNOWN) -> Meter:
+        """Return the meter of a protocol over a class of link, made if new."""
+        known = self._meters.get((protocol, link))
+        if known is None:
+            known = self._meters[protocol, link] = Meter(
+                *(
+                    self._metrics.counter(
+                        "blyan_net_bytes", protocol=protocol, link=link, way=way
+                    )
+                    for way in ("up", "down")
+                )
+            )
+        return known
+
+    def add(
+        self, protocol: str, up: int = 0, down: int = 0, link: str = UNKNOWN
+    ) -> None:
+        """Count bytes of a protocol."""
+        meter = self.meter(protocol, link)
+        if up:
+            meter.up.add(up)
+        if down:
+            meter.down.add(down)
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Return {protocol: (bytes up, bytes down)} over all links."""
+        found: dict[str, tuple[int, int]] = {}
+        for (protocol, _), meter in self._meters.items():
+            up, down = found.get(protocol, (0, 0))
+            found[protocol] = up + meter.up.value, down + meter.down.value
+        return found
