@@ -36,6 +36,7 @@ from blyand.finality.beacon import BeaconChain
 from blyand.home import Home, read_or_none, replace_file
 from blyand.initialise import hardware, role_bits
 from blyand.metrics import Metrics
+from blyand.net.calls import open_calls
 from blyand.net.dialer import Dialer
 from blyand.net.host import HostSettings, open_host
 from blyand.net.identity import peer_id_of
@@ -109,7 +110,7 @@ async def run(home: Home, config: Config) -> None:
             open_host(settings) as host,
             open_worker("training", nice=nice) as trainer,
             open_worker("import", nice=nice) as importer,
-            expert_ends.open_client(host) as experts,
+            open_calls(host) as calls,
         ):
             events = Broadcast()
             book = PeerBook(host.peer_id, read_or_none(home.path / "peers"))
@@ -141,7 +142,9 @@ async def run(home: Home, config: Config) -> None:
             settling.begin(base)
             fetcher = build_fetcher(base)
             ledger = build_ledger(base)
-            models = build_models(base, ledger, fetcher, experts, trainer)
+            models = build_models(
+                base, ledger, fetcher, expert_ends.Client(calls), trainer
+            )
             stop = trio.Event()
             serve_streams(
                 base,

@@ -1,4 +1,4 @@
-"""Counters and gauges by name and labels; read as one snapshot.
+"""Counters, gauges and histograms by name and labels; read as one snapshot.
 
 Labels may come from outside (a peer, a protocol), so the number of series is bounded:
 above it, new ones are counted together under ``other``.
@@ -6,6 +6,8 @@ above it, new ones are counted together under ``other``.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import threading
 from typing import TypeVar
@@ -46,16 +48,41 @@ class Gauge:
         return self._value
 
 
-S = TypeVar("S", Counter, Gauge)
+class Histogram:
+    """How often a span of time fell into each of a few classes. `BOUNDS_S` are fixed."""
 
-
-class Metrics:
-    """A daemon's counters and gauges. Asking for the same series twice gives the same."""
+    BOUNDS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counters: dict[str, Counter] = {}
-        self._gauges: dict[str, Gauge] = {}
+        self._counts = [0] * (len(self.BOUNDS_S) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one span."""
+        place = bisect.bisect_left(self.BOUNDS_S, seconds)
+        with self._lock:
+            self._counts[place] += 1
+            self._sum_s += seconds
+
+    def read(self) -> tuple[tuple[int, ...], float]:
+        """Return how many were at most each bound (the last: all), and their sum."""
+        with self._lock:
+            return tuple(itertools.accumulate(self._counts)), self._sum_s
+
+
+S = TypeVar("S", Counter, Gauge, Histogram)
+Series = dict[tuple[str, tuple[tuple[str, str], ...]], S]  # (name, labels) -> series
+
+
+class Metrics:
+    """A daemon's series. Asking for the same one twice gives the same."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counters: Series[Counter] = {}
+        self._gauges: Series[Gauge] = {}
+        self._histograms: Series[Histogram] = {}
 
     def counter(self, name: str, **labels: str) -> Counter:
         """Return the counter `name` with these labels, made at 0 if new."""
@@ -65,24 +92,42 @@ class Metrics:
         """Return the gauge `name` with these labels, made at 0 if new."""
         return self._find(self._gauges, Gauge, name, labels)
 
+    def histogram(self, name: str, **labels: str) -> Histogram:
+        """Return the histogram `name` with these labels, made empty if new."""
+        return self._find(self._histograms, Histogram, name, labels)
+
     def snapshot(self) -> dict[str, int | float]:
-        """Return every series as ``name{label="value"}`` -> value, sorted by name."""
+        """Return counters and gauges as ``name{label="value"}`` -> value, sorted."""
+        named: dict[str, int | float] = {}
+        named |= {spell(*key): one.value for key, one in self.counters().items()}
+        named |= {spell(*key): one.value for key, one in self.gauges().items()}
+        return dict(sorted(named.items()))
+
+    def counters(self) -> Series[Counter]:
         with self._lock:
-            series: dict[str, Counter | Gauge] = {**self._counters, **self._gauges}
-        return {key: series[key].value for key in sorted(series)}
+            return dict(self._counters)
+
+    def gauges(self) -> Series[Gauge]:
+        with self._lock:
+            return dict(self._gauges)
+
+    def histograms(self) -> Series[Histogram]:
+        with self._lock:
+            return dict(self._histograms)
 
     def _find(
-        self, known: dict[str, S], kind: type[S], name: str, labels: dict[str, str]
+        self, known: Series[S], kind: type[S], name: str, labels: dict[str, str]
     ) -> S:
+        key = name, tuple(sorted(labels.items()))
         with self._lock:
-            key = _series_key(name, labels)
             if key not in known and len(known) >= MAX_SERIES:
-                key = _series_key(name, {label: "other" for label in labels})
+                key = name, tuple((label, "other") for label in sorted(labels))
             return known.setdefault(key, kind())
 
 
-def _series_key(name: str, labels: dict[str, str]) -> str:
+def spell(name: str, labels: tuple[tuple[str, str], ...]) -> str:
+    """Return ``name{label="value",…}``, or the name alone without labels."""
     if not labels:
         return name
-    pairs = (f"{label}={json.dumps(labels[label])}" for label in sorted(labels))
+    pairs = (f"{label}={json.dumps(value)}" for label, value in labels)
     return f"{name}{{{','.join(pairs)}}}"

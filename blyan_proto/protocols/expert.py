@@ -1,4 +1,4 @@
-"""/blyan/expert/1: activations in, activations out; many requests on one long stream.
+"""/blyan/expert/1: activations in, activations out; calls on one long stream.
 docs/protocols/expert.md"""
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from typing import Annotated
 
 from blyan_proto.codec import U16, U32, Choice, Size, message
 from blyan_proto.constants import KIB, MIB
-from blyan_proto.protocols.result import ResultCode
 from blyan_proto.types import Hash
 
 PROTOCOL_ID = "/blyan/expert/1"
@@ -16,9 +15,8 @@ MAX_ROWS = 4096  # tokens in one call
 MAX_ACTIVATION_BYTES = 16 * MIB
 MAX_MESSAGE_BYTES = MAX_ACTIVATION_BYTES + 64 * KIB
 MAX_EXPERTS_PER_CALL = 64
-MAX_IN_FLIGHT = 64  # calls of one peer on one stream
+MAX_IN_FLIGHT_BYTES = 4 * MAX_MESSAGE_BYTES  # requests and outputs of one peer's calls
 DEADLINE_S = 20.0
-IDLE_S = 60.0  # a stream without a call for longer is closed
 
 
 class Numerics(enum.IntEnum):
@@ -44,7 +42,6 @@ class ExpertRows:
 class Forward:
     """One batch of hidden states for several experts of one layer."""
 
-    call: U32  # the client's number; answers may come in any order
     model: Hash
     numerics: Numerics
     width: U32  # d; a row is d little-endian float32 values
@@ -56,21 +53,11 @@ class Forward:
 class Outputs:
     """Each expert's output rows, unsummed, in the order of the call."""
 
-    call: U32
     outputs: Annotated[
         tuple[Annotated[bytes, Size(4, MAX_ACTIVATION_BYTES)], ...],
         Size(1, MAX_EXPERTS_PER_CALL),
     ]
 
 
-@message
-class Refused:
-    """The call was not answered, and why."""
-
-    call: U32
-    code: ResultCode
-    reason: Annotated[str, Size(0, 256)]
-
-
 REQUEST = Choice("expert request", {1: Forward})
-ANSWER = Choice("expert answer", {1: Outputs, 2: Refused})
+ANSWER = Choice("expert answer", {1: Outputs})

@@ -53,7 +53,7 @@ def make_call(
     x: np.ndarray,
     rows: Mapping[int, np.ndarray],
 ) -> Forward:
-    """Return the call for `experts`, ascending, of one layer; its number is still 0.
+    """Return the call for `experts`, ascending, of one layer.
 
     x (n, d) float32; `rows` are each expert's row numbers (m,) in x, ascending.
     """
@@ -64,7 +64,6 @@ def make_call(
         places = np.searchsorted(needed, rows[expert]).astype("<u2")  # (m,)
         wanted.append(ExpertRows(group, heads.roots[group], places.tobytes()))
     return Forward(
-        call=0,
         model=heads.model,
         numerics=Numerics.REFERENCE,
         width=x.shape[1],

@@ -221,6 +221,18 @@ async def serve_stream(
         return "ok"
     except Exception as error:
         return await _refuse(stream, _weightiest(error), blame)
+    except BaseExceptionGroup as group:
+        # Cancelled, and failing because of it: only the cancellation goes on.
+        await stream.reset()
+        cancelled, rest = group.split(trio.Cancelled)
+        if cancelled is None or rest is None or not isinstance(rest, Exception):
+            raise
+        worst = _weightiest(rest)
+        if isinstance(worst, LocalFault):
+            raise
+        if not isinstance(worst, (*_EXPECTED, ProtocolError)):
+            broken(log, f"serving {stream.protocol}", worst, peer=stream.peer)
+        raise cancelled from None
     except BaseException:
         await stream.reset()
         raise
@@ -268,11 +280,14 @@ async def linger(stream: MessageStream) -> None:
     await stream.aclose()
 
 
+_EXPECTED = (Unavailable, trio.TooSlowError)
+
+
 def _weightiest(error: Exception) -> BaseException:
     """Of the errors that left a handler together, return the one that decides."""
 
     def weight(leaf: BaseException) -> int:
-        order = (Unavailable, trio.TooSlowError, ProtocolError, LocalFault)
+        order = (*_EXPECTED, ProtocolError, LocalFault)
         for place, kind in enumerate(order):
             if isinstance(leaf, kind):
                 return 9 if kind is LocalFault else place

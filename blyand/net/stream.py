@@ -96,9 +96,14 @@ class MessageStream:
     ) -> None:
         await (self.aclose() if kind is None else self.reset())
 
-    async def send(self, body: bytes, deadline_s: float = SEND_DEADLINE_S) -> None:
-        """Send one frame. TooSlow or NotHere when it could not leave whole."""
-        prefix = len(body).to_bytes(PREFIX_BYTES, "big")
+    async def send(
+        self, body: bytes, deadline_s: float = SEND_DEADLINE_S, *, head: bytes = b""
+    ) -> None:
+        """Send one frame, `head` then `body`. TooSlow or NotHere if it did not leave whole.
+
+        A `head` apart spares the copy of a large body.
+        """
+        prefix = (len(head) + len(body)).to_bytes(PREFIX_BYTES, "big") + head
         head, rest = prefix + body[:_HEAD_BYTES], memoryview(body)[_HEAD_BYTES:]
         with trio.move_on_after(deadline_s) as scope:
             async with self._sending:
@@ -122,6 +127,13 @@ class MessageStream:
 
     async def receive_or_end(self, limit: int, deadline_s: float) -> bytes | None:
         """Like `receive`, but None when the peer finished between two frames."""
+        parts = await self.receive_parts(0, limit, deadline_s)
+        return None if parts is None else parts[1]
+
+    async def receive_parts(
+        self, head_bytes: int, limit: int, deadline_s: float
+    ) -> tuple[bytes, bytes] | None:
+        """Like `receive_or_end`, the frame cut after its first `head_bytes`."""
         with trio.move_on_after(deadline_s):
             if not await self._fill(PREFIX_BYTES, may_end=True):
                 return None
@@ -131,9 +143,10 @@ class MessageStream:
             whole = PREFIX_BYTES + length
             await self._fill(whole)
             with memoryview(self._buffer) as view:
-                body = bytes(view[PREFIX_BYTES:whole])
+                cut = min(PREFIX_BYTES + head_bytes, whole)
+                head, body = bytes(view[PREFIX_BYTES:cut]), bytes(view[cut:whole])
             del self._buffer[:whole]
-            return body
+            return head, body
         raise TooSlow(f"{self.protocol}: nothing within {deadline_s:g} s")
 
     async def send_message(

@@ -31,6 +31,7 @@ from blyand.inference.experts import Experts
 from blyand.inference.serve import ExpertServer
 from blyand.inference.versions import Tiles, Versions
 from blyand.metrics import Metrics
+from blyand.net.calls import open_calls
 from blyand.net.connections import PeerInfo
 from blyand.net.host import Host, HostSettings, open_host
 from blyand.net.stream import MessageStream
@@ -98,9 +99,10 @@ async def measure(address: str, calls: int) -> None:
         holder = Holder(Path(directory))
         async with (
             open_host(settings(2)) as host,
-            expert.open_client(host) as client,
+            open_calls(host) as calls,
             trio.open_nursery() as nursery,
         ):
+            client = expert.Client(calls)
             await nursery.start(holder.batcher.run)
             peer = await host.connect(address)
             print(f"d {holder.model.architecture.width}, {calls} calls of each kind")
@@ -124,7 +126,6 @@ async def compare(
     work = Work(holder.layout, holder.group, holder.root, holder.tiles, x, places)
     numbers = places.astype("<u2").tobytes()
     call = wire.Forward(
-        call=0,
         model=ID,
         numerics=wire.Numerics.REFERENCE,
         width=width,

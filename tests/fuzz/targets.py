@@ -21,7 +21,8 @@ from blyan_proto.checkpoint import MAX_FINAL_CHECKPOINT_BYTES, FinalCheckpoint, 
 from blyan_proto.errors import DecodeError, ProtocolError
 from blyan_proto.framing import FrameReader, frame
 from blyan_proto.genesis import MAX_GENESIS_BYTES, Genesis
-from blyan_proto.protocols import blobs, blocks, delta, expert, hello, sync
+from blyan_proto.protocols import blobs, blocks, calls, delta, expert, hello, sync
+from blyan_proto.protocols.result import ResultCode
 from blyan_proto.rpc import jsonrpc
 from blyan_proto.signing import Purpose, check_signature
 from blyan_tile import compress, tblock
@@ -87,6 +88,25 @@ def frames(raw: bytes) -> list[bytes]:
     if reader.partial:
         raise DecodeError("the stream ends in a frame")
     return found
+
+
+def call_frame(from_client: bool) -> Target:
+    """A frame on a stream of calls, as the other side reads it."""
+
+    def read(raw: bytes) -> tuple[calls.Kind, int, bytes]:
+        kind, number = calls.read_head(raw[: calls.HEAD_BYTES], from_client)
+        body = raw[calls.HEAD_BYTES :]
+        if kind is calls.Kind.REFUSAL:
+            assert calls.refusal(*calls.read_refusal(body)) == body
+        return kind, number, body
+
+    kinds = [k for k in calls.Kind if (k in calls.FROM_CLIENT) is from_client]
+    bodies = {calls.Kind.REFUSAL: calls.refusal(ResultCode.BUSY, "é")}
+    return Target(
+        read,
+        lambda frame: calls.head(*frame[:2]) + frame[2],
+        tuple(calls.head(kind, 7) + bodies.get(kind, b"") for kind in kinds),
+    )
 
 
 def request_line(raw: bytes) -> list[Any]:
@@ -170,9 +190,9 @@ TARGETS: dict[str, Target] = {
     ),
     "leaf": message(blobs.Leaf, blobs.MAX_ANSWER_BYTES, sample("leaf")),
     "expert request": choice(expert.REQUEST, expert.MAX_MESSAGE_BYTES, "forward"),
-    "expert answer": choice(
-        expert.ANSWER, expert.MAX_MESSAGE_BYTES, "outputs", "refused"
-    ),
+    "expert answer": choice(expert.ANSWER, expert.MAX_MESSAGE_BYTES, "outputs"),
+    "call frame of a client": call_frame(True),
+    "call frame of a server": call_frame(False),
     "delta request": choice(delta.REQUEST, delta.MAX_BUNDLE_BYTES, "bundle"),
     "delta answer": choice(delta.ANSWER, delta.MAX_BUNDLE_BYTES, "receipt"),
     "framing": Target(

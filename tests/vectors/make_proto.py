@@ -35,7 +35,6 @@ from blyan_proto.codec import encode, to_plain
 from blyan_proto.digest import Domain, digest
 from blyan_proto.genesis import DEVNET, Balance, Genesis
 from blyan_proto.protocols import blobs, blocks, delta, expert, hello, sync
-from blyan_proto.protocols.result import ResultCode
 from blyan_proto.signing import Purpose, SigningKey
 from blyan_proto.types import Role, bitmap
 
@@ -335,7 +334,6 @@ MESSAGES: dict[str, tuple[Any, Any]] = {
     "leaf": (blobs.Leaf(16, b"some bytes"), None),
     "forward": (
         expert.Forward(
-            call=9,
             model=MODEL_ID,
             numerics=expert.Numerics.REFERENCE,
             width=2,
@@ -347,11 +345,7 @@ MESSAGES: dict[str, tuple[Any, Any]] = {
         ),
         expert.REQUEST,
     ),
-    "outputs": (expert.Outputs(9, (bytes(16), bytes(8))), expert.ANSWER),
-    "refused": (
-        expert.Refused(9, ResultCode.STALE_VERSION, "version gone"),
-        expert.ANSWER,
-    ),
+    "outputs": (expert.Outputs((bytes(16), bytes(8))), expert.ANSWER),
     "bundle": (
         delta.Bundle(
             MANIFEST,

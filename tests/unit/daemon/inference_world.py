@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -170,10 +169,10 @@ class _Client:
         with trio.move_on_after(deadline_s):
             if peer in net.silent:
                 await trio.sleep_forever()
-            raw = wire.REQUEST.encode(replace(call, call=7))
+            raw = wire.REQUEST.encode(call)
             asked = wire.REQUEST.decode(raw, wire.MAX_MESSAGE_BYTES)
             outputs = await net.nodes[peer].server.answer(self.me, asked)
-            reply = wire.ANSWER.encode(wire.Outputs(7, outputs))
+            reply = wire.ANSWER.encode(wire.Outputs(outputs))
             made = wire.ANSWER.decode(reply, wire.MAX_MESSAGE_BYTES).outputs
             return net.mangle(peer, made)
         raise TooSlow(f"{peer} did not answer")

@@ -38,7 +38,6 @@ def a_call(node, *names, count=3, places=(0, 2), **changes):
     groups = [node.world.layout.group_named(name).index for name in names]
     x = np.random.default_rng(3).standard_normal((count, WIDTH), np.float32)
     call = Forward(
-        call=1,
         model=MODEL,
         numerics=Numerics.REFERENCE,
         width=WIDTH,
@@ -121,7 +120,7 @@ def test_an_answer_larger_than_a_message_is_refused():
         for group in world.layout.expert_groups[:2]
     )
     x = bytes(4 * 2048 * 2000)
-    call = Forward(1, MODEL, Numerics.REFERENCE, 2048, experts, x)
+    call = Forward(MODEL, Numerics.REFERENCE, 2048, experts, x)
     with pytest.raises(LimitExceeded):
         serve.check_call(call, world.layout, 2048)
 

@@ -112,7 +112,6 @@ def test_a_full_expert_call_fits_its_limit():
     most = expert.MAX_ROWS
     rows = b"".join(row.to_bytes(2, "little") for row in range(most))
     call = expert.Forward(
-        2**32 - 1,
         bytes(32),
         expert.Numerics.REFERENCE,
         1024,
