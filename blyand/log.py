@@ -32,6 +32,11 @@ def context(**fields: Any) -> Iterator[None]:
         _bound.reset(token)
 
 
+def bound() -> dict[str, Any]:
+    """Return the fields that records of this task carry now."""
+    return _bound.get()
+
+
 def fields(**named: Any) -> dict[str, Any]:
     """Context of a single record: ``log.info("stored", extra=fields(block=id))``."""
     return {"context": named}

@@ -36,6 +36,7 @@ LEVELS = {
     **dict.fromkeys(["worker", "clock", "events", "errors", "log", "metrics"], 1),
     **dict.fromkeys(["keystore", "home", "backup", "poison", "genesis"], 1),
     **dict.fromkeys(["exposition"], 1),
+    **dict.fromkeys(["diary"], 1),
     **dict.fromkeys(["rules", "__version__"], 0),
 }
 

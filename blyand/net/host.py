@@ -7,6 +7,7 @@ connection is a stranger's until `admit` (the hello protocol) says otherwise (DE
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import AsyncIterator
@@ -30,8 +31,9 @@ from multiaddr import Multiaddr
 
 from blyan_proto.errors import DecodeError, ProtocolError
 from blyan_proto.signing import SigningKey
+from blyand.diary import Note
 from blyand.errors import ConfigFault, LocalFault, NoRoute, NotHere, TooSlow
-from blyand.log import broken
+from blyand.log import broken, context
 from blyand.metrics import Metrics
 from blyand.net.address import peer_in
 from blyand.net.connections import Connections, Limits, PeerCallback, PeerInfo
@@ -42,11 +44,11 @@ from blyand.net.guard.names import check_names
 from blyand.net.guard.tls import GuardedTls
 from blyand.net.guard.yamux import GuardedYamux, mend_yamux
 from blyand.net.identity import key_pair_of, parse_peer_id, peer_id_of, public_key_of
-from blyand.net.link import link_of_connection
+from blyand.net.link import link_of, link_of_connection
 from blyand.net.listen import check_free, real_addresses
 from blyand.net.mux.driver import PROTOCOL_ID as MUX
 from blyand.net.mux.driver import MuxConnection
-from blyand.net.serving import Note, Served, Serving, unnoted
+from blyand.net.serving import Served, Serving
 from blyand.net.standing import Standing
 from blyand.net.stream import (
     Blame,
@@ -54,7 +56,9 @@ from blyand.net.stream import (
     Serve,
     requesting,
 )
+from blyand.net.tcp import WatchedTcp
 from blyand.net.traffic import Traffic
+from blyand.net.wires import Wire, wires
 from blyand.supervise import leaves
 
 log = logging.getLogger(__name__)
@@ -80,6 +84,9 @@ def _log_poison(what: str, identity: bytes, raw: bytes, error: Exception) -> Non
     broken(log, f"on a foreign {what}", error, item=identity)
 
 
+def _no_note(event: str, **fields: Any) -> None: ...
+
+
 @dataclass(frozen=True)
 class HostSettings:
     """What a host is opened with."""
@@ -96,7 +103,7 @@ class HostSettings:
     blame_address: Blame = _log_stranger  # text of an IP address, before a key is known
     poison: Poison = _log_poison
     metrics: Metrics = field(default_factory=Metrics)
-    note: Note = unnoted  # the log of events
+    note: Note = _no_note  # the log of events
 
 
 class Host:
@@ -104,12 +111,15 @@ class Host:
 
     def __init__(self, settings: HostSettings, nursery: trio.Nursery) -> None:
         self.peer_id = peer_id_of(settings.key.public)
-        self.blame = settings.blame
+        self.blame: Blame = self._blame
+        self.note = settings.note
         self.standing = settings.standing
         self._settings = settings
         self._nursery = nursery
+        self._requests = itertools.count(1)
         self.metrics = settings.metrics
         self._traffic = Traffic(settings.metrics)
+        self._tcp = WatchedTcp()
         pair = key_pair_of(settings.key)
         noise = Noise(pair, noise_privkey=create_new_key_pair().private_key)
         self._libp2p: Any = new_host(
@@ -128,6 +138,7 @@ class Host:
                 inbound_stream_protocol_negotiation_timeout=5.0,
             ),
             disable_identify_address_discovery=True,
+            transports=[self._tcp],
         )
         self._network: Any = self._libp2p.get_network()
         self._connections = Connections(
@@ -152,7 +163,10 @@ class Host:
             self.blame,
             self._connections.is_admitted,
             settings.note,
+            self.standing.may_serve,
         )
+        self._connections.on_connected.append(self._came)
+        self._connections.on_disconnected.append(self._went)
         self.gossip = Gossip(
             self._libp2p,
             settings.network,
@@ -178,6 +192,14 @@ class Host:
     def public_key_of(self, peer_id: str) -> bytes:
         """Return the 33-byte key of a peer (DecodeError if its id embeds another)."""
         return public_key_of(peer_id)
+
+    def wires(self) -> tuple[Wire, ...]:
+        """Return the open connections, as they are on the wire."""
+        return tuple(wires(self._network))
+
+    def serving(self) -> dict[str, int]:
+        """Return how many streams of each protocol are served now."""
+        return self._serving.running()
 
     def traffic(self) -> dict[str, tuple[int, int]]:
         """Return {protocol: (bytes up, bytes down)} since the start."""
@@ -271,6 +293,7 @@ class Host:
             if stream is not None and not opened:
                 await MessageStream(stream, peer_id, protocol, self._traffic).reset()
         link = link_of_connection(connections[0])
+        self.note("stream", peer=peer_id, protocol=protocol, way="out")
         self.metrics.counter("blyan_net_streams_opened", protocol=protocol).add()
         return MessageStream(stream, peer_id, protocol, self._traffic, link, bulk)
 
@@ -282,10 +305,17 @@ class Host:
 
         A ProtocolError that leaves the block is blamed on the peer and raised.
         """
-        with trio.move_on_after(deadline_s) as scope:
+        began_s = trio.current_time()
+        with (
+            trio.move_on_after(deadline_s) as scope,
+            context(peer=peer_id, protocol=protocol, request=next(self._requests)),
+        ):
             stream = await self.open_stream(peer_id, protocol, deadline_s, bulk=bulk)
             async with requesting(stream, self.blame):
                 yield stream
+            self.metrics.histogram(
+                "blyan_net_exchange_seconds", protocol=protocol, side="client"
+            ).observe(trio.current_time() - began_s)
         if scope.cancelled_caught:
             raise TooSlow(f"{protocol}: no answer from {peer_id} in {deadline_s:g} s")
 
@@ -318,7 +348,36 @@ class Host:
         self._libp2p.set_stream_handler(protocol, enter)
 
     def _sever(self, peer: str) -> None:
+        banned = self.standing.of(peer).state == "banned"
+        self.note("ban" if banned else "severed", peer=peer)
         self._nursery.start_soon(self.disconnect, peer)
+
+    async def drain(self, bound_s: float) -> None:
+        """Take no more connections and streams; let what is served end, in `bound_s`.
+
+        The host goes on for its own requests; closing it comes after.
+        """
+        self._tcp.refusing = True
+        await self._serving.drain(bound_s)
+
+    def _blame(self, peer: str, error: ProtocolError) -> None:
+        kind = type(error).__name__
+        self.metrics.counter("blyan_net_blames", kind=kind).add()
+        self.note("blame", peer=peer, kind=kind, reason=str(error))
+        self._settings.blame(peer, error)
+
+    async def _came(self, info: PeerInfo) -> None:
+        self._tell("connected", info)
+        way = "in" if info.inbound else "out"
+        link = link_of(info.address)
+        self.metrics.counter("blyan_net_connections_made", way=way, link=link).add()
+
+    async def _went(self, info: PeerInfo) -> None:
+        self._tell("disconnected", info)
+
+    def _tell(self, event: str, info: PeerInfo) -> None:
+        way = "in" if info.inbound else "out"
+        self.note(event, peer=info.peer_id, address=info.address, way=way)
 
     def _fail(self, error: LocalFault) -> None:
         async def surface() -> None:

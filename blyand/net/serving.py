@@ -20,6 +20,7 @@ from libp2p.abc import INetStream
 
 from blyan_proto.errors import ProtocolError
 from blyan_proto.protocols.result import ResultCode
+from blyand.diary import Note
 from blyand.errors import LocalFault, NotHere, Unavailable
 from blyand.log import broken, context
 from blyand.metrics import Metrics
@@ -32,12 +33,6 @@ log = logging.getLogger(__name__)
 
 LINGER_S = 2.0  # how long a finished server waits for the client's end of stream
 LINGER_BYTES = 1024 * 1024
-
-Note = Callable[..., None]  # note(event, **fields): the log of events, or nobody
-
-
-def unnoted(event: str, **fields: Any) -> None:
-    """A Note that keeps nothing."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +57,14 @@ class Serving:
         metrics: Metrics,
         blame: Blame,
         is_admitted: Callable[[str], Awaitable[bool]],
-        note: Note = unnoted,
+        note: Note,
+        may_serve: Callable[[str], bool] = lambda peer: True,
     ) -> None:
+        """`may_serve` says whether a peer's behaviour allows it more than BUSY."""
         self._nursery = nursery
         self._traffic, self._metrics = traffic, metrics
         self._blame, self._note = blame, note
-        self._is_admitted = is_admitted
+        self._is_admitted, self._may_serve = is_admitted, may_serve
         self._protocols: dict[str, Served] = {}
         self._running: Counter[tuple[str, str]] = Counter()  # (protocol, peer or "")
         self._scopes: dict[Any, set[trio.CancelScope]] = {}  # by connection
@@ -131,7 +128,8 @@ class Serving:
             await refuse(stream, ResultCode.UNAVAILABLE)
             return "draining"
         if (
-            self._running[mine] >= served.concurrency
+            not self._may_serve(stream.peer)
+            or self._running[mine] >= served.concurrency
             or self._running[everybodys] >= served.total
         ):
             await refuse(stream, ResultCode.BUSY)
@@ -187,6 +185,10 @@ class Serving:
             self._metrics.counter(
                 "blyan_net_streams_served", protocol=protocol, outcome=outcome
             ).add()
+            if self._protocols[protocol].deadline_s is not None:
+                self._metrics.histogram(
+                    "blyan_net_exchange_seconds", protocol=protocol, side="server"
+                ).observe(seconds)
         self._note(
             "stream",
             peer=stream.peer,
