@@ -150,6 +150,12 @@ class LogSection:
         16, "Size at which the log file is rotated.", unit="MiB", low=1, high=4096
     )
     files: int = option(4, "Log files kept, the current one included.", low=1, high=99)
+    events: str = option(
+        "off",
+        "File for one JSON line per connection, stream, offence and ban, without what "
+        "was said; relative to the home, rotated like the log. off: none.",
+        unit="path",
+    )
 
 
 @dataclass(frozen=True)

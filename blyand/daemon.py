@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -28,6 +29,7 @@ from blyand.clock import SystemClock
 from blyand.compute import Threads, choose_threads, open_worker
 from blyand.config import Config
 from blyand.data.custody import Custody
+from blyand.diary import diary_of, open_diary
 from blyand.election.members import Member, registration_of
 from blyand.endpoints import serve_streams
 from blyand.errors import ComputeFault, Unavailable
@@ -66,6 +68,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ALARMS = 16
 FAREWELL_S = 0.5  # for the answer to node.stop to leave
+DRAIN_S = 3.0  # for what peers asked before the stop
 
 
 async def run(home: Home, config: Config) -> None:
@@ -105,9 +108,9 @@ async def run(home: Home, config: Config) -> None:
         metrics=metrics,
     )
     nice = config.compute.worker_nice
-    with open_stores(home) as stores:
+    with open_stores(home) as stores, open_diary(*diary_of(home, config)) as note:
         async with (
-            open_host(settings) as host,
+            open_host(replace(settings, note=note)) as host,
             open_worker("training", nice=nice) as trainer,
             open_worker("import", nice=nice) as importer,
             open_calls(host) as calls,
@@ -234,7 +237,9 @@ async def _run_services(
         logger.info("ready on %s", ", ".join(base.host.addresses))
         await stop.wait()
         logger.info("stopping")
-        await trio.sleep(FAREWELL_S)
+        async with trio.open_nursery() as farewell:
+            farewell.start_soon(trio.sleep, FAREWELL_S)
+            farewell.start_soon(base.host.drain, DRAIN_S)
         nursery.cancel_scope.cancel()
 
 

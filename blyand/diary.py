@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from blyand.config import Config
+from blyand.home import Home
+
 log = logging.getLogger(__name__)
 
 MAX_TEXT = 200  # characters of one field
@@ -76,6 +79,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (int, float)) or value is None:
         return value
     return str(value)[:MAX_TEXT]
+
+
+def diary_of(home: Home, config: Config) -> tuple[Path | None, int, int]:
+    """Return path, size and number of the files that the options name."""
+    chosen = config.log.events
+    path = None if chosen in (OFF, "") else home.path / chosen  # absolute: itself
+    return path, config.log.file_mib << 20, config.log.files
 
 
 @contextmanager

@@ -35,8 +35,7 @@ LEVELS = {
     **dict.fromkeys(["net", "store", "config", "options", "supervise", "compute"], 1),
     **dict.fromkeys(["worker", "clock", "events", "errors", "log", "metrics"], 1),
     **dict.fromkeys(["keystore", "home", "backup", "poison", "genesis"], 1),
-    **dict.fromkeys(["exposition"], 1),
-    **dict.fromkeys(["diary"], 1),
+    **dict.fromkeys(["exposition", "diary"], 1),
     **dict.fromkeys(["rules", "__version__"], 0),
 }
 
