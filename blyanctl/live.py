@@ -148,6 +148,8 @@ def ending(method: str, result: JsonObject, streamed: bool) -> tuple[str, str] |
         return "", f"{result['blocks']} blocks"
     if method == "chain.log" and result["blocks"]:
         return draw(result["blocks"]), ""
+    if method == "node.metrics":
+        return printable(result["text"].rstrip("\n")), ""
     if method != "infer.generate":
         return None
     if not streamed:

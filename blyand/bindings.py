@@ -20,6 +20,7 @@ from blyand.rpc import (
     history,
     infer,
     model,
+    net,
     node,
     peer,
     tile,
@@ -93,6 +94,25 @@ def bind_all(
         blobs=stores.blobs,
         height=lambda: ledger.machine.clock.height,
         lane=base.disk_lane,
+    )
+    net.bind(
+        answers,
+        net.Sights(
+            host=base.host,
+            metrics=base.metrics,
+            peers=lambda: len(base.meeting.peers),
+            known_peers=lambda: len(base.book.peers()),
+            calls=base.calls.in_flight,
+            gauges=lambda: {
+                "blyan_pending_blocks": sum(1 for _ in ledger.pool),
+                "blyan_checkpoints_behind": ledger.follower.behind,
+                "blyan_finalised_height": ledger.machine.clock.height,
+            },
+            bans=lambda: [
+                (one.peer, one.banned_until, one.reasons[-1].error if one.reasons else "")
+                for one in base.host.standing.banned()
+            ],
+        ),
     )
     peer.bind(
         answers,

@@ -130,6 +130,8 @@ async def run(home: Home, config: Config) -> None:
                 alarms={},
                 settled=trio.Event(),
                 host=host,
+                calls=calls,
+                book=book,
                 meeting=Meeting(
                     host, events, functools.partial(_learn, book), random.Random()
                 ),

@@ -26,7 +26,6 @@ ABOUT = {
     "blyan_net_call_streams": "Calls that opened a stream, and that used an open one.",
     "blyan_net_connections": "Connections that are open now.",
     "blyan_net_connections_made": "Connections that were made since the start.",
-    "blyan_net_blames": "Offences of peers, by kind.",
     "blyan_net_admitted_peers": "Connected peers that said hello.",
     "blyan_expert_hits": "Experts that were ready when they were asked for.",
     "blyan_expert_misses": "Experts that had to be opened first.",
@@ -38,8 +37,12 @@ ABOUT = {
     "blyan_uptime_seconds": "Seconds since the daemon was ready.",
     "blyan_open_files": "Open file descriptors of the daemon.",
     "blyan_resident_bytes": "Resident memory of the daemon.",
-    "blyan_events_dropped": "Facts dropped because a subscriber was slow.",
-    "blyan_tasks": "Tasks of the event loop.",
+    "blyan_net_calls_under_way": "Calls to peers that wait for an answer.",
+    "blyan_net_known_peers": "Peers in the book of addresses.",
+    "blyan_pending_blocks": "Blocks that no checkpoint took yet.",
+    "blyan_checkpoints_behind": "Checkpoints of the network not executed here yet.",
+    "blyan_finalised_height": "Height of the newest checkpoint executed here.",
+    "blyan_cpu_seconds": "Processor time of the daemon, without its workers.",
 }
 
 

@@ -31,8 +31,10 @@ from blyand.finality.beacon import BeaconChain
 from blyand.finality.sequencer import Availability, Chain, Sequencer
 from blyand.home import Home
 from blyand.metrics import Metrics
+from blyand.net.calls import Calls
 from blyand.net.host import Host
 from blyand.net.identity import peer_id_of
+from blyand.net.peers import PeerBook
 from blyand.poison import PoisonBox
 from blyand.protocols import blobs as blobs_ends
 from blyand.protocols import blocks as blocks_ends
@@ -71,6 +73,8 @@ class Base:
     alarms: dict[int, str]  # by height: what the operator must know
     settled: trio.Event  # nothing is signed before
     host: Host
+    calls: Calls
+    book: PeerBook
     meeting: Meeting
     blame: Callable[[str, Exception], None]
     threads: int  # of one tensor operation

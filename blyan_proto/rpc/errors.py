@@ -69,6 +69,7 @@ NOUN_BASES = {
     "train": 700,
     "tile": 800,
     "infer": 900,
+    "net": 1000,
 }
 
 # Offsets inside every noun's hundred.

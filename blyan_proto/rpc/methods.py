@@ -12,6 +12,7 @@ from blyan_proto.rpc.spec import Method
 # The nouns, in the order of help and docs, each with what it is about.
 NOUNS = {
     "node": "this node: is it well, how is it set, what does it transfer, stop",
+    "net": "how this node is connected, and what goes over it",
     "peer": "who is connected, and connect to one more",
     "chain": "the ledger: tips, blocks, checkpoints",
     "expert": "which experts there are, who holds them, at which versions",

@@ -142,3 +142,18 @@ backup = declare(
         deadline_s=LONG_DEADLINE_S,
     )
 )
+
+
+@record
+class GetMetrics:
+    """Tell every metric, as Prometheus reads it."""
+
+
+@record
+class Metrics:
+    """Counters, gauges and histograms."""
+
+    text: str = arg("text exposition format 0.0.4")
+
+
+metrics = declare(Method("node.metrics", GetMetrics, Metrics))

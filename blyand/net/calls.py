@@ -9,7 +9,7 @@ opens another. The serving side is in answers.py. docs/protocols/streams.md
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -128,16 +128,16 @@ class Calls:
         self._host = host
         self._nursery = nursery
         self._links: dict[tuple[str, str], _Link] = {}
+        self._under_way: Counter[str] = Counter()  # by protocol
 
     @property
     def streams(self) -> int:
         """How many streams are open."""
         return len(self._links)
 
-    def in_flight(self, protocol: CallProtocol) -> int:
-        """Return how many calls of a protocol are under way."""
-        links = self._links.items()
-        return sum(len(link.calls) for (_, name), link in links if name == protocol.id)
+    def in_flight(self) -> dict[str, int]:
+        """Return how many calls of each protocol are under way."""
+        return {name: count for name, count in self._under_way.items() if count}
 
     async def call(
         self,
@@ -184,12 +184,14 @@ class Calls:
         began_s = trio.current_time()
         link = self._link(peer, protocol)
         number, waiting = link.put(body, read)
+        self._under_way[protocol.id] += 1
         try:
             with context(peer=peer, protocol=protocol.id, call=number):
                 with trio.move_on_after(limit_s):
                     await waiting.done.wait()
         finally:
             link.drop(number)
+            self._under_way[protocol.id] -= 1
         if waiting.error is not None:
             raise waiting.error
         if not waiting.done.is_set():

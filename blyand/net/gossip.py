@@ -115,6 +115,11 @@ class Gossip:
         listeners: Any = self._pubsub.peer_topics.get(self._names[topic], ())
         return tuple(str(peer) for peer in listeners)
 
+    def mesh(self, topic: Topic) -> tuple[str, ...]:
+        """Return the peers to which every message on `topic` goes from here."""
+        links: Any = self._router.mesh.get(self._names[topic], ())
+        return tuple(str(peer) for peer in links)
+
     def ignore(self, is_ignored: Callable[[str], bool]) -> None:
         """Drop, unread and not as seen, what comes from whom `is_ignored(peer)` names."""
         self._pubsub.is_ignored = is_ignored

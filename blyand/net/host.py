@@ -193,6 +193,11 @@ class Host:
         """Return the 33-byte key of a peer (DecodeError if its id embeds another)."""
         return public_key_of(peer_id)
 
+    @property
+    def listening(self) -> tuple[str, ...]:
+        """The addresses that this host listens on, with real ports."""
+        return tuple(real_addresses(self._libp2p.get_transport_addrs()))
+
     def wires(self) -> tuple[Wire, ...]:
         """Return the open connections, as they are on the wire."""
         return tuple(wires(self._network))
@@ -362,7 +367,6 @@ class Host:
 
     def _blame(self, peer: str, error: ProtocolError) -> None:
         kind = type(error).__name__
-        self.metrics.counter("blyan_net_blames", kind=kind).add()
         self.note("blame", peer=peer, kind=kind, reason=str(error))
         self._settings.blame(peer, error)
 

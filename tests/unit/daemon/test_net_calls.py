@@ -240,7 +240,7 @@ def test_what_the_client_has_under_way_is_bounded():
                 await trio.testing.wait_all_tasks_blocked()
                 with pytest.raises(Busy):
                     await w.ask(bytes(50_000))
-            assert not w.calls.in_flight(SMALL)
+            assert not w.calls.in_flight()
 
     trio.run(main, clock=jumping())
 
@@ -463,7 +463,7 @@ def test_any_mix_of_calls_and_cancellations_keeps_the_accounts(moves):
                 for number, move in enumerate(moves):
                     nursery.start_soon(one, number, move)
             assert sorted(got) == [n for n, move in enumerate(moves) if move <= 5]
-            assert not w.calls.in_flight(ASK) and not w.host.blamed
+            assert not w.calls.in_flight() and not w.host.blamed
             assert await w.ask(b"\0") == b"\0" and len(w.host.opened) == 1
 
     trio.run(main, clock=jumping())
