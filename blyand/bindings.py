@@ -109,7 +109,11 @@ def bind_all(
                 "blyan_finalised_height": ledger.machine.clock.height,
             },
             bans=lambda: [
-                (one.peer, one.banned_until, one.reasons[-1].error if one.reasons else "")
+                (
+                    one.peer,
+                    one.banned_until,
+                    one.reasons[-1].error if one.reasons else "",
+                )
                 for one in base.host.standing.banned()
             ],
         ),

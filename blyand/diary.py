@@ -46,7 +46,7 @@ class Diary:
             self._size += len(line)
         except OSError as error:
             log.warning("no more events are written to %s: %s", self._path, error)
-            self.note = _nothing  # type: ignore[method-assign]
+            self.note = unnoted  # type: ignore[method-assign]
 
     def close(self) -> None:
         if self._file is not None:
@@ -71,7 +71,7 @@ class Diary:
         return self._path.with_name(f"{self._path.name}.{number}")
 
 
-def _nothing(event: str, **fields: Any) -> None:
+def unnoted(event: str, **fields: Any) -> None:
     """A Note that keeps nothing."""
 
 
@@ -92,7 +92,7 @@ def diary_of(home: Home, config: Config) -> tuple[Path | None, int, int]:
 def open_diary(path: Path | None, file_bytes: int, files: int) -> Iterator[Note]:
     """Give `note(event, **fields)`, which keeps nothing without a path."""
     if path is None:
-        yield _nothing
+        yield unnoted
         return
     diary = Diary(path, file_bytes, files)
     try:

@@ -31,7 +31,7 @@ from multiaddr import Multiaddr
 
 from blyan_proto.errors import DecodeError, ProtocolError
 from blyan_proto.signing import SigningKey
-from blyand.diary import Note
+from blyand.diary import Note, unnoted
 from blyand.errors import ConfigFault, LocalFault, NoRoute, NotHere, TooSlow
 from blyand.log import broken, context
 from blyand.metrics import Metrics
@@ -44,7 +44,7 @@ from blyand.net.guard.names import check_names
 from blyand.net.guard.tls import GuardedTls
 from blyand.net.guard.yamux import GuardedYamux, mend_yamux
 from blyand.net.identity import key_pair_of, parse_peer_id, peer_id_of, public_key_of
-from blyand.net.link import link_of, link_of_connection
+from blyand.net.link import link_of_connection
 from blyand.net.listen import check_free, real_addresses
 from blyand.net.mux.driver import PROTOCOL_ID as MUX
 from blyand.net.mux.driver import MuxConnection
@@ -59,6 +59,7 @@ from blyand.net.stream import (
 from blyand.net.tcp import WatchedTcp
 from blyand.net.traffic import Traffic
 from blyand.net.wires import Wire, wires
+from blyand.net.witness import Witness
 from blyand.supervise import leaves
 
 log = logging.getLogger(__name__)
@@ -84,9 +85,6 @@ def _log_poison(what: str, identity: bytes, raw: bytes, error: Exception) -> Non
     broken(log, f"on a foreign {what}", error, item=identity)
 
 
-def _no_note(event: str, **fields: Any) -> None: ...
-
-
 @dataclass(frozen=True)
 class HostSettings:
     """What a host is opened with."""
@@ -103,7 +101,7 @@ class HostSettings:
     blame_address: Blame = _log_stranger  # text of an IP address, before a key is known
     poison: Poison = _log_poison
     metrics: Metrics = field(default_factory=Metrics)
-    note: Note = _no_note  # the log of events
+    note: Note = unnoted  # the log of events
 
 
 class Host:
@@ -111,7 +109,8 @@ class Host:
 
     def __init__(self, settings: HostSettings, nursery: trio.Nursery) -> None:
         self.peer_id = peer_id_of(settings.key.public)
-        self.blame: Blame = self._blame
+        witness = Witness(settings.metrics, settings.note)
+        self.blame = witness.blame(settings.blame)
         self.note = settings.note
         self.standing = settings.standing
         self._settings = settings
@@ -165,8 +164,7 @@ class Host:
             settings.note,
             self.standing.may_serve,
         )
-        self._connections.on_connected.append(self._came)
-        self._connections.on_disconnected.append(self._went)
+        witness.watch(self._connections)
         self.gossip = Gossip(
             self._libp2p,
             settings.network,
@@ -180,9 +178,7 @@ class Host:
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where this host can be reached, with real ports, each with /p2p/<peer id>."""
-        texts = self._settings.announce or real_addresses(
-            self._libp2p.get_transport_addrs()
-        )
+        texts = self._settings.announce or self.listening
         return tuple(f"{text.split('/p2p/')[0]}/p2p/{self.peer_id}" for text in texts)
 
     def peers(self) -> tuple[PeerInfo, ...]:
@@ -358,30 +354,9 @@ class Host:
         self._nursery.start_soon(self.disconnect, peer)
 
     async def drain(self, bound_s: float) -> None:
-        """Take no more connections and streams; let what is served end, in `bound_s`.
-
-        The host goes on for its own requests; closing it comes after.
-        """
+        """Take no more connections and streams; let what is served end, in `bound_s`."""
         self._tcp.refusing = True
         await self._serving.drain(bound_s)
-
-    def _blame(self, peer: str, error: ProtocolError) -> None:
-        kind = type(error).__name__
-        self.note("blame", peer=peer, kind=kind, reason=str(error))
-        self._settings.blame(peer, error)
-
-    async def _came(self, info: PeerInfo) -> None:
-        self._tell("connected", info)
-        way = "in" if info.inbound else "out"
-        link = link_of(info.address)
-        self.metrics.counter("blyan_net_connections_made", way=way, link=link).add()
-
-    async def _went(self, info: PeerInfo) -> None:
-        self._tell("disconnected", info)
-
-    def _tell(self, event: str, info: PeerInfo) -> None:
-        way = "in" if info.inbound else "out"
-        self.note(event, peer=info.peer_id, address=info.address, way=way)
 
     def _fail(self, error: LocalFault) -> None:
         async def surface() -> None:

@@ -323,7 +323,7 @@ def test_events_tell_who_and_what_but_never_the_bytes():
                     await expect_ok(stream, 5)
             while not any(event == "stream" for event, _ in events):
                 await trio.sleep(0.001)
-            server.ban(client.peer_id)
+            server.standing.ban(client.peer_id, 60, "for the test")
             await server.wait_gone(client.peer_id)
             while events[-1][0] != "disconnected":
                 await trio.sleep(0.001)
