@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import ctypes.util
+import importlib.metadata
 import json
 import os
 import resource
@@ -18,26 +19,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from blyanctl import doctor_node
 from blyanctl.client import home_directory
+from blyanctl.finding import FAIL, OK, WARN, Finding
 from blyanctl.render import size, table
 
 GIB = 1024**3
 IMPORT_DEADLINE_S = 8.0
-
-OK, WARN, FAIL = "ok", "warn", "fail"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The outcome of one check."""
-
-    check: str
-    state: str  # ok, warn, fail
-    found: str
-    advice: str = ""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +64,7 @@ def examine(home: Path) -> Iterator[Finding]:
         yield disk(home)
         yield home_usable(home)
         yield threads(daemons(), len(os.sched_getaffinity(0)), os.environ)
+        yield from doctor_node.examine(home)
         yield from libraries(child, output.fileno(), until)
 
 
@@ -225,8 +217,14 @@ for distribution, module in {LIBRARIES!r}:
         say(distribution, True, importlib.metadata.version(distribution))
     except (ImportError, OSError, RuntimeError, AttributeError, ValueError) as error:
         say(distribution, False, f"{{type(error).__name__}}: {{error}}"[:200])
+def gpu():
+    import torch
+    if torch.cuda.is_available():
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ["built for CUDA " + torch.version.cuda] if torch.version.cuda else []
 try:
     say("subnormal", subnormal(), "")
+    say("gpu", __import__("torch").cuda.is_available(), ", ".join(gpu()))
 except ImportError:
     pass
 """
@@ -263,17 +261,48 @@ def libraries(
             yield Finding(
                 distribution, FAIL, f"crashed on import (exit {code})", advice
             )
+    if "gpu" in known:
+        driver = _read("/proc/driver/nvidia/version")
+        yield gpu(*known["gpu"], driver.partition("\n")[0])
     if "subnormal" in known:
         yield subnormal(known["subnormal"][0])
 
 
 def library(distribution: str, good: bool, text: str) -> Finding:
+    pinned = pins().get(distribution)
+    if good and pinned not in (None, text):
+        advice = f"pip install {distribution}=={pinned}"
+        found = f"{text}, and only {pinned} is known to be safe"
+        return Finding(distribution, FAIL, found, advice)
     if good:
         return Finding(distribution, OK, text)
     advice = f"pip install {distribution}"
     if distribution == "fastecdsa" and not can_build_fastecdsa():
         advice = "install a C compiler and libgmp-dev, then pip install fastecdsa"
     return Finding(distribution, FAIL, text, advice)
+
+
+def pins() -> dict[str, str]:
+    """Return the one version that this package works with, where it names one."""
+    try:
+        required = importlib.metadata.requires("blyan") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    exact = (text.split(";")[0].partition("==") for text in required)
+    return {name.strip(): version.strip() for name, sign, version in exact if sign}
+
+
+def gpu(usable: bool, seen: str, driver: str) -> Finding:
+    """`seen`: what torch sees or was built for; `driver`: the kernel's, if loaded."""
+    if usable:
+        return Finding("gpu", OK, seen)
+    if not driver:
+        return Finding("gpu", OK, "none; the processor is used")
+    if seen:
+        advice = "update the driver, or install the torch that was built for it"
+        return Finding("gpu", WARN, f"torch cannot use it: {seen}; {driver}", advice)
+    advice = "pip install torch from an index with CUDA builds (see docs/operations.md)"
+    return Finding("gpu", WARN, f"torch has no CUDA; {driver}", advice)
 
 
 def can_build_fastecdsa() -> bool:

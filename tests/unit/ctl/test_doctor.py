@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from blyanctl import doctor
+from blyanctl import doctor, doctor_node
 from blyanctl.__main__ import main
 
 
@@ -92,3 +93,51 @@ def test_the_quick_checks_run_here() -> None:
     ):
         finding = check()
         assert finding.state in (doctor.OK, doctor.WARN, doctor.FAIL) and finding.found
+
+
+def test_pins_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "libp2p" in doctor.pins()
+    monkeypatch.setattr(doctor, "pins", lambda: {"libp2p": "1.2.3"})
+    other = doctor.library("libp2p", True, "1.2.4")
+    assert other.state == "fail" and other.advice == "pip install libp2p==1.2.3"
+    assert doctor.library("libp2p", True, "1.2.3").state == "ok"
+    assert doctor.library("numpy", True, "9").state == "ok"
+    assert doctor.gpu(False, "", "").state == "ok"
+    assert doctor.gpu(True, "a card", "driver 1").found == "a card"
+    assert "no CUDA" in doctor.gpu(False, "", "driver 1").found
+    assert "cannot use" in doctor.gpu(False, "built for CUDA 99", "driver 1").found
+
+
+def test_a_port_that_another_program_has(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        address = f"/ip4/127.0.0.1/tcp/{number}"
+        text = f'[net]\nlisten = ["{address}", "/ip4/203.0.113.9/tcp/0"]\n'
+        (tmp_path / "config.toml").write_text(text)
+        told = {f.check: f for f in doctor_node.examine(tmp_path)}
+        assert "none runs" in told["daemon"].found
+        busy, foreign = doctor_node.ports(tmp_path)
+        assert busy.state == "fail" and f"{number} is in use" in busy.found
+        assert foreign.state == "fail" and "--listen" in foreign.advice
+    assert doctor_node.port("ip4", "127.0.0.1", number).state == "ok"
+    (tmp_path / "config.toml").write_text("[net")
+    assert next(doctor_node.ports(tmp_path)).check == "configuration"
+    assert list(doctor_node.examine(tmp_path / "nowhere")) == []
+
+
+def test_what_a_running_daemon_tells() -> None:
+    lonely = doctor_node.connected({"peers": 0})
+    assert lonely.state == "warn" and "peer connect" in lonely.advice
+    assert doctor_node.connected({"peers": 3}).state == "ok"
+    net = {"reachability": "private", "reason": "2 peers failed"}
+    hidden = doctor_node.reachable({**net, "listen": ["/ip4/0.0.0.0/tcp/4001"]})
+    assert hidden.state == "warn" and "4001" in hidden.advice
+    known = {"reachability": "public", "reason": "2 peers came", "listen": []}
+    assert doctor_node.reachable(known).state == "ok"
+    late = doctor_node.skew({"time_ms": 100_000}, 60.0)
+    assert late.state == "fail" and "40.0 s behind" in late.found
+    assert doctor_node.skew({"time_ms": 100_000}, 130.0).state == "ok"
+    (warned,) = doctor_node.warnings({"warnings": ["the disk is slow"]})
+    assert warned.state == "warn" and warned.found == "the disk is slow"
