@@ -40,7 +40,11 @@ def public_key_of(peer_id: str) -> bytes:
 
     Raises DecodeError for anything but a secp256k1 peer id in base58.
     """
-    raw = bytes(parse_peer_id(peer_id).to_bytes())
+    return embedded_key(bytes(parse_peer_id(peer_id).to_bytes()))
+
+
+def embedded_key(raw: bytes) -> bytes:
+    """Return the 33 bytes of the key in the bytes of a peer id. DecodeError if none."""
     if not raw.startswith(_PREFIX) or len(raw) != len(_PREFIX) + _KEY_BYTES:
         raise DecodeError("not a secp256k1 peer id")
     return raw[len(_PREFIX) :]

@@ -9,8 +9,7 @@ from typing import Any
 
 from libp2p.host.basic_host import BasicHost
 from libp2p.network.swarm import Swarm
-from libp2p.pubsub import gossipsub, pubsub
-from libp2p.pubsub.gossipsub import GossipSub
+from libp2p.pubsub import pubsub
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.stream_muxer import muxer_multistream
 from libp2p.stream_muxer.yamux import yamux
@@ -20,15 +19,11 @@ PRIVATE: tuple[tuple[Any, str], ...] = (
     (BasicHost, "_swarm_stream_handler"),
     (Swarm, "_do_handle_inbound_connection"),
     (Swarm, "_build_remote_multiaddr"),
-    (Pubsub, "_replay_recent_messages"),
     (Pubsub, "_handle_dead_peer"),
-    (GossipSub, "_check_equivocation"),
-    (GossipSub, "_emit_idontwant_for_message"),
+    (Pubsub, "_next_seqno"),
+    (Pubsub, "handle_sending_messages"),
     (pubsub, "RpcQueue"),
     (pubsub, "env_to_send_in_RPC"),
-    (gossipsub, "env_to_send_in_RPC"),
-    (pubsub, "maybe_consume_signed_record"),
-    (gossipsub, "maybe_consume_signed_record"),
     (Yamux, "_finalize_stream"),
     (Yamux, "_finalize_stream_locked"),
     (Yamux, "_write_frame"),
