@@ -46,6 +46,8 @@ SUBSCRIPTIONS_PER_RPC = 64
 ENVELOPE_BYTES = 256  # author, sequence, topic and signature of a message
 SEQUENCE_BYTES = 8
 JUDGE_DEADLINE_S = 30.0
+GATHER_S = 0.005  # after a short RPC: what comes meanwhile leaves in one
+GATHER_BYTES = 16 * 1024
 WRITABLE_S = 5.0  # until a peer that writes to us can be written to
 SIGNING_PREFIX = b"libp2p-pubsub:"
 
@@ -134,6 +136,8 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]
                 self._dropped(str(peer_id), "", "stalled")
                 break
             self._count(len(packet), 0)
+            if len(packet) < GATHER_BYTES:
+                await trio.sleep(GATHER_S)
         else:
             return
         await reset(stream)

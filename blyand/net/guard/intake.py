@@ -21,7 +21,7 @@ MESSAGES_A_SECOND, MESSAGES_AT_ONCE = 500, 4000
 BYTES_A_SECOND, BYTES_AT_ONCE = 8 << 20, 64 << 20
 CONTROLS_A_SECOND, CONTROLS_AT_ONCE = 50, 500  # subscriptions included
 
-JUDGED_AT_ONCE = 128  # messages of one forwarder; beyond: it is read no further
+JUDGED_AT_ONCE = 64  # messages of one forwarder; beyond: it is read no further
 JUDGED_IN_ALL = 1024
 PATIENCE_S = 10.0  # for a seat among the judged; then: dropped
 MAX_INTAKES = 1024  # remembered, so that a new connection is no new allowance
@@ -119,6 +119,10 @@ class Intakes:
 
     async def sit(self, intake: Intake) -> bool:
         """Wait for a seat among the judged; False if there is none in time."""
+        if intake.judged.value and self._seats.value:
+            intake.judged.acquire_nowait()
+            self._seats.acquire_nowait()
+            return True
         with trio.move_on_after(PATIENCE_S):
             await intake.judged.acquire()
             try:
