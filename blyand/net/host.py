@@ -172,6 +172,7 @@ class Host:
             settings.poison,
             self._fail,
             self._traffic,
+            settings.metrics,
         )
         self.gossip.ignore(self.standing.is_ignored)
 
