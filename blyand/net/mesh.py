@@ -20,7 +20,7 @@ from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 
 from blyand.net.offers import Contact, Controls, Offers, sane
-from blyand.net.outbox import publish_field
+from blyand.net.outbox import Outbox, publish_field
 from blyand.rules.net.score import GOSSIP_FLOOR, GRAYLIST, MESH_FLOOR, Scores, is_silent
 
 PROTOCOLS = ("/meshsub/1.2.0", "/meshsub/1.1.0")
@@ -115,6 +115,8 @@ class Mesh(IPubsubRouter):  # type: ignore[misc]
         known = self.contacts.get(peer_id)
         if queue is None or stream is None or (known and known.outbox is queue):
             return
+        if not isinstance(queue, Outbox):  # made just now, nothing is in it
+            queue = self._pubsub.peer_queues[peer_id] = Outbox()
         self.contacts[peer_id] = Contact(queue, stream.muxed_conn.is_initiator)
         self._came.set()
         self._came = trio.Event()

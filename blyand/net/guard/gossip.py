@@ -122,8 +122,11 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]
         await trio.lowlevel.checkpoint()
 
     async def handle_sending_messages(
-        self, peer_id: ID, stream: INetStream, queue: Outbox
+        self, peer_id: ID, stream: INetStream, _stock: Any
     ) -> None:
+        queue = self.peer_queues.get(peer_id)
+        if not isinstance(queue, Outbox):
+            return  # it is gone already
         while (body := await queue.pop()) is not None:
             packet = varint(len(body)) + body
             with trio.move_on_after(WRITE_STALL_S) as scope:
@@ -315,6 +318,5 @@ def _own_record(host: IHost) -> tuple[bytes, bool]:
 
 
 def mend_gossip() -> None:
-    """Put the guarded functions in stock's place; libp2p names them, not its caller."""
-    pubsub.RpcQueue = Outbox
+    """Put the guarded function in stock's place; libp2p names it, not its caller."""
     pubsub.env_to_send_in_RPC = _own_record

@@ -22,7 +22,6 @@ PRIVATE: tuple[tuple[Any, str], ...] = (
     (Pubsub, "_handle_dead_peer"),
     (Pubsub, "_next_seqno"),
     (Pubsub, "handle_sending_messages"),
-    (pubsub, "RpcQueue"),
     (pubsub, "env_to_send_in_RPC"),
     (Yamux, "_finalize_stream"),
     (Yamux, "_finalize_stream_locked"),
