@@ -1,4 +1,4 @@
-"""Gossip topics: what is broadcast, and how large it may be. docs/protocols/streams.md"""
+"""Gossip topics: what is broadcast, and how large it may be. docs/protocols/gossip.md"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The gossipsub router: whom a message goes to, and who is worth being in the mesh.
 
 Speaks gossipsub 1.1 and 1.2 behind libp2p's public router interface; its own is not
-used (docs/decisions/0010-our-own-gossip-router.md). Decides on local state only, never
+used (docs/decisions/0010-a-gossip-router-of-our-own.md). Decides on local state only, never
 waits, and never raises for what a peer sent: what is too much is cut, and counted.
 docs/protocols/gossip.md
 """

@@ -5,7 +5,7 @@
 Each node is a host and its gossip, nothing else, dialled to 4 others at random. One
 message a second of 1 KiB, then of 64 KiB, from each node in turn; then a burst of
 small messages from one node. CPU is that of all processes above their idle, divided by
-deliveries; wire copies are bytes received, divided by the bytes of what was delivered.
+deliveries; wire is bytes received, envelopes included, by bytes delivered.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def main() -> None:
         return
     print(
         f"{'nodes':>5} {'messages':<10} {'CPU ms/deliv.':>13} {'p50 ms':>8}"
-        f" {'p99 ms':>8} {'wire copies':>12} {'loss':>7}"
+        f" {'p99 ms':>8} {'wire/payload':>12} {'loss':>7}"
     )
     for nodes in asked.nodes:
         measure(nodes, asked.messages, asked.burst)

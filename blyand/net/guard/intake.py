@@ -19,7 +19,7 @@ READ_BYTES = 64 * 1024
 # may come by it; above this we could not judge it anyway.
 MESSAGES_A_SECOND, MESSAGES_AT_ONCE = 500, 4000
 BYTES_A_SECOND, BYTES_AT_ONCE = 8 << 20, 64 << 20
-CONTROLS_A_SECOND, CONTROLS_AT_ONCE = 50, 500  # subscriptions included
+CONTROLS_A_SECOND, CONTROLS_AT_ONCE = 200, 2000  # subscriptions included
 
 JUDGED_AT_ONCE = 64  # messages of one forwarder; beyond: it is read no further
 JUDGED_IN_ALL = 1024

@@ -18,7 +18,7 @@ from blyand.net.guard import intake
 from blyand.net.host import open_host
 from blyand.net.identity import key_pair_of, parse_peer_id, peer_id_of
 from blyand.net.mesh import DEGREE_HIGH
-from tests.unit.daemon.test_net_guard import raw_stream, settings
+from tests.unit.daemon.test_net_guard import raw_stream, settings, until_refused
 
 TOPIC = BLOCK.on(b"\x07" * 32)
 
@@ -229,10 +229,12 @@ def test_one_stream_of_a_peer_is_read():
 
     async def main():
         async with attacked() as (host, first, attacker):
+            before = first
             for number in range(20):
                 stream = await first.open_another()
                 await stream.write(b"\xff\xff\x3f" + bytes(1000))
-            await until(lambda: len(host.gossip._pubsub._reading) == 2)
+                await until_refused(before)
+                before = stream
             stream = await first.open_another()
             await stream.write(packet(publish=[signed(2, 1, data=b"newest")]))
             await until(lambda: b"newest" in host.heard)
