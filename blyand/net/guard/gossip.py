@@ -206,6 +206,9 @@ class GuardedPubsub(Pubsub):  # type: ignore[misc]
         if self.is_ignored(str(peer)):
             self._dropped(str(peer), topic, "ignored")
             return  # not seen: others' copies of it count
+        if self.router.is_graylisted(peer):  # by what stood before it in the RPC
+            self._dropped(str(peer), topic, "graylisted")
+            return
         self.router.told(peer, topic, identity)
         if not intake.allows(topic, size, trio.current_time()):
             self._dropped(str(peer), topic, "rate")
