@@ -132,7 +132,7 @@ class Gossip:
         verdict = await self._verdict(peer, name, raw)
         topic = self._topics[name]
         self._metrics.counter(
-            "blyan_net_gossip_verdicts_total", topic=topic, verdict=verdict.value
+            "blyan_net_gossip_verdicts", topic=topic, verdict=verdict.value
         ).add()
         return _FORWARD[verdict]
 
@@ -166,7 +166,7 @@ class Gossip:
     def _dropped(self, peer: str, name: str, reason: str) -> None:
         topic = self._topics.get(name, "")
         self._metrics.counter(
-            "blyan_net_gossip_drops_total", topic=topic, reason=reason
+            "blyan_net_gossip_drops", topic=topic, reason=reason
         ).add()
         now = trio.current_time()
         when, untold = self._said.pop(peer, (now - SAID_EVERY_S, 0))

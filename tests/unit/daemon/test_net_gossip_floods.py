@@ -95,7 +95,7 @@ def test_more_than_anybody_relays_is_dropped_and_said_once(monkeypatch, caplog):
     monkeypatch.setattr(intake, "MESSAGES_AT_ONCE", 50)
     monkeypatch.setattr(intake, "MESSAGES_A_SECOND", 1)
     metrics = Metrics()
-    dropped = 'blyan_net_gossip_drops_total{reason="rate",topic="block"}'
+    dropped = 'blyan_net_gossip_drops{reason="rate",topic="block"}'
 
     async def main():
         async with attacked(metrics=metrics) as (host, stream, attacker):
@@ -259,7 +259,7 @@ def test_a_check_that_hangs_holds_its_forwarder_only(monkeypatch):
             count = intake.JUDGED_AT_ONCE + 20
             flood = [signed(2, n, data=b"hang%d" % n) for n in range(count)]
             await stream.write(packet(publish=flood))
-            busy = 'blyan_net_gossip_drops_total{reason="busy",topic="block"}'
+            busy = 'blyan_net_gossip_drops{reason="busy",topic="block"}'
             await until(lambda: metrics.snapshot().get(busy, 0) >= 20)
             assert len(host.gossip._pubsub._judging) == intake.JUDGED_AT_ONCE
             async with open_host(settings(4)) as other:
