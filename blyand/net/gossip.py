@@ -124,6 +124,10 @@ class Gossip:
         """Return what a peer's gossip is worth: 0 to begin with, negative is bad."""
         return self._mesh.score(parse_peer_id(peer))
 
+    def forgive(self, peer: str) -> None:
+        """Let a peer's score start anew."""
+        self._mesh.scores.forgive(parse_peer_id(peer))
+
     def ignore(self, is_ignored: Callable[[str], bool]) -> None:
         """Drop, unread and not as seen, what comes from whom `is_ignored(peer)` names."""
         self._pubsub.is_ignored = is_ignored

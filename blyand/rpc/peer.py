@@ -124,6 +124,7 @@ def bind(
         peer = checked(params.peer_id)
         was = host.standing.of(peer).state
         host.standing.unban(peer)
+        host.gossip.forgive(peer)
         await host.standing.flush()
         return spec.Unbanned(peer_id=peer, was=was)
 

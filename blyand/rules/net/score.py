@@ -82,6 +82,10 @@ class Scores:
         """It offered what it did not deliver, or pushed into a mesh that refused it."""
         self._at(peer, now).broken += 1.0
 
+    def forgive(self, peer: Hashable) -> None:
+        """Forget what a peer did."""
+        self._conduct.pop(peer, None)
+
     def _at(self, peer: Hashable, now: float) -> Conduct:
         conduct = self._conduct.pop(peer, None) or Conduct(now)
         conduct.decay(now)

@@ -56,6 +56,8 @@ def test_what_it_takes():
     scores.invalid("p", 0)
     scores.invalid("p", 0)
     assert scores.of("p", 0) < score.GRAYLIST
+    scores.forgive("p")
+    assert scores.of("p", 0) == 0
     for _ in range(1000):
         scores.first("good", 0)
     scores.invalid("good", 0)
