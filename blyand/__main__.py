@@ -41,6 +41,12 @@ def _parser() -> argparse.ArgumentParser:
         help="where everything is kept (default: $BLYAN_HOME or ~/.blyan)",
     )
     home.add_argument("--listen", action="append", metavar="MULTIADDR")
+    home.add_argument(
+        "--announce",
+        action="append",
+        metavar="MULTIADDR",
+        help="where others reach this node, if a router forwards a port to it",
+    )
     home.add_argument("--bootstrap", action="append", metavar="MULTIADDR")
     home.add_argument("--region", metavar="NAME")
     home.add_argument("--device", metavar="auto|cpu|cuda:N")
@@ -69,8 +75,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _flags(args: argparse.Namespace) -> dict[str, object]:
     listen, bootstrap = args.listen, args.bootstrap
+    announce = args.announce
     return {
         "net.listen": tuple(listen) if listen else None,
+        "net.announce": tuple(announce) if announce else None,
         "net.bootstrap": tuple(bootstrap) if bootstrap else None,
         "net.region": args.region,
         "net.max_per_group": args.max_per_group,

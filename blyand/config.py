@@ -60,6 +60,28 @@ class NetSection:
         "Peers to dial at the start, with their /p2p/<peer id>.",
         unit="multiaddr",
     )
+    announce: tuple[str, ...] = option(
+        (),
+        "Addresses to tell others instead of those listened on: /ip4/IP/tcp/PORT as seen "
+        "from outside, where a router forwards a port.",
+        unit="multiaddr",
+    )
+    relay: str = option(
+        "auto",
+        "Relays carry connections to nodes that cannot be dialled. auto: be one if others "
+        "can dial this node, use up to two if they cannot. use: only use. serve: be one "
+        "in any case. off: neither.",
+        choices=("auto", "use", "serve", "off"),
+    )
+    relay_circuits: int = option(
+        64, "Connections carried for others at once.", low=1, high=4096
+    )
+    relay_mib: int = option(
+        512,
+        "Bytes after which a connection that is carried for others ends.",
+        unit="MiB",
+        low=1,
+    )
     region: str = option(
         "", "Name of the place this node stands in; near peers are asked first."
     )

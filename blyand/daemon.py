@@ -42,6 +42,7 @@ from blyand.net.calls import open_calls
 from blyand.net.dialer import Dialer
 from blyand.net.host import HostSettings, open_host
 from blyand.net.identity import peer_id_of
+from blyand.net.outside import announced
 from blyand.net.peers import PeerBook
 from blyand.net.standing import Standing
 from blyand.parts import (
@@ -58,7 +59,9 @@ from blyand.poison import PoisonBox
 from blyand.protocols import expert as expert_ends
 from blyand.protocols.hello import Greeter
 from blyand.protocols.meeting import Meeting
+from blyand.protocols.reach import open_reach
 from blyand.rpc.server import serve
+from blyand.rules.net.relay import RelayLimits
 from blyand.rules.records import MODELS
 from blyand.stores import open_stores
 from blyand.supervise import Backoff, Service, supervise
@@ -98,6 +101,11 @@ async def run(home: Home, config: Config) -> None:
         key=key,
         network=genesis.id,
         listen=config.net.listen,
+        announce=announced(config.net.announce),
+        relay=RelayLimits(
+            circuits=config.net.relay_circuits,
+            circuit_bytes=config.net.relay_mib << 20,
+        ),
         max_connections=config.net.max_peers,
         max_per_group=config.net.max_per_group,
         max_per_key=config.net.max_per_key,
@@ -116,6 +124,7 @@ async def run(home: Home, config: Config) -> None:
             open_calls(host) as calls,
         ):
             events = Broadcast()
+            reach, relaying = open_reach(host, config.net.relay, random.Random())
             book = PeerBook(host.peer_id, read_or_none(home.path / "peers"))
             base = Base(
                 home=home,
@@ -135,6 +144,7 @@ async def run(home: Home, config: Config) -> None:
                 meeting=Meeting(
                     host, events, functools.partial(_learn, book), random.Random()
                 ),
+                reach=reach,
                 blame=standing.blame,
                 threads=choose_threads(
                     config.compute.threads, config.compute.daemons_on_host
@@ -172,6 +182,8 @@ async def run(home: Home, config: Config) -> None:
                 Service("commit", stores.commit.run),
                 Service("standing", standing.run),
                 Service("meeting", base.meeting.run),
+                Service("reach", reach.run),
+                Service("relaying", relaying.run),
                 Service("intake", ledger.intake.run),
                 Service("follower", ledger.follower.run),
                 Service("settling", functools.partial(settling.settle, base, ledger)),
@@ -303,6 +315,7 @@ def _greeting(base: Base, ledger: Ledger, models: Models) -> Greeting:
 
 def _heard(base: Base, ledger: Ledger, peer: str, greeting: Greeting) -> None:
     """Catch up with a peer that is further; alarm when it has another history."""
+    base.reach.met(peer)
     height = greeting.finalised
     ledger.follower.peer_is_at(peer, height)
     final = base.stores.checkpoints.at(height)

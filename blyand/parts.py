@@ -35,6 +35,7 @@ from blyand.net.calls import Calls
 from blyand.net.host import Host
 from blyand.net.identity import peer_id_of
 from blyand.net.peers import PeerBook
+from blyand.net.reach import Reachability
 from blyand.poison import PoisonBox
 from blyand.protocols import blobs as blobs_ends
 from blyand.protocols import blocks as blocks_ends
@@ -76,6 +77,7 @@ class Base:
     calls: Calls
     book: PeerBook
     meeting: Meeting
+    reach: Reachability
     blame: Callable[[str, Exception], None]
     threads: int  # of one tensor operation
     chain_lane: Threads

@@ -67,6 +67,7 @@ CATCH_ALLS = {
     ("blyand/worker.py", "_answer"),
     ("blyand/net/serving.py", "serve_stream"),
     ("blyand/net/gossip.py", "*"),
+    ("blyand/net/guard/circuit.py", "*"),
     ("blyand/net/guard/host.py", "*"),
     ("blyand/net/guard/gossip.py", "*"),
     ("blyand/net/guard/tls.py", "_key_in"),

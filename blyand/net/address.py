@@ -60,6 +60,36 @@ def parse(address: str) -> Endpoint:
     return Endpoint(ip, int(parts[4]), parts[6] if len(parts) == 7 else None)
 
 
+class CircuitAddress(NamedTuple):
+    """A node behind a relay: where the relay is, and who is meant there, if named."""
+
+    relay: Endpoint  # with the relay's peer id
+    peer: str | None
+
+    @property
+    def text(self) -> str:
+        """The multiaddress without the peer."""
+        return f"{self.relay.text}/p2p/{self.relay.peer}/p2p-circuit"
+
+
+def parse_circuit(address: str) -> CircuitAddress:
+    """Parse ``<endpoint>/p2p/<relay>/p2p-circuit[/p2p/<peer>]``; DecodeError otherwise.
+
+    One relay, with a literal IP address: whether it may be dialled is `may_dial` of
+    `relay`, as for any other address of a peer.
+    """
+    if len(address) > MAX_ADDRESS_CHARACTERS:
+        raise DecodeError("not an address")
+    front, marker, back = address.partition("/p2p-circuit")
+    relay = parse(front)
+    named = back.removeprefix("/p2p/")
+    if not marker or relay.peer is None or "/" in named or (back and named == back):
+        raise DecodeError(f"not an address at a relay: {address!r}")
+    if back and (not named or named == relay.peer):
+        raise DecodeError(f"not an address at a relay: {address!r}")
+    return CircuitAddress(relay, named or None)
+
+
 def peer_in(address: str) -> str:
     """Return the peer that an operator's multiaddress ends with (``…/p2p/<peer>``).
 

@@ -35,7 +35,8 @@ from blyand.diary import Note, unnoted
 from blyand.errors import ConfigFault, LocalFault, NoRoute, NotHere, TooSlow
 from blyand.log import broken, context
 from blyand.metrics import Metrics
-from blyand.net.address import peer_in
+from blyand.net.address import parse_circuit, peer_in
+from blyand.net.circuits import Circuits
 from blyand.net.connections import Connections, Limits, PeerCallback, PeerInfo
 from blyand.net.gossip import Gossip, Poison
 from blyand.net.guard.gossip import mend_gossip
@@ -45,9 +46,12 @@ from blyand.net.guard.tls import GuardedTls
 from blyand.net.guard.yamux import GuardedYamux, mend_yamux
 from blyand.net.identity import key_pair_of, parse_peer_id, peer_id_of, public_key_of
 from blyand.net.link import link_of_connection
-from blyand.net.listen import check_free, real_addresses
+from blyand.net.listen import check_free
 from blyand.net.mux.driver import PROTOCOL_ID as MUX
 from blyand.net.mux.driver import MuxConnection
+from blyand.net.outside import Outside
+from blyand.net.raw import RawStreams
+from blyand.net.relay import Relay
 from blyand.net.serving import Served, Serving
 from blyand.net.standing import Standing
 from blyand.net.stream import (
@@ -60,6 +64,7 @@ from blyand.net.tcp import WatchedTcp
 from blyand.net.traffic import Traffic
 from blyand.net.wires import Wire, wires
 from blyand.net.witness import Witness
+from blyand.rules.net.relay import RelayLimits
 from blyand.supervise import leaves
 
 log = logging.getLogger(__name__)
@@ -96,6 +101,7 @@ class HostSettings:
     max_connections: int = 256  # inbound
     max_per_group: int = 256  # of them, from one /24 or /48
     max_per_key: int = 3  # connections that a peer may have and open another
+    relay: RelayLimits = RelayLimits()
     standing: Standing = field(default_factory=Standing)  # whom we refuse
     blame: Blame = _log_blame  # of an authenticated peer
     blame_address: Blame = _log_stranger  # text of an IP address, before a key is known
@@ -165,6 +171,11 @@ class Host:
             self.standing.may_serve,
         )
         witness.watch(self._connections)
+        raw = RawStreams(self._libp2p, self._connections, nursery, self.blame)
+        self.outside = Outside(self._libp2p, self.peer_id, settings.announce)
+        self.relay = Relay(raw, self.outside.direct, settings.relay)
+        self.circuits = Circuits(raw, self.connect)
+        self.outside.through = lambda: self.circuits.addresses
         self.gossip = Gossip(
             self._libp2p,
             settings.network,
@@ -179,8 +190,7 @@ class Host:
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where this host can be reached, with real ports, each with /p2p/<peer id>."""
-        texts = self._settings.announce or self.listening
-        return tuple(f"{text.split('/p2p/')[0]}/p2p/{self.peer_id}" for text in texts)
+        return self.outside.addresses
 
     def peers(self) -> tuple[PeerInfo, ...]:
         """Return the connected peers."""
@@ -193,7 +203,7 @@ class Host:
     @property
     def listening(self) -> tuple[str, ...]:
         """The addresses that this host listens on, with real ports."""
-        return tuple(real_addresses(self._libp2p.get_transport_addrs()))
+        return self.outside.listening
 
     def wires(self) -> tuple[Wire, ...]:
         """Return the open connections, as they are on the wire."""
@@ -212,8 +222,8 @@ class Host:
     async def connect(self, address: str) -> str:
         """Connect to ``…/p2p/<peer id>`` and return the peer; at once if connected.
 
-        Raises NoRoute when it cannot be reached, TooSlow after ten seconds, DecodeError
-        when the address is none.
+        An address with /p2p-circuit leads through a relay. Raises NoRoute when it cannot
+        be reached, TooSlow after ten seconds, DecodeError when the address is none.
         """
         peer = peer_in(address)
         identity = parse_peer_id(peer)
@@ -229,7 +239,10 @@ class Host:
             raise NoRoute(f"{peer} is banned; `blyanctl peer unban` lets it back")
         try:
             with trio.fail_after(DIAL_DEADLINE_S):
-                await self._network.dial_addr(target, identity)
+                if "/p2p-circuit/" in address:
+                    await self.circuits.dial(parse_circuit(address))
+                else:
+                    await self._network.dial_addr(target, identity)
         except trio.TooSlowError as error:
             raise TooSlow(f"no connection to {address} in time") from error
         except (BaseLibp2pError, OSError) as error:

@@ -21,7 +21,7 @@ from blyan_proto.checkpoint import MAX_FINAL_CHECKPOINT_BYTES, FinalCheckpoint, 
 from blyan_proto.errors import DecodeError, ProtocolError
 from blyan_proto.framing import FrameReader, frame
 from blyan_proto.genesis import MAX_GENESIS_BYTES, Genesis
-from blyan_proto.protocols import blobs, blocks, calls, delta, expert, hello, sync
+from blyan_proto.protocols import blobs, blocks, calls, delta, expert, hello, reach, sync
 from blyan_proto.protocols.result import ResultCode
 from blyan_proto.rpc import jsonrpc
 from blyan_proto.signing import Purpose, check_signature
@@ -174,6 +174,8 @@ TARGETS: dict[str, Target] = {
     "known_peers": message(
         hello.KnownPeers, hello.MAX_MESSAGE_BYTES, sample("known_peers")
     ),
+    "dial back": message(reach.DialBack, reach.MAX_MESSAGE_BYTES, sample("dial_back")),
+    "dialled": message(reach.Dialled, reach.MAX_MESSAGE_BYTES, sample("dialled")),
     "blocks request": choice(
         blocks.REQUEST, blocks.MAX_REQUEST_BYTES, "get_blocks", "get_pending"
     ),

@@ -34,7 +34,7 @@ from blyan_proto.checkpoint import (
 from blyan_proto.codec import encode, to_plain
 from blyan_proto.digest import Domain, digest
 from blyan_proto.genesis import DEVNET, Balance, Genesis
-from blyan_proto.protocols import blobs, blocks, delta, expert, hello, sync
+from blyan_proto.protocols import blobs, blocks, delta, expert, hello, reach, sync
 from blyan_proto.signing import Purpose, SigningKey
 from blyan_proto.types import Role, bitmap
 
@@ -323,6 +323,8 @@ MESSAGES: dict[str, tuple[Any, Any]] = {
         hello.KnownPeers((hello.Address("16Uiu2HAm", ("/ip4/192.0.2.8/tcp/1",)),)),
         None,
     ),
+    "dial_back": (reach.DialBack(4001), None),
+    "dialled": (reach.Dialled(reach.Outcome.REACHED, "192.0.2.8", True), None),
     "get_blocks": (blocks.GetBlocks((BLOCKS["bond"].id,)), blocks.REQUEST),
     "get_pending": (blocks.GetPending(500, BLOCKS["bond"].id), blocks.REQUEST),
     "blocks": (blocks.Blocks((BLOCKS["bond"], ROOT_BLOCK)), None),

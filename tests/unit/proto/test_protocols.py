@@ -9,7 +9,7 @@ from blyan_proto.codec import Choice, decode, encode, from_plain, to_plain
 from blyan_proto.constants import LEAF_BYTES
 from blyan_proto.errors import BadSignature, ProtocolError
 from blyan_proto.merkle import EMPTY
-from blyan_proto.protocols import blobs, blocks, delta, expert, hello, sync
+from blyan_proto.protocols import blobs, blocks, delta, expert, hello, reach, sync
 from blyan_proto.protocols.result import ResultCode
 from blyan_proto.signing import Purpose, check_signature
 from tests.documents import DOCS, fields_in
@@ -21,6 +21,7 @@ GOLDEN = json.loads((Path(made.HERE) / "messages.json").read_text())
 MODULES = {
     "hello": hello,
     "blocks": blocks,
+    "reach": reach,
     "sync": sync,
     "blobs": blobs,
     "expert": expert,
