@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+RESERVATIONS = 128
+CIRCUITS = 64
+
 
 @dataclass(frozen=True)
 class RelayLimits:
     """What one relay gives away at most."""
 
-    reservations: int = 128
+    reservations: int = RESERVATIONS
     reservations_per_address: int = 8
     reservation_s: float = 3600.0
-    circuits: int = 64
+    circuits: int = CIRCUITS
     circuits_per_target: int = 16
     circuits_per_source: int = 4
     circuits_per_address: int = 8  # opened from one address

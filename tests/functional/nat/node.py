@@ -79,7 +79,7 @@ async def main(
     key = SigningKey(bytes([number]) * 32)
     async with open_host(HostSettings(key, b"\x07" * 32, (listen,))) as host:
         host.handle(ECHO, echo, deadline_s=None)
-        reach, places = open_reach(host, mode, Random(number))
+        reach, relaying = open_reach(host, mode, Random(number))
 
         async def met(info: Any) -> None:
             host.admit(info.peer_id)
@@ -88,7 +88,7 @@ async def main(
         host.on_connected(met)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reach.run)
-            nursery.start_soon(places.run)
+            nursery.start_soon(relaying.run)
             while line := await trio.to_thread.run_sync(asked.readline):
                 found = await answer(host, reach, json.loads(line))
                 print(json.dumps(found), file=told, flush=True)
