@@ -23,8 +23,8 @@ from blyan_proto.protocols.reach import (
 from blyan_proto.protocols.result import ResultCode
 from blyand.errors import Unavailable
 from blyand.net.host import Host
-from blyand.net.relaying import Relaying
 from blyand.net.reach import Reachability, ip_of
+from blyand.net.relaying import Relaying
 from blyand.net.stream import MessageStream, Serve, expect_ok
 from blyand.rules.net.budget import Budget
 from blyand.rules.net.reach import address_of

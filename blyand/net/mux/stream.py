@@ -83,7 +83,7 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
             machine.send(self.identity, memoryview(data).cast("B"))
             self.conn.pump()
             waited = False
-            while machine.pending(self.identity):
+            while machine.pending(self.identity) and not self._lost:
                 self._writable = trio.Event()
                 self.conn.await_room(self)
                 await self._writable.wait()
