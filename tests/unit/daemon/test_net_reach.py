@@ -64,11 +64,15 @@ def test_when_a_relay_dies_another_takes_its_place():
             spare,
         ):
             async with hosts(first, second) as relays, reaching(*relays, mode="serve"):
-                async with reaching(hidden), reaching(spare, mode="serve"):
+                async with reaching(hidden) as [own], reaching(spare, mode="serve"):
                     for relay in (*relays, spare):
                         await link(hidden, relay)
                         await link(client, relay)
                     await until(lambda: len(hidden.circuits.places) == 2)
+                    own.wait_changed = (
+                        trio.sleep_forever
+                    )  # the loss itself must wake it
+                    await own.check()
                     lost = next(
                         r for r in relays if r.peer_id in hidden.circuits.places
                     )

@@ -8,7 +8,7 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, StopMessage
 
 from blyan_proto.errors import DecodeError
-from blyand.errors import Busy, NoRoute, NotHere, Unavailable
+from blyand.errors import Busy, NoRoute, NotHere
 from blyand.net.address import may_dial, parse, parse_circuit
 from blyand.net.guard import circuit
 from blyand.net.guard.circuit import HOP, STOP
@@ -150,7 +150,7 @@ def test_bytes_are_bounded():
         async with relayed(limits) as (relay, hidden, client):
             await client.connect(hidden.addresses[0])
             assert await exchange(client, hidden.peer_id, 100_000)
-            with pytest.raises(Unavailable):
+            with pytest.raises(NotHere):  # at once, not at its deadline
                 await exchange(client, hidden.peer_id, 2 << 20)
             await until(lambda: not relay.relay.ledger.circuits)
             await until(lambda: len(client.peers()) == 1)
@@ -240,7 +240,9 @@ def test_only_a_chosen_relay_may_bring_circuits():
             await link(b, a)
             with pytest.raises(NotHere):
                 stream = await raw_stream(b, a.peer_id, STOP)
-                await circuit.send(stream, StopMessage(type=StopMessage.CONNECT))
+                request = StopMessage(type=StopMessage.CONNECT)
+                request.peer.id = parse_peer_id(b.peer_id).to_bytes()
+                await circuit.send(stream, request)
                 await circuit.receive(stream, StopMessage)
 
     trio.run(main)
