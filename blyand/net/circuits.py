@@ -64,6 +64,8 @@ class Circuits:
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where we can be reached through relays, without /p2p/<our id>."""
+        if not self._places:
+            return ()
         now = trio.current_time()
         held = [place for place in self._places.values() if place.end_s > now]
         return tuple(one for place in held for one in place.addresses)
