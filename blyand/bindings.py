@@ -101,6 +101,7 @@ def bind_all(
             host=base.host,
             metrics=base.metrics,
             peers=lambda: len(base.meeting.peers),
+            reach=base.reach.told,
             known_peers=lambda: len(base.book.peers()),
             calls=base.calls.in_flight,
             gauges=lambda: {

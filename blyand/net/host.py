@@ -29,14 +29,13 @@ from libp2p.security.tls.transport import PROTOCOL_ID as TLS
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from multiaddr import Multiaddr
 
-from blyan_proto.errors import DecodeError, ProtocolError
+from blyan_proto.errors import ProtocolError
 from blyan_proto.signing import SigningKey
 from blyand.diary import Note, unnoted
 from blyand.errors import ConfigFault, LocalFault, NoRoute, NotHere, TooSlow
 from blyand.log import broken, context
 from blyand.metrics import Metrics
-from blyand.net.address import parse_circuit, peer_in
-from blyand.net.circuits import Circuits
+from blyand.net.address import peer_in
 from blyand.net.connections import Connections, Limits, PeerCallback, PeerInfo
 from blyand.net.gossip import Gossip, Poison
 from blyand.net.guard.gossip import mend_gossip
@@ -51,7 +50,6 @@ from blyand.net.mux.driver import PROTOCOL_ID as MUX
 from blyand.net.mux.driver import MuxConnection
 from blyand.net.outside import Outside
 from blyand.net.raw import RawStreams
-from blyand.net.relay import Relay
 from blyand.net.serving import Served, Serving
 from blyand.net.standing import Standing
 from blyand.net.stream import (
@@ -69,7 +67,6 @@ from blyand.supervise import leaves
 
 log = logging.getLogger(__name__)
 
-DIAL_DEADLINE_S = 10.0
 OPEN_DEADLINE_S = 10.0
 OUTBOUND_RESERVE = 32  # connections that inbound peers cannot take
 
@@ -172,10 +169,10 @@ class Host:
         )
         witness.watch(self._connections)
         raw = RawStreams(self._libp2p, self._connections, nursery, self.blame)
-        self.outside = Outside(self._libp2p, self.peer_id, settings.announce)
-        self.relay = Relay(raw, self.outside.direct, settings.relay)
-        self.circuits = Circuits(raw, self.connect)
-        self.outside.through = lambda: self.circuits.addresses
+        self.outside = Outside(
+            raw, self.peer_id, settings.announce, settings.relay, self.connect
+        )
+        self.relay, self.circuits = self.outside.relay, self.outside.circuits
         self.gossip = Gossip(
             self._libp2p,
             settings.network,
@@ -226,27 +223,13 @@ class Host:
         be reached, TooSlow after ten seconds, DecodeError when the address is none.
         """
         peer = peer_in(address)
-        identity = parse_peer_id(peer)
-        try:
-            target = Multiaddr(address)
-        except ValueError as error:
-            raise DecodeError(f"not an address: {address!r}") from error
-        if self._connections.live(identity):
+        if self._connections.live(parse_peer_id(peer)):
             return peer
         if peer == self.peer_id:
             raise NoRoute(f"{peer} is this node")
         if not self.standing.may_connect(peer, ""):
             raise NoRoute(f"{peer} is banned; `blyanctl peer unban` lets it back")
-        try:
-            with trio.fail_after(DIAL_DEADLINE_S):
-                if "/p2p-circuit/" in address:
-                    await self.circuits.dial(parse_circuit(address))
-                else:
-                    await self._network.dial_addr(target, identity)
-        except trio.TooSlowError as error:
-            raise TooSlow(f"no connection to {address} in time") from error
-        except (BaseLibp2pError, OSError) as error:
-            raise NoRoute(f"no connection to {address}: {error}") from error
+        await self.outside.dial(address, peer)
         return peer
 
     async def disconnect(self, peer_id: str) -> None:

@@ -42,7 +42,7 @@ class RawStreams:
     ) -> None:
         self.connections, self.blame = connections, blame
         self.swarm = libp2p.get_network()
-        self._libp2p, self._nursery = libp2p, nursery
+        self.libp2p, self._nursery = libp2p, nursery
         self._serving: Counter[tuple[str, str]] = Counter()  # (protocol, peer)
 
     def handle(self, protocol: str, serve: Serve) -> None:
@@ -55,18 +55,18 @@ class RawStreams:
             self._nursery.start_soon(self._run, protocol, serve, stream, peer, done)
             await done.wait()
 
-        self._libp2p.set_stream_handler(protocol, enter)
+        self.libp2p.set_stream_handler(protocol, enter)
 
     def refuse(self, protocol: str) -> None:
         """Serve a protocol no longer; streams under way go on."""
-        self._libp2p.remove_stream_handler(protocol)
+        self.libp2p.remove_stream_handler(protocol)
 
     async def open(self, peer: str, protocol: str) -> INetStream:
         """Open a stream on a direct connection. NotHere or TooSlow."""
         for connection in self.connections.live(parse_peer_id(peer)):
             if not circuit.is_circuit(connection):
                 return await circuit.open_raw(
-                    self._libp2p, connection, protocol, OPEN_DEADLINE_S
+                    self.libp2p, connection, protocol, OPEN_DEADLINE_S
                 )
         raise NotHere(f"{peer} is not connected")
 

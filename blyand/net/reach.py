@@ -71,6 +71,10 @@ class Reachability:
         """Return the connected peers that said they give places at their relay."""
         return tuple(peer for peer in self._connected() if peer in self._relays)
 
+    def told(self) -> tuple[str, str]:
+        """Return the state and the reason, for people."""
+        return str(self.judgement.state), self.judgement.reason
+
     async def wait_changed(self) -> None:
         """Return after the next round of questions that taught us something."""
         await self._changed.wait()

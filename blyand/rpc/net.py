@@ -19,8 +19,6 @@ from blyand.net.host import Host
 from blyand.net.wires import Wire
 from blyand.rpc.bind import Answers
 
-UNASKED = ("unknown", "nobody was asked to connect to this node")
-
 
 @dataclass(frozen=True)
 class Sights:
@@ -32,7 +30,7 @@ class Sights:
     known_peers: Callable[[], int]  # in the book
     calls: Callable[[], dict[str, int]]  # under way, by protocol
     gauges: Callable[[], dict[str, float]]  # of the rest of the daemon, by name
-    reach: Callable[[], tuple[str, str]] = lambda: UNASKED  # state, reason
+    reach: Callable[[], tuple[str, str]]  # state, reason
     bans: Callable[[], Iterable[tuple[str, int | None, str]]] = tuple
 
 

@@ -21,7 +21,16 @@ from blyan_proto.checkpoint import MAX_FINAL_CHECKPOINT_BYTES, FinalCheckpoint, 
 from blyan_proto.errors import DecodeError, ProtocolError
 from blyan_proto.framing import FrameReader, frame
 from blyan_proto.genesis import MAX_GENESIS_BYTES, Genesis
-from blyan_proto.protocols import blobs, blocks, calls, delta, expert, hello, reach, sync
+from blyan_proto.protocols import (
+    blobs,
+    blocks,
+    calls,
+    delta,
+    expert,
+    hello,
+    reach,
+    sync,
+)
 from blyan_proto.protocols.result import ResultCode
 from blyan_proto.rpc import jsonrpc
 from blyan_proto.signing import Purpose, check_signature
