@@ -19,7 +19,7 @@ import trio
 
 import blyand
 from blyan_proto import topics
-from blyan_proto.protocols.hello import MAX_ADDRESSES, Address, Greeting
+from blyan_proto.protocols.hello import MAX_ADDRESSES, Greeting
 from blyan_proto.types import Role, bitmap
 from blyan_tile.aggregate import check_arithmetic
 from blyand import genesis as genesis_file
@@ -39,7 +39,7 @@ from blyand.home import Home, read_or_none, replace_file
 from blyand.initialise import hardware, role_bits
 from blyand.metrics import Metrics
 from blyand.net.calls import open_calls
-from blyand.net.dialer import Dialer
+from blyand.net.dialer import WANTED_PEERS, Dialer
 from blyand.net.host import HostSettings, open_host
 from blyand.net.identity import peer_id_of
 from blyand.net.outside import announced
@@ -125,13 +125,18 @@ async def run(home: Home, config: Config) -> None:
         ):
             events = Broadcast()
             reach, relaying = open_reach(host, config.net.relay, random.Random())
-            book = PeerBook(host.peer_id, read_or_none(home.path / "peers"))
+            clock = SystemClock()
+            book = PeerBook(
+                host.peer_id,
+                lambda: clock.now_ms() / 1000,
+                read_or_none(home.path / "peers"),
+            )
             base = Base(
                 home=home,
                 config=config,
                 genesis=genesis,
                 key=key,
-                clock=SystemClock(),
+                clock=clock,
                 events=events,
                 poison=poison,
                 metrics=metrics,
@@ -141,9 +146,7 @@ async def run(home: Home, config: Config) -> None:
                 host=host,
                 calls=calls,
                 book=book,
-                meeting=Meeting(
-                    host, events, functools.partial(_learn, book), random.Random()
-                ),
+                meeting=Meeting(host, events, book, random.Random(), WANTED_PEERS),
                 reach=reach,
                 blame=standing.blame,
                 threads=choose_threads(
@@ -217,6 +220,7 @@ async def run(home: Home, config: Config) -> None:
                 config.net.bootstrap,
                 functools.partial(replace_file, home.path / "peers"),
                 random.Random(),
+                greeted=base.meeting.greeted,
             )
             services.append(
                 Service(
@@ -327,14 +331,6 @@ def _heard(base: Base, ledger: Ledger, peer: str, greeting: Greeting) -> None:
         logger.error("alarm: %s", base.alarms[height])
         while len(base.alarms) > MAX_ALARMS:
             base.alarms.pop(next(iter(base.alarms)))
-
-
-def _learn(
-    book: PeerBook, source: str, source_address: str, named: tuple[Address, ...]
-) -> None:
-    """Take in the addresses that a peer told us, its own among them."""
-    for address in named:
-        book.learn(address.peer, address.addresses, source, source_address)
 
 
 async def _watch_signals(stop: trio.Event) -> None:

@@ -118,3 +118,33 @@ def may_dial(learned: Endpoint, known: Endpoint) -> bool:
         and known.ip in span
         for span in _LOCAL_RANGES
     )
+
+
+class Claim(NamedTuple):
+    """An address as a book takes it: what is dialled first, and who is meant."""
+
+    text: str  # without the peer
+    endpoint: Endpoint  # the node itself, or its relay
+    peer: str | None
+
+
+def parse_claim(address: str) -> Claim:
+    """Parse an address of a node or of a node behind a relay. DecodeError otherwise."""
+    if "/p2p-circuit" in address:
+        circuit = parse_circuit(address)
+        return Claim(circuit.text, circuit.relay, circuit.peer)
+    endpoint = parse(address)
+    return Claim(endpoint.text, endpoint, endpoint.peer)
+
+
+def neighbourhood(address: str) -> str:
+    """Return the part of an address that one operator likely owns: /16, or /32 in v6.
+
+    Behind a relay it is the relay's. Empty for what is no literal address.
+    """
+    try:
+        ip = parse_claim(address).endpoint.ip
+    except DecodeError:
+        return ""
+    kept = ip.packed[:2] if ip.version == 4 else ip.packed[:4]
+    return kept.hex()

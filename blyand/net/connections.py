@@ -84,6 +84,10 @@ class Connections(INotifee):  # type: ignore[misc]
     def peers(self) -> tuple[PeerInfo, ...]:
         return tuple(presence.now() for presence in self._present.values())
 
+    def info(self, peer: str) -> PeerInfo | None:
+        presence = self._present.get(peer)
+        return presence.now() if presence is not None else None
+
     def live(self, identity: ID) -> list[Any]:
         """Return the open connections with a peer."""
         every = self._network.get_connections(identity)

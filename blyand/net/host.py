@@ -193,6 +193,10 @@ class Host:
         """Return the connected peers."""
         return self._connections.peers()
 
+    def info(self, peer_id: str) -> PeerInfo | None:
+        """Return what is known of a connected peer."""
+        return self._connections.info(peer_id)
+
     def public_key_of(self, peer_id: str) -> bytes:
         """Return the 33-byte key of a peer (DecodeError if its id embeds another)."""
         return public_key_of(peer_id)

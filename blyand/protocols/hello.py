@@ -39,7 +39,7 @@ class Introduction:
 
 logger = logging.getLogger(__name__)
 
-Met = Callable[[str, Introduction], None]
+Met = Callable[[str, Introduction], object]
 
 
 class Greeter:
@@ -87,10 +87,7 @@ class Greeter:
             greeting = self._check(stream, hello)
             await stream.send_message(self._known_peers(peer))
             await stream.close_write()
-            known = await stream.receive_message(
-                KnownPeers, MAX_MESSAGE_BYTES, DEADLINE_S
-            )
-            return Introduction(greeting, known.peers)
+            return Introduction(greeting, await _known(stream))
 
     def serve(self) -> Serve:
         """Return the handler of inbound hellos; it reports each through `met`."""
@@ -104,12 +101,17 @@ class Greeter:
             if not is_ours:  # our hello tells it why nothing follows
                 logger.info("%s is of another network", stream.peer)
                 return
-            known = await stream.receive_message(
-                KnownPeers, MAX_MESSAGE_BYTES, DEADLINE_S
-            )
-            if len({address.peer for address in known.peers}) != len(known.peers):
-                raise UnexpectedMessage("a peer is listed twice")
+            known = await _known(stream)
             await stream.send_message(self._known_peers(stream.peer))
-            self._met(stream.peer, Introduction(greeting, known.peers))
+            self._met(stream.peer, Introduction(greeting, known))
 
         return answer
+
+
+async def _known(stream: MessageStream) -> tuple[Address, ...]:
+    """Read the peers that the other side knows, each once."""
+    known = await stream.receive_message(KnownPeers, MAX_MESSAGE_BYTES, DEADLINE_S)
+    peers: tuple[Address, ...] = known.peers
+    if len({address.peer for address in peers}) != len(peers):
+        raise UnexpectedMessage("a peer is listed twice")
+    return peers

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 
 import trio
 
-from blyan_proto.errors import ProtocolError
+from blyan_proto.errors import DecodeError, ProtocolError
 from blyan_proto.protocols.hello import (
     DEADLINE_S,
+    MAX_ADDRESSES,
     PROTOCOL_ID,
     Address,
     Greeting,
@@ -19,15 +20,19 @@ from blyan_proto.protocols.hello import (
 )
 from blyand.errors import Unavailable
 from blyand.events import Broadcast, PeerJoined, PeerLeft
+from blyand.net.address import may_dial, neighbourhood, parse_claim
 from blyand.net.connections import PeerInfo
 from blyand.net.host import Host
+from blyand.net.peers import PeerBook
 from blyand.protocols.hello import Greeter, Introduction, OtherNetwork
+from blyand.rules.net.book import spread
 
 logger = logging.getLogger(__name__)
 
-EXCHANGED = 16  # peers named to a newcomer
-FIRST_EXCHANGE_S = 2.0  # those who came at the same moment know only the bootstrap
-EXCHANGE_S = 15.0  # between two exchanges after the first
+EXCHANGED = 24  # peers named in an exchange
+RECENT_S = 86_400.0  # a peer that nobody here reached for longer is not named
+FIRST_EXCHANGE_S = 2.0  # while there is news and outbound peers are wanted
+EXCHANGE_S = 15.0  # between two exchanges otherwise
 
 
 @dataclass(frozen=True)
@@ -46,14 +51,16 @@ class Meeting:
         self,
         host: Host,
         events: Broadcast,
-        learn: Callable[[str, str, tuple[Address, ...]], None],
+        book: PeerBook,
         random: Random,
+        wanted: int = 8,
     ) -> None:
-        """`learn(from peer, its address, addresses)` takes peer exchange in."""
+        """Below `wanted` outbound peers others are asked more often for whom they know."""
         self._random = random
         self._host = host
         self._events = events
-        self._learn = learn
+        self._book = book
+        self._wanted = wanted
         self._met: dict[str, Met] = {}
         self._waiting: dict[str, trio.Event] = {}
 
@@ -78,13 +85,23 @@ class Meeting:
         pause_s = FIRST_EXCHANGE_S
         while True:
             await trio.sleep(self._random.uniform(0.5, 1.5) * pause_s)
-            pause_s = EXCHANGE_S
-            if self._met:
-                peer = self._random.choice(list(self._met))
-                try:
-                    self.met(peer, await self._greeter.greet(self._host, peer))
-                except (Unavailable, ProtocolError) as error:
-                    logger.debug("no second hello with %s: %s", peer, error)
+            learned = await self._ask_again()
+            outbound = sum(not met.info.inbound for met in self._met.values())
+            if learned and outbound < self._wanted:
+                pause_s = FIRST_EXCHANGE_S
+            else:
+                pause_s = min(2 * pause_s, EXCHANGE_S)
+
+    async def _ask_again(self) -> int:
+        """Exchange peers with one that we met; return how many addresses were new."""
+        if not self._met:
+            return 0
+        peer = self._random.choice(list(self._met))
+        try:
+            return self.met(peer, await self._greeter.greet(self._host, peer))
+        except (Unavailable, ProtocolError) as error:
+            logger.debug("no second hello with %s: %s", peer, error)
+            return 0
 
     @property
     def peers(self) -> dict[str, Met]:
@@ -92,39 +109,69 @@ class Meeting:
         return dict(self._met)
 
     def known_peers(self, asking: str) -> KnownPeers:
-        """Return a few peers, with the addresses that they gave themselves."""
-        others = [met for peer, met in self._met.items() if peer != asking]
+        """Return some of the peers we know at first hand, of many neighbourhoods.
+
+        Those that we met, with the addresses they gave themselves, and those of the
+        book that we reached lately; only addresses that the asking peer would dial.
+        """
+        info = self._host.info(asking)
+        if info is None:
+            return KnownPeers(())
+        known = [
+            Address(peer, addresses)
+            for peer, claimed in self._at_first_hand().items()
+            if peer != asking and (addresses := _for(info.address, claimed))
+        ]
         return KnownPeers(
             tuple(
-                Address(met.info.peer_id, met.greeting.addresses)
-                for met in others[-EXCHANGED:]
-                if met.greeting.addresses
+                spread(
+                    known,
+                    lambda one: neighbourhood(one.addresses[0]),
+                    EXCHANGED,
+                    self._random.randrange,
+                )
             )
         )
 
-    def met(self, peer: str, introduction: Introduction) -> None:
-        """A peer introduced itself: serve it from now on."""
-        info = next((p for p in self._host.peers() if p.peer_id == peer), None)
+    def _at_first_hand(self) -> dict[str, tuple[str, ...]]:
+        found = {
+            entry.peer: self._book.addresses(entry.peer)
+            for entry in self._book.recent(RECENT_S)
+        }
+        for peer, met in self._met.items():
+            found[peer] = met.greeting.addresses
+        return found
+
+    def met(self, peer: str, introduction: Introduction) -> int:
+        """A peer introduced itself: serve it from now on.
+
+        Returns how many addresses it told that were new.
+        """
+        info = self._host.info(peer)
         if info is None:
-            return
+            return 0
         self._host.admit(peer)
         is_new = peer not in self._met
         since = trio.current_time() if is_new else self._met[peer].since
         self._met[peer] = Met(info, introduction.greeting, since)
-        own = introduction.greeting.addresses
-        named = introduction.known
-        if own:
-            named = (Address(peer, own), *named)
-        self._learn(peer, info.address, named)
+        own = Address(peer, introduction.greeting.addresses)
+        learned = sum(
+            self._book.learn(one.peer, one.addresses, peer, info.address)
+            for one in (own, *introduction.known)
+        )
         if is_new:
             self._events.publish(PeerJoined(peer))
         self._heard(peer, introduction.greeting)
+        self._tell_waiting(peer)
+        return learned
+
+    def _tell_waiting(self, peer: str) -> None:
         waiting = self._waiting.pop(peer, None)
         if waiting is not None:
             waiting.set()
 
     async def greeted(self, peer: str) -> bool:
-        """Wait until a connected peer said hello; False when it did not in time."""
+        """Wait until a connected peer said hello; False when it did not, or left."""
         if peer not in self._met:
             event = self._waiting.setdefault(peer, trio.Event())
             with trio.move_on_after(DEADLINE_S):
@@ -147,6 +194,18 @@ class Meeting:
             await self._host.disconnect(peer)
 
     async def _left(self, info: PeerInfo) -> None:
-        self._waiting.pop(info.peer_id, None)
+        self._tell_waiting(info.peer_id)
         if self._met.pop(info.peer_id, None) is not None:
             self._events.publish(PeerLeft(info.peer_id))
+
+
+def _for(asking: str, claimed: Iterable[str]) -> tuple[str, ...]:
+    """Return the addresses that a peer at the address `asking` would dial (DEC-C9)."""
+    kept = []
+    for address in claimed:
+        try:
+            if may_dial(parse_claim(address).endpoint, parse_claim(asking).endpoint):
+                kept.append(address)
+        except DecodeError:
+            continue
+    return tuple(kept[:MAX_ADDRESSES])
