@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from typing import NamedTuple
 
@@ -128,6 +129,7 @@ class Claim(NamedTuple):
     peer: str | None
 
 
+@functools.lru_cache(maxsize=4096)
 def parse_claim(address: str) -> Claim:
     """Parse an address of a node or of a node behind a relay. DecodeError otherwise."""
     if "/p2p-circuit" in address:
@@ -137,6 +139,7 @@ def parse_claim(address: str) -> Claim:
     return Claim(endpoint.text, endpoint, endpoint.peer)
 
 
+@functools.lru_cache(maxsize=4096)
 def neighbourhood(address: str) -> str:
     """Return the part of an address that one operator likely owns: /16, or /32 in v6.
 

@@ -20,11 +20,10 @@ from blyand.net.address import (
     parse_claim,
 )
 from blyand.net.identity import public_key_of
-from blyand.rules.net.book import Limits, make_room
+from blyand.rules.net.book import MAX_PEERS, PEER_FAILURES, Limits, is_lost, make_room
 
 MAX_ADDRESSES = 8  # per key (DEC-C9)
 MAX_BOOK_BYTES = 4 << 20
-MAX_STORED = 1024
 MAX_ANCHORS = 2
 MAX_FAILURES = 1000
 
@@ -53,7 +52,7 @@ class StoredEntry:
 class StoredBook:
     """A saved book."""
 
-    entries: Annotated[tuple[StoredEntry, ...], Size(0, MAX_STORED)]
+    entries: Annotated[tuple[StoredEntry, ...], Size(0, MAX_PEERS)]
     anchors: Annotated[tuple[_Peer, ...], Size(0, MAX_ANCHORS)]
 
 
@@ -70,7 +69,7 @@ class StoredPeer:
 class StoredPeers:
     """A book as version 0.1 saved it."""
 
-    peers: Annotated[tuple[StoredPeer, ...], Size(0, MAX_STORED)]
+    peers: Annotated[tuple[StoredPeer, ...], Size(0, MAX_PEERS)]
 
 
 @dataclass
@@ -125,7 +124,8 @@ class PeerBook:
         """
         try:
             known = parse_claim(source_address).endpoint
-            public_key_of(peer)
+            if peer not in self._entries:
+                public_key_of(peer)
         except DecodeError:
             return 0
         if peer == self._own:
@@ -179,11 +179,16 @@ class PeerBook:
         self.changed = True
 
     def failed(self, peer: str) -> None:
-        """Note that we could not reach `peer`, or that it did not say hello."""
+        """Note that we could not reach `peer`, or that it did not say hello.
+
+        One of which there is no hope is forgotten.
+        """
         entry = self._entries.get(peer)
         if entry is not None:
-            entry.failures = min(entry.failures + 1, MAX_FAILURES)
             self.changed = True
+            entry.failures = min(entry.failures + 1, MAX_FAILURES)
+            if entry.failures >= PEER_FAILURES and is_lost(entry, self._now_s()):
+                del self._entries[peer]
 
     def entries(self) -> tuple[Entry, ...]:
         """Return all entries; read only."""

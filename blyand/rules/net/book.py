@@ -15,17 +15,18 @@ from typing import Protocol, TypeVar
 T = TypeVar("T")
 Draw = Callable[[int], int]  # draw(n): a random number in [0, n)
 
+MAX_PEERS = 1024
 CLAIM_FAILURES = 3  # a claim that failed so often in a row makes room for another
 PEER_FAILURES = 10  # a peer that we once reached is given more patience,
 PEER_LOST_S = 7 * 86_400.0  # and as much time
-CONFIRMED_IN_4 = 3  # of four dials, those that go to peers we reached before
+BETTER_IN_4 = 3  # of four dials, those to peers that did not fail, that we reached
 
 
 @dataclass(frozen=True)
 class Limits:
     """How much of a book there is for whom."""
 
-    peers: int = 1024
+    peers: int = MAX_PEERS
     of_source: int = 128  # claims by one peer
     of_source_place: int = 256  # claims by peers of one neighbourhood
     of_place: int = 256  # claims about peers of one neighbourhood
@@ -112,21 +113,31 @@ def choose(known: Sequence[Known], taken: Collection[str], draw: Draw) -> Known 
     """Return whom to dial next; `taken` are the neighbourhoods of those we dialled.
 
     A neighbourhood that we have no peer of comes first. Every neighbourhood is as
-    likely as another, however many of its addresses we were told.
+    likely as another, however many of its addresses we were told. The others get their
+    turn too: a book of old friends learns nothing.
     """
     choice = [one for one in known if one.place not in taken] or list(known)
-    reached = [one for one in choice if one.reached_s]
-    if reached and len(reached) < len(choice):
-        wants_reached = draw(4) < CONFIRMED_IN_4
-        choice = [one for one in choice if bool(one.reached_s) is wants_reached]
     if not choice:
         return None
+    choice = _mostly(choice, lambda one: not one.failures, draw)
+    choice = _mostly(choice, lambda one: bool(one.reached_s), draw)
     places = sorted({one.place for one in choice})
     place = places[draw(len(places))]
     here = [one for one in choice if one.place == place]
     fewest = min(one.failures for one in here)
     best = [one for one in here if one.failures == fewest]
     return best[draw(len(best))]
+
+
+def _mostly(
+    choice: list[Known], is_better: Callable[[Known], bool], draw: Draw
+) -> list[Known]:
+    better = [one for one in choice if is_better(one)]
+    if not better or len(better) == len(choice):
+        return choice
+    if draw(4) < BETTER_IN_4:
+        return better
+    return [one for one in choice if not is_better(one)]
 
 
 def spread(
