@@ -37,6 +37,7 @@ from blyand.events import Broadcast
 from blyand.finality.beacon import BeaconChain
 from blyand.home import Home, read_or_none, replace_file
 from blyand.initialise import hardware, role_bits
+from blyand.joining import build_directory, holdings
 from blyand.metrics import Metrics
 from blyand.net.calls import open_calls
 from blyand.net.dialer import WANTED_PEERS, Dialer
@@ -131,6 +132,15 @@ async def run(home: Home, config: Config) -> None:
                 lambda: clock.now_ms() / 1000,
                 read_or_none(home.path / "peers"),
             )
+            meeting = Meeting(host, events, book, random.Random(), WANTED_PEERS)
+            dialer = Dialer(
+                host,
+                book,
+                config.net.bootstrap,
+                functools.partial(replace_file, home.path / "peers"),
+                random.Random(),
+                greeted=meeting.greeted,
+            )
             base = Base(
                 home=home,
                 config=config,
@@ -146,8 +156,9 @@ async def run(home: Home, config: Config) -> None:
                 host=host,
                 calls=calls,
                 book=book,
-                meeting=Meeting(host, events, book, random.Random(), WANTED_PEERS),
                 reach=reach,
+                meeting=meeting,
+                directory=build_directory(host, genesis.id, book, meeting, dialer),
                 blame=standing.blame,
                 threads=choose_threads(
                     config.compute.threads, config.compute.daemons_on_host
@@ -214,14 +225,8 @@ async def run(home: Home, config: Config) -> None:
                 )
                 services.append(Service("custody", custody.run))
                 services.append(Service("learner", models.learner.run))
-            dialer = Dialer(
-                host,
-                book,
-                config.net.bootstrap,
-                functools.partial(replace_file, home.path / "peers"),
-                random.Random(),
-                greeted=base.meeting.greeted,
-            )
+            base.directory.holdings = functools.partial(holdings, base, ledger, models)
+            services.append(Service("directory", base.directory.run))
             services.append(
                 Service(
                     "dialer", dialer.run, restart=Backoff(), restart_on=(Unavailable,)

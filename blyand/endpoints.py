@@ -6,12 +6,14 @@ from blyan_proto.protocols import blobs as blobs_proto
 from blyan_proto.protocols import blocks as blocks_proto
 from blyan_proto.protocols import delta as delta_proto
 from blyan_proto.protocols import expert as expert_proto
+from blyan_proto.protocols import providers as providers_proto
 from blyan_proto.protocols import sync as sync_proto
 from blyand.parts import Base, Ledger, Models
 from blyand.protocols import blobs as blobs_ends
 from blyand.protocols import blocks as blocks_ends
 from blyand.protocols import delta as delta_ends
 from blyand.protocols import expert as expert_ends
+from blyand.protocols import providers as providers_ends
 from blyand.protocols import sync as sync_ends
 
 
@@ -42,6 +44,11 @@ def serve_streams(
         delta_ends.serve(base.genesis.id, models.primary.take),
         deadline_s=delta_proto.DEADLINE_S,
         bulk=True,
+    )
+    host.handle(
+        providers_proto.PROTOCOL_ID,
+        providers_ends.serve(base.directory.take, base.directory.find),
+        deadline_s=providers_proto.DEADLINE_S,
     )
     if serves_experts:
         host.handle(

@@ -16,6 +16,7 @@ from blyan_proto import topics
 from blyan_proto.block.block import Block
 from blyan_proto.checkpoint import FinalCheckpoint
 from blyan_proto.genesis import Genesis
+from blyan_proto.protocols.providers import expert_key
 from blyan_proto.signing import SigningKey
 from blyan_proto.types import members
 from blyand.chain.author import Author
@@ -32,6 +33,7 @@ from blyand.finality.sequencer import Availability, Chain, Sequencer
 from blyand.home import Home
 from blyand.metrics import Metrics
 from blyand.net.calls import Calls
+from blyand.net.dht import Directory
 from blyand.net.host import Host
 from blyand.net.identity import peer_id_of
 from blyand.net.peers import PeerBook
@@ -78,6 +80,7 @@ class Base:
     book: PeerBook
     meeting: Meeting
     reach: Reachability
+    directory: Directory
     blame: Callable[[str, Exception], None]
     threads: int  # of one tensor operation
     chain_lane: Threads
@@ -124,7 +127,11 @@ class Models:
 def build_fetcher(base: Base) -> Fetcher:
     """Return what gets blobs from peers."""
     return Fetcher(
-        blobs_ends.Client(base.host), base.stores.blobs, base.disk_lane, base.peers
+        blobs_ends.Client(base.host),
+        base.stores.blobs,
+        base.disk_lane,
+        base.peers,
+        base.directory.reach_providers,
     )
 
 
@@ -266,11 +273,19 @@ def _serving(
         ]
 
     def holders(model: bytes, group: int) -> Iterable[str]:
-        """Connected peers whose last heartbeat says that they hold the group."""
+        """Connected peers whose last heartbeat says that they hold the group.
+
+        Where there is none, the directory is asked for some; a caller tries again.
+        """
         connected = base.meeting.peers
-        for peer, follows, held in heartbeats(ledger.machine.last_id):
-            if peer in connected and follows == model and group in held:
-                yield peer
+        found = [
+            peer
+            for peer, follows, held in heartbeats(ledger.machine.last_id)
+            if peer in connected and follows == model and group in held
+        ]
+        if not found:
+            base.directory.seek(expert_key(model, group))
+        return found
 
     from blyand.inference.serving import Serving
 

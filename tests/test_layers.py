@@ -28,6 +28,7 @@ MAY_IMPORT = {
 LEVELS = {
     **dict.fromkeys(["__init__", "__main__", "daemon", "initialise"], 5),
     **dict.fromkeys(["bindings", "endpoints", "parts", "settling", "stores"], 5),
+    "joining": 5,
     "rpc": 4,
     **dict.fromkeys(["chain", "finality", "election", "inference", "training"], 3),
     **dict.fromkeys(["data", "evolution", "guard"], 3),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import ipaddress
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from blyan_proto.errors import DecodeError
@@ -151,3 +152,16 @@ def neighbourhood(address: str) -> str:
         return ""
     kept = ip.packed[:2] if ip.version == 4 else ip.packed[:4]
     return kept.hex()
+
+
+def dialable_from(asking: str, addresses: Iterable[str]) -> tuple[str, ...]:
+    """Return the addresses that a peer at the address `asking` would dial (DEC-C9)."""
+    kept = []
+    for address in addresses:
+        try:
+            known = parse_claim(asking).endpoint
+            if may_dial(parse_claim(address).endpoint, known):
+                kept.append(address)
+        except DecodeError:
+            continue
+    return tuple(kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -46,6 +46,10 @@ class _Want:
     is_under_way: bool = False
 
 
+async def _nobody(blob: bytes) -> Sequence[str]:
+    return ()
+
+
 class Fetcher:
     """Fetches blobs into the store. Verified leaf by leaf; resumes what was begun."""
 
@@ -55,11 +59,14 @@ class Fetcher:
         blobs: BlobStore,
         lane: Threads,
         peers: Callable[[], Sequence[str]],
+        elsewhere: Callable[[bytes], Awaitable[Sequence[str]]] = _nobody,
     ) -> None:
+        """`elsewhere(blob)` finds and connects others where no connected peer has it."""
         self._client = client
         self._blobs = blobs
         self._lane = lane
         self._peers = peers
+        self._elsewhere = elsewhere
         self._under_way: dict[bytes, _Fetch] = {}
         self._limit = trio.CapacityLimiter(MAX_AT_ONCE)
         self._wanted: dict[bytes, _Want] = {}
@@ -76,8 +83,8 @@ class Fetcher:
     ) -> None:
         """Return when the blob is in the store; `hints` are asked first.
 
-        NotHere when neither they nor any connected peer gave all of it, or when it has
-        more than `most_bytes` of data.
+        NotHere when neither they nor any connected peer, nor one that the directory
+        knows, gave all of it, or when it has more than `most_bytes` of data.
         """
         if not self._blobs.has(blob) and blob not in self._under_way:
             async with self._limit:
@@ -175,20 +182,36 @@ class Fetcher:
         peers = list(dict.fromkeys([*hints, *self._peers()]))
         # Stable: among the quick ones, those who should have it stay first.
         peers.sort(key=lambda peer: now - self._slow.get(peer, -1e9) < COOL_OFF_S)
-        for peer in peers:
-            for _ in range(ATTEMPTS_PER_PEER):
-                try:
-                    await self._from(peer, blob, durable, most_bytes)
-                    return
-                except Unavailable as error:
-                    logger.debug("%s: blob %s: %s", peer, blob.hex()[:16], error)
-                    if isinstance(error, TooSlow):
-                        self._let_us_wait(peer)
-                    break
-                except ProtocolError as error:  # the host has blamed the peer for it
-                    logger.info("%s: blob %s: %s", peer, blob.hex()[:16], error)
-            fetch.asked.add(peer)
-        raise NotHere(f"no peer gave blob {blob.hex()[:16]}")
+
+        async def gave(asked: Sequence[str]) -> bool:
+            for peer in asked:
+                if await self._gave(peer, blob, durable, most_bytes):
+                    return True
+                fetch.asked.add(peer)
+            return False
+
+        if await gave(peers):
+            return
+        others = [one for one in await self._elsewhere(blob) if one not in peers]
+        if not await gave(others):
+            raise NotHere(f"no peer gave blob {blob.hex()[:16]}")
+
+    async def _gave(
+        self, peer: str, blob: bytes, durable: bool, most_bytes: int | None
+    ) -> bool:
+        """Fetch a blob from one peer; False when it does not give all of it."""
+        for _ in range(ATTEMPTS_PER_PEER):
+            try:
+                await self._from(peer, blob, durable, most_bytes)
+                return True
+            except Unavailable as error:
+                logger.debug("%s: blob %s: %s", peer, blob.hex()[:16], error)
+                if isinstance(error, TooSlow):
+                    self._let_us_wait(peer)
+                break
+            except ProtocolError as error:  # the host has blamed the peer for it
+                logger.info("%s: blob %s: %s", peer, blob.hex()[:16], error)
+        return False
 
     def _let_us_wait(self, peer: str) -> None:
         self._slow.pop(peer, None)

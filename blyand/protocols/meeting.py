@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
 import trio
 
-from blyan_proto.errors import DecodeError, ProtocolError
+from blyan_proto.errors import ProtocolError
 from blyan_proto.protocols.hello import (
     DEADLINE_S,
     MAX_ADDRESSES,
@@ -20,7 +20,7 @@ from blyan_proto.protocols.hello import (
 )
 from blyand.errors import Unavailable
 from blyand.events import Broadcast, PeerJoined, PeerLeft
-from blyand.net.address import may_dial, neighbourhood, parse_claim
+from blyand.net.address import dialable_from, neighbourhood
 from blyand.net.connections import PeerInfo
 from blyand.net.host import Host
 from blyand.net.peers import PeerBook
@@ -118,9 +118,9 @@ class Meeting:
         if info is None:
             return KnownPeers(())
         known = [
-            Address(peer, addresses)
+            Address(peer, addresses[:MAX_ADDRESSES])
             for peer, claimed in self._at_first_hand().items()
-            if peer != asking and (addresses := _for(info.address, claimed))
+            if peer != asking and (addresses := dialable_from(info.address, claimed))
         ]
         return KnownPeers(
             tuple(
@@ -197,15 +197,3 @@ class Meeting:
         self._tell_waiting(info.peer_id)
         if self._met.pop(info.peer_id, None) is not None:
             self._events.publish(PeerLeft(info.peer_id))
-
-
-def _for(asking: str, claimed: Iterable[str]) -> tuple[str, ...]:
-    """Return the addresses that a peer at the address `asking` would dial (DEC-C9)."""
-    kept = []
-    for address in claimed:
-        try:
-            if may_dial(parse_claim(address).endpoint, parse_claim(asking).endpoint):
-                kept.append(address)
-        except DecodeError:
-            continue
-    return tuple(kept[:MAX_ADDRESSES])

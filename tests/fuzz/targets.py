@@ -28,6 +28,7 @@ from blyan_proto.protocols import (
     delta,
     expert,
     hello,
+    providers,
     reach,
     sync,
 )
@@ -185,6 +186,11 @@ TARGETS: dict[str, Target] = {
     ),
     "dial back": message(reach.DialBack, reach.MAX_MESSAGE_BYTES, sample("dial_back")),
     "dialled": message(reach.Dialled, reach.MAX_MESSAGE_BYTES, sample("dialled")),
+    "providers request": choice(
+        providers.REQUEST, providers.MAX_REQUEST_BYTES, "provide", "find"
+    ),
+    "kept": message(providers.Kept, providers.MAX_ANSWER_BYTES, sample("kept")),
+    "found": message(providers.Found, providers.MAX_ANSWER_BYTES, sample("found")),
     "blocks request": choice(
         blocks.REQUEST, blocks.MAX_REQUEST_BYTES, "get_blocks", "get_pending"
     ),

@@ -34,7 +34,16 @@ from blyan_proto.checkpoint import (
 from blyan_proto.codec import encode, to_plain
 from blyan_proto.digest import Domain, digest
 from blyan_proto.genesis import DEVNET, Balance, Genesis
-from blyan_proto.protocols import blobs, blocks, delta, expert, hello, reach, sync
+from blyan_proto.protocols import (
+    blobs,
+    blocks,
+    delta,
+    expert,
+    hello,
+    providers,
+    reach,
+    sync,
+)
 from blyan_proto.signing import Purpose, SigningKey
 from blyan_proto.types import Role, bitmap
 
@@ -325,6 +334,19 @@ MESSAGES: dict[str, tuple[Any, Any]] = {
     ),
     "dial_back": (reach.DialBack(4001), None),
     "dialled": (reach.Dialled(reach.Outcome.REACHED, "192.0.2.8", True), None),
+    "provide": (
+        providers.Provide((hash_of("blob"), hash_of("expert"))),
+        providers.REQUEST,
+    ),
+    "kept": (providers.Kept(2), None),
+    "find": (providers.Find(hash_of("blob")), providers.REQUEST),
+    "found": (
+        providers.Found(
+            (hello.Address("16Uiu2HAm", ("/ip4/192.0.2.8/tcp/1",)),),
+            (hello.Address("16Uiu2HAn", ("/ip6/2001:db8::1/tcp/2",)),),
+        ),
+        None,
+    ),
     "get_blocks": (blocks.GetBlocks((BLOCKS["bond"].id,)), blocks.REQUEST),
     "get_pending": (blocks.GetPending(500, BLOCKS["bond"].id), blocks.REQUEST),
     "blocks": (blocks.Blocks((BLOCKS["bond"], ROOT_BLOCK)), None),
