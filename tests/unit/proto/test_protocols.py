@@ -9,7 +9,16 @@ from blyan_proto.codec import Choice, decode, encode, from_plain, to_plain
 from blyan_proto.constants import LEAF_BYTES
 from blyan_proto.errors import BadSignature, ProtocolError
 from blyan_proto.merkle import EMPTY
-from blyan_proto.protocols import blobs, blocks, delta, expert, hello, reach, sync
+from blyan_proto.protocols import (
+    blobs,
+    blocks,
+    delta,
+    expert,
+    hello,
+    providers,
+    reach,
+    sync,
+)
 from blyan_proto.protocols.result import ResultCode
 from blyan_proto.signing import Purpose, check_signature
 from tests.documents import DOCS, fields_in
@@ -20,6 +29,7 @@ from tests.vectors import make_proto as made
 GOLDEN = json.loads((Path(made.HERE) / "messages.json").read_text())
 MODULES = {
     "hello": hello,
+    "providers": providers,
     "blocks": blocks,
     "reach": reach,
     "sync": sync,
