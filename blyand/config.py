@@ -82,6 +82,11 @@ class NetSection:
         unit="MiB",
         low=1,
     )
+    mdns: bool = option(
+        False,
+        "Announce this node on the local network, and find others there, by multicast "
+        "DNS.",
+    )
     region: str = option(
         "", "Name of the place this node stands in; near peers are asked first."
     )

@@ -43,6 +43,7 @@ from blyand.net.calls import open_calls
 from blyand.net.dialer import WANTED_PEERS, Dialer
 from blyand.net.host import HostSettings, open_host
 from blyand.net.identity import peer_id_of
+from blyand.net.mdns import LocalNetwork
 from blyand.net.outside import announced
 from blyand.net.peers import PeerBook
 from blyand.net.standing import Standing
@@ -227,6 +228,15 @@ async def run(home: Home, config: Config) -> None:
                 services.append(Service("learner", models.learner.run))
             base.directory.holdings = functools.partial(holdings, base, ledger, models)
             services.append(Service("directory", base.directory.run))
+            if config.net.mdns:
+                local = LocalNetwork(
+                    host.peer_id, genesis.id, lambda: host.addresses, book
+                )
+                services.append(
+                    Service(
+                        "mdns", local.run, restart=Backoff(), restart_on=(Unavailable,)
+                    )
+                )
             services.append(
                 Service(
                     "dialer", dialer.run, restart=Backoff(), restart_on=(Unavailable,)

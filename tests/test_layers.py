@@ -42,6 +42,7 @@ LEVELS = {
 
 EXCLUSIVE = {
     "libp2p": ("blyand/net/",),
+    "zeroconf": ("blyand/net/",),
     "multiaddr": ("blyand/net/",),
     "plyvel": ("blyand/store/",),
     "msgpack": ("blyan_proto/codec.py",),
