@@ -189,7 +189,6 @@ def test_a_key_is_found_across_a_network_of_which_everybody_knows_a_part():
             for one, holder in keys.items():
                 world.nodes[holder].provide(one)
             await trio.sleep(60)
-            links = sum(map(len, world.met.values()))
             world.asked = 0
             for place, (one, holder) in enumerate(keys.items()):
                 assert holder in await world.nodes[names[-1 - place]].providers(one)
@@ -206,14 +205,30 @@ def test_a_key_is_found_across_a_network_of_which_everybody_knows_a_part():
             seeker = next(n for n in reversed(names) if n in world.up - holders)
             for one, holder in keys.items():
                 assert holder in await world.nodes[seeker].providers(one)
-            # Who was dialled for a question is let go; what ended is forgotten.
-            await trio.sleep(120)
-            assert sum(map(len, world.met.values())) < 2 * links
+            # What ended is forgotten.
             for one, holder in keys.items():
                 world.nodes[holder].withdraw(one)
             await trio.sleep(proto.TTL_S + 60)
             assert all(len(node._records) == 0 for node in world.nodes.values())
             assert await world.nodes[seeker].providers(next(iter(keys))) == ()
+            nursery.cancel_scope.cancel()
+
+    simulate(act)
+
+
+def test_who_was_dialled_for_a_question_is_let_go():
+    async def act() -> None:
+        world = World(40, 3)
+        seeker = min(world.up, key=lambda one: len(world.met[one]))
+        met, directory = world.met[seeker], world.nodes[seeker]
+        before = len(met)
+        for number in range(0, 65_536, 8_192):
+            assert await directory.providers(key(number)) == ()
+        assert len(met) > 10 > before
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(directory.run)
+            await trio.sleep(90)
+            assert len(met) == 8  # no more than it may use anyway
             nursery.cancel_scope.cancel()
 
     simulate(act)
