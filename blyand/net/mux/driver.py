@@ -69,11 +69,12 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
         self._arrived, self._accepted = trio.open_memory_channel[MuxStream](
             float("inf")  # the machine bounds the streams
         )
-        self._slot = trio.Event()  # set, and replaced, when a stream of ours ended
+        self._slot: trio.Event | None = None  # of those who wait to open a stream
         self._blocked = False  # the connection takes nothing more: the writer waits
         self._unblock = trio.Event()
         self._batch = _LEAST_BYTES
         self._scope = trio.CancelScope()
+        self._closing = False
         self._heard = False
         self._ping: tuple[int, float] | None = None
 
@@ -111,6 +112,8 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
         while not self.machine.may_open:
             if self.machine.gone_away or self.event_shutting_down.is_set():
                 break
+            if self._slot is None:
+                self._slot = trio.Event()
             await self._slot.wait()
         if self.machine.gone_away or self.event_shutting_down.is_set():
             raise MuxedConnUnavailable("the connection takes no more streams")
@@ -129,9 +132,10 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
 
     async def close(self) -> None:
         """Close the connection and every stream; may be called twice, or cancelled."""
-        if self.event_shutting_down.is_set():
+        if self._closing:
             await self.event_closed.wait()
             return
+        self._closing = True
         self._end(GoawayCode.DONE)
         try:
             with trio.move_on_after(CLOSE_S, shield=True):
@@ -146,6 +150,8 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
 
     def _end(self, code: GoawayCode) -> None:
         """End all that waits for this connection; say goodbye if that needs no wait."""
+        if self.event_shutting_down.is_set():
+            return
         self.event_shutting_down.set()
         self.machine.go_away(code)
         if not self._blocked:
@@ -205,8 +211,9 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
         self._free_slot()
 
     def _free_slot(self) -> None:
-        self._slot.set()
-        self._slot = trio.Event()
+        if self._slot is not None:
+            self._slot.set()
+            self._slot = None
 
     def _wake_writers(self) -> None:
         for stream in list(self._writing):
@@ -233,6 +240,8 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
         for event in self.machine.receive(raw):
             self._apply(event)
         self.pump()
+        if self.machine.may_open:  # a reset may have been confirmed
+            self._free_slot()
 
     def _apply(self, event: Event) -> None:
         if isinstance(event, Received):
