@@ -31,10 +31,11 @@ class StockChannel:
 
     def __init__(self, conn: ISecureConn) -> None:
         self._conn = conn
-        self._taken: list[bytes | memoryview] = []
+        self._taken: list[bytes] = []
 
     def send_nowait(self, pieces: Sequence[bytes | memoryview]) -> bool:
-        self._taken += pieces
+        if pieces:
+            self._taken.append(b"".join(pieces))  # their owner may change them later
         return not self._taken
 
     async def flush(self) -> None:

@@ -32,6 +32,7 @@ from blyand.net.mux.events import (
 from blyand.net.mux.frames import GoawayCode
 from blyand.net.mux.machine import Machine
 from blyand.net.mux.stream import MuxStream
+from blyand.net.wire import LOST
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +67,8 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
         self._channel: Channel = channel_of(conn)
         self._streams: dict[int, MuxStream] = {}
         self._writing: set[MuxStream] = set()
-        self._arrived, self._accepted = trio.open_memory_channel[MuxStream](
-            float("inf")  # the machine bounds the streams
-        )
+        self._arrived: dict[int, MuxStream] = {}  # not accepted yet
+        self._arrival = trio.Event()
         self._slot: trio.Event | None = None  # of those who wait to open a stream
         self._blocked = False  # the connection takes nothing more: the writer waits
         self._unblock = trio.Event()
@@ -124,11 +124,12 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
 
     async def accept_stream(self) -> MuxStream:
         """Return the next stream that the peer opens. MuxedConnUnavailable."""
-        try:
-            stream: MuxStream = await self._accepted.receive()
-            return stream
-        except (trio.EndOfChannel, trio.ClosedResourceError) as error:
-            raise MuxedConnUnavailable("the connection is closed") from error
+        await trio.lowlevel.checkpoint()
+        while not self._arrived:
+            if self.event_shutting_down.is_set():
+                raise MuxedConnUnavailable("the connection is closed")
+            await self._arrival.wait()
+        return self._arrived.pop(next(iter(self._arrived)))
 
     async def close(self) -> None:
         """Close the connection and every stream; may be called twice, or cancelled."""
@@ -140,7 +141,7 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
         try:
             with trio.move_on_after(CLOSE_S, shield=True):
                 await self.secured_conn.close()
-        except (BaseLibp2pError, OSError) as error:
+        except LOST as error:
             log.debug("closing: %r", error)
         finally:
             self.event_closed.set()
@@ -159,7 +160,8 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
                 self._channel.send_nowait(self.machine.take(0))
             except BaseLibp2pError:
                 pass
-        self._arrived.close()
+        self._arrived.clear()
+        self._arrival.set()
         for stream in self._streams.values():
             stream.lose()
         self._streams.clear()
@@ -237,7 +239,7 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
 
     def _take(self, raw: memoryview) -> None:
         self._heard = True
-        for event in self.machine.receive(raw):
+        for event in self.machine.receive(raw, trio.current_time()):
             self._apply(event)
         self.pump()
         if self.machine.may_open:  # a reset may have been confirmed
@@ -249,13 +251,16 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
                 stream.put(event.body)
         elif isinstance(event, Opened):
             stream = self._streams[event.stream] = MuxStream(self, event.stream)
-            self._arrived.send_nowait(stream)
+            self._arrived[event.stream] = stream
+            self._arrival.set()
+            self._arrival = trio.Event()
         elif isinstance(event, Finished):
             if (stream := self._streams.get(event.stream)) is not None:
                 stream.end()
         elif isinstance(event, WasReset):
             if (stream := self._streams.pop(event.stream, None)) is not None:
                 stream.lose()
+            self._arrived.pop(event.stream, None)
             self._free_slot()
         elif isinstance(event, Ponged):
             if self._ping is not None and event.token == self._ping[0]:

@@ -8,7 +8,7 @@ control, then urgent streams, then bulk, each class in turns. docs/protocols/mux
 
 from __future__ import annotations
 
-from blyan_proto.errors import LimitExceeded, UnexpectedMessage
+from blyan_proto.errors import DecodeError, LimitExceeded, UnexpectedMessage
 from blyand.net.mux.events import (
     Event,
     Finished,
@@ -28,6 +28,7 @@ from blyand.net.mux.frames import (
     control,
 )
 from blyand.net.mux.schedule import Outflow, Schedule
+from blyand.net.mux.toll import FRAME_COST, OPEN_COST, SMALL_BYTES, STREAM_COST, Toll
 from blyand.net.mux.window import FIRST_CREDIT, MAX_CREDIT, Budget, Window
 
 MAX_STREAMS = 256  # open at once, for each side that opened them
@@ -64,6 +65,7 @@ class Machine:
         self._late: dict[int, Window] = {}  # reset by us, not yet confirmed
         self._budget = Budget()
         self._reader = FrameReader()
+        self._toll = Toll()
         self._control = bytearray()
         self._pong: int | None = None
         self._credits: list[_Stream] = []
@@ -77,6 +79,8 @@ class Machine:
         """Open a stream. The caller has looked at `may_open`."""
         identity, self._next = self._next, self._next + 2
         self.opened += 1
+        if self._next > MAX_STREAM:
+            self.gone_away = True  # another connection has other streams
         window = Window(self._budget)
         granted = FIRST_CREDIT + window.grow_first()
         self._streams[identity] = _Stream(identity, FIRST_CREDIT, window)
@@ -86,11 +90,7 @@ class Machine:
     @property
     def may_open(self) -> bool:
         """False while too many streams are open, or for ever after a goodbye."""
-        return (
-            self.opened < MAX_STREAMS
-            and not self.gone_away
-            and self._next <= MAX_STREAM
-        )
+        return self.opened < MAX_STREAMS and not self.gone_away
 
     def send(self, identity: int, data: memoryview) -> None:
         """Queue bytes; the last ones must have left (`pending` is 0)."""
@@ -106,10 +106,12 @@ class Machine:
         return len(stream.pending) if stream and stream.pending is not None else 0
 
     def withdraw(self, identity: int) -> None:
-        """Forget bytes that wait."""
+        """Forget bytes that wait; a stream that was to end after them is reset."""
         stream = self._streams.get(identity)
         if stream is not None:
             stream.pending = None
+            if stream.finishing and not stream.finished:
+                self.reset(identity)
 
     def set_bulk(self, identity: int, bulk: bool) -> None:
         """Choose the class in which a stream's bytes are sent."""
@@ -135,9 +137,7 @@ class Machine:
             self._forget(stream)
             return
         self._drop(stream)
-        self._late[identity] = stream.window
-        if len(self._late) > MAX_UNCONFIRMED:
-            raise LimitExceeded("the peer confirms no resets")
+        self._late[identity] = stream.window  # `_on_open` bounds them
 
     def consumed(self, identity: int, count: int) -> None:
         """Bytes of a stream were read by its user: the peer may send more."""
@@ -158,25 +158,31 @@ class Machine:
 
     # What arrives
 
-    def receive(self, raw: bytes | memoryview) -> list[Event]:
-        """Take bytes of the peer. ProtocolError: the connection is to be closed."""
+    def receive(self, raw: bytes | memoryview, now: float = 0.0) -> list[Event]:
+        """Take bytes of the peer. ProtocolError: the connection is to be closed.
+
+        `now`: seconds of a clock that goes forward, for what is bounded by rate.
+        """
         events: list[Event] = []
+        self._toll.refill(now)
         for frame in self._reader.feed(raw):
             self._ACTIONS[frame.kind](self, frame, events)
         return events
 
     def _on_open(self, frame: Frame, events: list[Event]) -> None:
         identity, credit = frame.stream, int(frame.value)
+        self._toll.pay(OPEN_COST)
         if identity != self._theirs + 2:
             raise UnexpectedMessage(f"stream {identity} opened out of turn")
+        if len(self._late) > MAX_UNCONFIRMED:
+            raise LimitExceeded("the peer confirms no resets")
         self._theirs = identity
         self._check_credit(credit)
         window = Window(self._budget)
         if self._accepted >= MAX_STREAMS or self._going:
             self._answer(control(Kind.RESET, identity, ResetCode.REFUSED))
             self._late[identity] = window
-            if len(self._late) > MAX_UNCONFIRMED:
-                raise LimitExceeded("streams without end")
+            self._toll.pay(STREAM_COST)
             return
         self._accepted += 1
         stream = self._streams[identity] = _Stream(identity, credit, window)
@@ -185,6 +191,8 @@ class Machine:
 
     def _on_data(self, frame: Frame, events: list[Event]) -> None:
         identity, body = frame.stream, frame.value
+        if len(body) < SMALL_BYTES:  # type: ignore[arg-type]
+            self._toll.pay(FRAME_COST)
         stream = self._streams.get(identity)
         if stream is not None and not stream.ended:
             stream.window.take(len(body))  # type: ignore[arg-type]
@@ -195,6 +203,9 @@ class Machine:
             raise UnexpectedMessage(f"bytes on stream {identity}, which is not open")
 
     def _on_credit(self, frame: Frame, _: list[Event]) -> None:
+        self._toll.pay(FRAME_COST)
+        if not frame.value:
+            raise DecodeError("a credit of nothing")
         stream = self._streams.get(frame.stream)
         if stream is None:
             self._check_known(frame)
@@ -205,6 +216,7 @@ class Machine:
             self._schedule.add(stream)
 
     def _on_fin(self, frame: Frame, events: list[Event]) -> None:
+        self._toll.pay(FRAME_COST)
         identity = frame.stream
         stream = self._streams.get(identity)
         if stream is not None and not stream.ended:
@@ -220,6 +232,8 @@ class Machine:
     def _on_reset(self, frame: Frame, events: list[Event]) -> None:
         identity = frame.stream
         stream = self._streams.get(identity)
+        given_up = stream is not None and not self._is_ours(identity)
+        self._toll.pay(STREAM_COST if given_up else FRAME_COST)
         if stream is not None:
             if not stream.finished:
                 self._answer(control(Kind.RESET, identity, ResetCode.CONFIRMED))
@@ -231,12 +245,15 @@ class Machine:
             self._check_known(frame)
 
     def _on_ping(self, frame: Frame, _: list[Event]) -> None:
+        self._toll.pay(FRAME_COST)
         self._pong = int(frame.value)  # of several, the last is answered
 
     def _on_pong(self, frame: Frame, events: list[Event]) -> None:
+        self._toll.pay(FRAME_COST)
         events.append(Ponged(int(frame.value)))
 
     def _on_goaway(self, frame: Frame, events: list[Event]) -> None:
+        self._toll.pay(FRAME_COST)
         self.gone_away = True
         events.append(GoneAway(int(frame.value)))
 
@@ -303,7 +320,7 @@ class Machine:
     def _drop(self, stream: _Stream) -> None:
         stream.pending = None
         del self._streams[stream.id]
-        if stream.id % 2 != self._next % 2:
+        if not self._is_ours(stream.id):
             self._accepted -= 1
 
     def _forget(self, stream: _Stream) -> None:
@@ -315,12 +332,15 @@ class Machine:
 
     def _let_go(self, identity: int, window: Window) -> None:
         window.close()
-        if identity % 2 == self._next % 2:
+        if self._is_ours(identity):
             self.opened -= 1
+
+    def _is_ours(self, identity: int) -> bool:
+        return identity % 2 == self._next % 2
 
     def _check_known(self, frame: Frame) -> None:
         """CREDIT and RESET may cross the end of a stream; it must have existed."""
-        ours = frame.stream % 2 == self._next % 2
+        ours = self._is_ours(frame.stream)
         if frame.stream >= self._next if ours else frame.stream > self._theirs:
             raise UnexpectedMessage(f"stream {frame.stream} was never opened")
 

@@ -94,6 +94,10 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
                 await trio.lowlevel.cancel_shielded_checkpoint()  # others' turn
         except trio.Cancelled:
             self.conn.machine.withdraw(self.identity)
+            if self._finished and not self._lost:  # its end would pass for the whole
+                self.lose()
+                self.conn.pump()
+                self.conn.forget(self)
             raise
         finally:
             self._writing.release()

@@ -13,9 +13,10 @@ from blyan_proto.errors import (
     ProtocolError,
     UnexpectedMessage,
 )
-from blyand.net.mux import events, window
+from blyand.net.mux import events, toll, window
 from blyand.net.mux.frames import (
     MAX_DATA_BYTES,
+    MAX_STREAM,
     Frame,
     FrameReader,
     GoawayCode,
@@ -282,6 +283,68 @@ def test_answers_that_nobody_takes():
         for number in range(1 << 20):
             side.receive(control(Kind.OPEN, 2 + 2 * number, 0))
             side.receive(control(Kind.RESET, 2 + 2 * number, 0))
+
+
+# What frames cost
+
+LITTLE = {
+    "ping": (b"", control(Kind.PING, 0, 1), toll.FRAME_COST),
+    "pong": (b"", control(Kind.PONG, 0, 1), toll.FRAME_COST),
+    "goaway": (b"", control(Kind.GOAWAY, 0, 0), toll.FRAME_COST),
+    "credit": (control(Kind.OPEN, 2, 0), control(Kind.CREDIT, 2, 1), toll.FRAME_COST),
+    "data": (control(Kind.OPEN, 2, 0), data(2, b"x"), toll.FRAME_COST),
+}
+
+
+@pytest.mark.parametrize("first, frame, cost", LITTLE.values(), ids=LITTLE)
+def test_frames_that_carry_little_are_bounded_by_rate(monkeypatch, first, frame, cost):
+    monkeypatch.setattr(toll, "PURSE", 2_000)
+    monkeypatch.setattr(toll, "PURSE_PER_S", 400)
+    side = Machine(True)
+    side.receive(first)
+
+    def send(count, now):
+        for event in side.receive(frame * count, now):
+            if isinstance(event, events.Received):
+                side.consumed(2, len(event.body))
+        taken(side)
+
+    for second in range(1, 6):
+        send(toll.PURSE_PER_S // cost - 100, float(second))
+    send(toll.PURSE // cost - toll.PURSE_PER_S // cost - 100, 6.0)  # and a burst
+    with pytest.raises(LimitExceeded):
+        send(toll.PURSE // cost, 6.0)
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_streams_without_sense_are_bounded_by_rate(answered):
+    """Given up by the opener, or made so that we give them up (CVE-2025-8671)."""
+    side = Machine(True)
+    count = 0
+    with pytest.raises(LimitExceeded):
+        for identity in range(2, 2 * toll.PURSE, 2):
+            side.receive(control(Kind.OPEN, identity, 0))
+            if answered:
+                side.reset(identity)
+            side.receive(control(Kind.RESET, identity, 0))
+            taken(side)
+            count += 1
+    cost = toll.OPEN_COST + (toll.FRAME_COST if answered else toll.STREAM_COST)
+    assert count == toll.PURSE // cost
+
+
+def test_a_credit_of_nothing():
+    side = Machine(True)
+    side.receive(control(Kind.OPEN, 2, 0))
+    with pytest.raises(DecodeError):
+        side.receive(control(Kind.CREDIT, 2, 0))
+
+
+def test_the_last_stream_is_the_last():
+    side = Machine(True)
+    side._next = MAX_STREAM
+    assert side.open() == MAX_STREAM
+    assert side.gone_away and not side.may_open
 
 
 # Turns

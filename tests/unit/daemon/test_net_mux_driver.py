@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -220,7 +220,7 @@ def test_cancelled_anywhere_the_connection_goes_on():
                 await one.close()
         assert not one._streams and not other._streams
 
-    for seed in range(12):
+    for seed in range(6):
         with_deadline(main, seed)
 
 
@@ -352,3 +352,102 @@ def test_small_pieces_do_not_cost_an_object_each():
             assert body == b"ab" * 20_000
 
     trio.run(main)
+
+
+def test_what_was_written_may_be_changed_at_once():
+    async def main():
+        async with connected() as (one, other):
+            ours = await one.open_stream()
+            body = bytearray(b"a" * 50_000)
+            await ours.write(body)
+            body[:] = bytes(50_000)
+            body.clear()
+            await ours.close_write()
+            assert await read_all(await other.accept_stream()) == b"a" * 50_000
+
+    trio.run(main)
+
+
+def test_a_write_cancelled_under_a_finish_ends_the_stream():
+    """The peer must not take what came for all; nor may the stream stay open."""
+
+    async def main():
+        async with connected() as (one, other):
+            ours = await one.open_stream()
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(ours.write, bytes(9_000_000))
+                    await wait_all_tasks_blocked()
+                    await ours.close_write()
+                    scope.cancel()
+            theirs = await other.accept_stream()
+            with trio.fail_after(5), pytest.raises(MuxedStreamReset):
+                await read_all(theirs)
+            assert not one._streams
+
+    trio.run(main)
+
+
+def test_unconfirmed_resets_end_the_connection_not_the_caller():
+    blamed = []
+
+    async def main():
+        async with facing_a_stranger(blame=lambda *told: blamed.append(told)) as (
+            side,
+            stranger,
+        ):
+            with pytest.raises(MuxedConnUnavailable):
+                for number in range(1, 5000):
+                    frame = control(Kind.OPEN, 2 * number, 0)
+                    with suppress(trio.BrokenResourceError):
+                        await stranger.send_all(frame)
+                    await (await side.accept_stream()).reset()
+            assert 1000 < number < 1100
+        assert [type(error) for _, error in blamed] == [LimitExceeded]
+
+    trio.run(main)
+
+
+def test_streams_opened_and_reset_leave_nothing_and_are_dear():
+    """The flood of CVE-2023-44487: no handler is started, the sender is blamed."""
+    blamed = []
+
+    async def main():
+        async with facing_a_stranger(blame=lambda *told: blamed.append(told)) as (
+            side,
+            stranger,
+        ):
+            flood = b"".join(
+                control(Kind.OPEN, 2 * number, 0) + control(Kind.RESET, 2 * number, 0)
+                for number in range(1, 1 + 500)
+            )
+            await stranger.send_all(flood + control(Kind.OPEN, 1002, 0))
+            assert (await side.accept_stream()).identity == 1002
+            with pytest.raises(trio.BrokenResourceError):
+                for start in range(1004, 40_000, 2):
+                    await stranger.send_all(
+                        control(Kind.OPEN, start, 0) + control(Kind.RESET, start, 0)
+                    )
+                    await trio.lowlevel.checkpoint()
+            assert start < 10_000
+        assert [type(error) for _, error in blamed] == [LimitExceeded]
+
+    trio.run(main, clock=MockClock())
+
+
+def test_a_flood_of_pings_ends_the_connection():
+    blamed = []
+
+    async def main():
+        async with facing_a_stranger(blame=lambda *told: blamed.append(told)) as (
+            side,
+            stranger,
+        ):
+            with pytest.raises(trio.BrokenResourceError):
+                for _ in range(80):
+                    await stranger.send_all(control(Kind.PING, 0, 1) * 1500)
+                    await wait_all_tasks_blocked()
+            await side.event_closed.wait()
+        assert [type(error) for _, error in blamed] == [LimitExceeded]
+
+    trio.run(main, clock=MockClock())
