@@ -20,6 +20,7 @@ from libp2p.security.base_session import BaseSession
 from blyand.net.wire import LOST, RECORD_BYTES, STALL_S, Wire
 
 CHUNK_BYTES = 256 * 1024  # read from a socket at once, and encrypted at once
+BARREN_BYTES = 64 * 1024  # received in a row without any content: four records
 _SMALL_BYTES = 4 * 1024  # pieces up to this are joined before they are encrypted
 
 Sink = Callable[[memoryview], None]
@@ -49,6 +50,7 @@ class TlsSession(BaseSession):  # type: ignore[misc]
         self._sending = trio.Lock()
         self._closed = False
         self._ended = False  # nothing more will arrive
+        self._barren = 0  # bytes since the last content
 
     # What libp2p calls
 
@@ -170,6 +172,7 @@ class TlsSession(BaseSession):  # type: ignore[misc]
             raise ConnectionClosedError(f"tls: {error}") from error
         if not received:
             raise ConnectionClosedError("the peer ended the connection")
+        self._barren = 0
         return received
 
     def _decrypt_into(self, view: memoryview) -> int:
@@ -183,6 +186,7 @@ class TlsSession(BaseSession):  # type: ignore[misc]
         except ssl.SSLError as error:
             raise ConnectionClosedError(f"tls: {error}") from error
         self._ended = self._ended or not count
+        self._barren = 0
         return count
 
     async def _fill(self) -> None:
@@ -191,17 +195,20 @@ class TlsSession(BaseSession):  # type: ignore[misc]
             raise ConnectionClosedError("the peer ended the connection")
         if self._closed:
             raise ConnectionClosedError("connection closed")
+        if self._barren > BARREN_BYTES:  # such as changes of keys, without end
+            raise ConnectionClosedError("the peer sends records without content")
         _, scratch = _buffers()
         with memoryview(scratch) as view:
             size = self._wire.receive_nowait(view)
             if size:
-                self._incoming.write(view[:size])
+                self._barren += self._incoming.write(view[:size])
                 return
         if size is None:
             received = await self._wire.receive()
             if received is None:
                 return  # the next turn reads
             size = self._incoming.write(received) if received else 0
+            self._barren += size
         if not size:
             self._ended = True
             self._incoming.write_eof()
