@@ -36,6 +36,9 @@ from blyan_proto.protocols.result import ResultCode
 from blyan_proto.rpc import jsonrpc
 from blyan_proto.signing import Purpose, check_signature
 from blyan_tile import compress, tblock
+from blyand.net.mux.events import Received
+from blyand.net.mux.machine import Machine
+from tests.vectors import make_mux
 from tests.vectors import make_proto as made
 
 Decode = Callable[[bytes], Any]
@@ -160,6 +163,22 @@ def proof(raw: bytes) -> None:
     merkle.verify(LEAVES[3], 3, 5, parts[:-1], parts[-1] if parts else b"")
 
 
+def mux(initiator: bool) -> Callable[[bytes], None]:
+    """A peer's bytes in pieces of seven, answered as they come."""
+
+    def converse(raw: bytes) -> None:
+        side = Machine(initiator)
+        for place in range(0, len(raw), 7):
+            for event in side.receive(raw[place : place + 7], 0.0):
+                if isinstance(event, Received):
+                    side.consumed(event.stream, len(event.body))
+            side.take(1 << 20)
+
+    return converse
+
+
+MUX_STEPS = [bytes.fromhex(step["bytes"]) for step in make_mux.build()["conversation"]]
+
 LEAVES = [made.hash_of(f"leaf {i}") for i in range(5)]
 SHAPE = (24, 16)
 TENSOR = np.arange(24 * 16, dtype=np.float32).reshape(SHAPE) / 64
@@ -217,6 +236,10 @@ TARGETS: dict[str, Target] = {
         lambda bodies: b"".join(map(frame, bodies)),
         (frame(b"") + frame(b"abc") + frame(bytes(300)),),
     ),
+    "mux of a dialler": Target(
+        mux(False), None, (MUX_STEPS[0] + MUX_STEPS[2], MUX_STEPS[2] + MUX_STEPS[7])
+    ),
+    "mux of a listener": Target(mux(True), None, (MUX_STEPS[4] + MUX_STEPS[6],)),
     "jsonrpc request": Target(
         request_line,
         None,
