@@ -362,6 +362,23 @@ def test_urgent_bytes_pass_bulk():
     assert taken(one, 1) == data(urgent, b"now")
 
 
+def test_small_messages_among_many_bulk_streams():
+    """By order of frames: each small message is next, bulk has every other turn."""
+    one, other = pair()
+    bulk = [opened(one, other) for _ in range(40)]
+    small = opened(one, other)
+    exchange(one, other)
+    for stream in bulk:
+        one.set_bulk(stream, True)
+        one.send(stream, memoryview(bytes(3 * FRAME_BYTES)))
+    order = []
+    for _ in range(len(bulk)):
+        order.append(int.from_bytes(taken(one, 1)[4:8], "big"))
+        one.send(small, memoryview(b"vote"))
+        assert taken(one, 1) == data(small, b"vote")
+    assert order == bulk
+
+
 def test_bulk_does_not_starve():
     one, other = pair()
     bulk, urgent = opened(one, other), opened(one, other)
