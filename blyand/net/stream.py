@@ -79,10 +79,9 @@ class MessageStream:
         self._held = b""  # a result frame that travels with the next frame
         self._gone = False
         self._sending = trio.Lock()
-        prioritise = getattr(
-            transport, "set_priority", None
-        )  # only some muxers have it
-        if prioritise is not None:
+        # libp2p's stream does not pass it on; and only our own muxer has it.
+        muxed = getattr(transport, "muxed_stream", None)
+        if (prioritise := getattr(muxed, "set_priority", None)) is not None:
             prioritise(bulk)
 
     async def __aenter__(self) -> MessageStream:

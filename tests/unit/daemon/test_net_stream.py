@@ -24,6 +24,7 @@ from blyand.errors import (
 )
 from blyand.net.host import HostSettings, open_host
 from blyand.net.identity import peer_id_of, public_key_of
+from blyand.net.mux.stream import MuxStream
 from blyand.net.stream import expect_ok
 
 ECHO = "/blyan/echo/1"
@@ -220,6 +221,29 @@ def test_busy_above_concurrency():
             async with client.request(server.peer_id, ECHO, 5) as stream:
                 await stream.send(b"2")
                 assert await stream.receive(1, 5) == b"2"
+
+    trio.run(main)
+
+
+def test_bulk_reaches_the_muxer_at_both_ends(monkeypatch):
+    seen = []
+    priority = MuxStream.set_priority
+
+    def watched(stream, bulk):
+        seen.append((stream.conn.is_initiator, bulk))
+        priority(stream, bulk)
+
+    monkeypatch.setattr(MuxStream, "set_priority", watched)
+
+    async def main():
+        async with pair() as (server, client):
+            for name, bulk in (("/blyan/small/1", False), ("/blyan/big/1", True)):
+                server.handle(name, echo, bulk=bulk)
+                seen.clear()
+                async with client.request(server.peer_id, name, 5, bulk=bulk) as ours:
+                    await ours.send(b"x")
+                    await ours.receive(1, 5)
+                assert set(seen) == {(True, bulk), (False, bulk)}
 
     trio.run(main)
 
