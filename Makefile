@@ -8,8 +8,9 @@ MAKEFLAGS += --no-print-directory
 PY := .venv/bin/python
 CODE := blyan_proto blyan_tile blyand blyanctl tests
 ROUNDS ?= 10
+HIVEMIND := acb8f0cf2cdb085259feb1c0a092c530f1953287cbfa4a1ab5e14e8c65359a2c
 
-.PHONY: help setup demo check fmt layers unit sim test functional bench fuzz docs soak clean
+.PHONY: help setup demo check fmt layers unit sim test functional bench fuzz docs soak foreign clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +61,14 @@ soak: setup ## the functional tests ROUNDS times over (default 10)
 		echo "soak: $$i of $(ROUNDS)"
 		$(PY) -m pytest -x tests/functional
 	done
+
+foreign: setup ## fetch the Go libp2p of hivemind's wheel, 9 MB, to test against (Linux, x86-64)
+	@mkdir -p build/foreign
+	$(PY) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+		--dest build/foreign -r <(echo "hivemind==1.1.12 --hash=sha256:$(HIVEMIND)")
+	$(PY) -m zipfile -e build/foreign/hivemind-1.1.12-*.whl build/foreign/wheel
+	install -m 755 build/foreign/wheel/hivemind/hivemind_cli/p2pd build/foreign/p2pd
+	rm -r build/foreign/wheel build/foreign/*.whl
 
 docs: setup ## write the generated pages afresh
 	@$(PY) -c 'from blyand.config import reference; print(reference(), end="")' > docs/.config
