@@ -299,6 +299,9 @@ async def measure(scale: Scale, python: str | None) -> None:
     bench, script = Bench(scale), Path(__file__).parent / "transport_hivemind.py"
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
+        if python is not None:
+            command = (python, "-W", "ignore", str(script))
+            bench.hivemind = Hivemind((await enter(program(*command)))[0])
         _, at = await enter(program(*ends("serve")))
         host, old = await enter(open_host(settings(2))), await enter(
             open_host(settings(3))
@@ -318,9 +321,6 @@ async def measure(scale: Scale, python: str | None) -> None:
         bench.sinks["noise, yamux"] = into_sink(old, peer)
         await add_bare(bench, stack, "TCP", at["tcp"])
         await add_bare(bench, stack, "TLS stream", at["tls"])
-        if python is not None:
-            command = (python, "-W", "ignore", str(script))
-            bench.hivemind = Hivemind((await enter(program(*command)))[0])
         for number in range(scale.rounds):
             print(f"round {number + 1} of {scale.rounds}", flush=True)
             await bench.time_calls()

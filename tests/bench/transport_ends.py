@@ -31,7 +31,7 @@ from blyand.net.stream import MessageStream
 ECHO, SINK = "/blyan/bench/echo/1", "/blyan/bench/sink/1"
 CALL = CallProtocol("/blyan/bench/call/1", max_bytes=1 << 16, deadline_s=30.0)
 MOST_BYTES = 8 << 20
-WAIT_S = 60.0
+WAIT_S = 600.0
 _ON_THE_ROAD = 8192  # pieces of at most 64 KiB that a slow road holds
 
 
