@@ -71,6 +71,7 @@ CATCH_ALLS = {
     ("blyand/net/gossip.py", "*"),
     ("blyand/net/guard/circuit.py", "*"),
     ("blyand/net/guard/host.py", "*"),
+    ("blyand/net/guard/inbound.py", "*"),
     ("blyand/net/guard/gossip.py", "*"),
     ("blyand/net/guard/tls.py", "_key_in"),
     ("blyand/rpc/server.py", "dispatch"),

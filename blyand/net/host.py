@@ -41,6 +41,7 @@ from blyand.net.gossip import Gossip, Poison
 from blyand.net.guard.gossip import mend_gossip
 from blyand.net.guard.host import guard_host
 from blyand.net.guard.names import check_names
+from blyand.net.guard.negotiation import mend_negotiation
 from blyand.net.guard.tls import GuardedTls
 from blyand.net.guard.yamux import GuardedYamux, mend_yamux
 from blyand.net.identity import key_pair_of, parse_peer_id, peer_id_of, public_key_of
@@ -73,6 +74,7 @@ OUTBOUND_RESERVE = 32  # connections that inbound peers cannot take
 check_names()
 mend_yamux()
 mend_gossip()
+mend_negotiation()
 
 
 def _log_blame(peer: str, error: ProtocolError) -> None:
@@ -157,6 +159,7 @@ class Host:
             self.blame,
             settings.max_connections,
             self._connections.may_enter,
+            settings.blame_address,
         )
         self._serving = Serving(
             nursery,

@@ -1,8 +1,8 @@
 """Containment of what a remote peer can do to py-libp2p 0.8.1, without a fork.
 
-Mended here: exceptions that leave a stream handler (each ended the host); inbound slots
-that were never given back (no peer could connect after 250 connections); addresses of a
-peer's choice that were stored or dialled.
+Mended here: exceptions that leave a stream handler or a muxer (each ended the host);
+addresses of a peer's choice that were stored or dialled; what was kept of every stranger
+for ever; pings and streams as fast as a peer likes. `inbound` guards the handshakes.
 `except Exception` stands here only around libp2p's own code. docs/protocols/streams.md
 """
 
@@ -17,44 +17,113 @@ import trio
 from google.protobuf.message import DecodeError as ProtobufError
 from libp2p.abc import INetStream
 from libp2p.host.basic_host import BasicHost
+from libp2p.host.ping import ID as PING
+from libp2p.host.ping import PING_LENGTH
 from libp2p.identity.identify_push.identify_push import ID_PUSH
+from libp2p.io.utils import read_exactly
 from libp2p.network.config import RetryConfig
-from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
+from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.id import ID
 
-from blyan_proto.errors import DecodeError, ProtocolError
+from blyan_proto.errors import DecodeError, LimitExceeded
+from blyand.net.guard.inbound import HANDSHAKES
+from blyand.net.guard.inbound import Blame as Blame
+from blyand.net.guard.inbound import Door, close
+from blyand.net.guard.negotiation import BadNegotiation
+from blyand.net.guard.pace import Rate
 
 log = logging.getLogger(__name__)
 
-Blame = Callable[[str, ProtocolError], None]
-
 STREAMS_PER_PEER = 256  # inbound, of any protocol
-HANDSHAKES_PER_ADDRESS = 32  # inbound connections that did not authenticate yet
+STREAMS_PER_S = 500  # that a peer may open for long; beyond they wait
+STREAMS_BURST = 1000  # that it may open at once
+START_S = 5.0  # for a muxer that has been agreed on
+PING_IDLE_S = 60.0
+PINGS_PER_S = 20  # on one stream; a faster peer waits
+# Their errors are lines that any stranger can make us write.
+STRANGERS_WRITE = (
+    "libp2p.network",
+    "libp2p.security",
+    "libp2p.stream_muxer",
+    "libp2p.identity",
+)
 
 
 def guard_host(
-    host: BasicHost, blame: Blame, inbound: int, may_enter: Callable[[str], bool]
+    host: BasicHost,
+    blame: Blame,
+    inbound: int,
+    may_enter: Callable[[str], bool],
+    blame_address: Blame,
 ) -> None:
     """Contain stream handlers and inbound connections; dial only what we name.
 
     `inbound` bounds the inbound connections; `may_enter(IP address)` is asked about
-    each before its handshake. Must be called before the host runs.
+    each before its handshake. `blame_address(IP address, error)` is for what happens
+    before a key is known. Must be called before the host runs.
     """
     swarm: Any = host.get_network()
+    for noisy in STRANGERS_WRITE:
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     swarm.retry_config = RetryConfig(max_retries=0)
     swarm.set_resource_manager(None)  # its breakers refuse everybody for one's faults
     swarm.dial_peer = _never_dial
     swarm.auto_connector.maybe_connect = _dial_nobody
     swarm.auto_connector.run_background_task = _dial_nobody
-    swarm._inbound_limiter.total_tokens = inbound
+    swarm.auto_connector.record_disconnect = _forget  # one entry a key, for ever
+    swarm.add_conn = _started(swarm.add_conn)
+    swarm._inbound_limiter.total_tokens = inbound + HANDSHAKES
     swarm.set_stream_handler(_contained(host._swarm_stream_handler, blame))
-    swarm._do_handle_inbound_connection = _slot_for_its_life(swarm, may_enter)
+    door = Door(swarm, inbound, may_enter, blame_address)
+    swarm._do_handle_inbound_connection = door.admit
+    host.set_stream_handler(PING, _answer_pings)
     # Identify is answered, but what peers say of themselves is neither asked nor kept.
     host.remove_stream_handler(ID_PUSH)
     for notifee in list(swarm.notifees):
         if type(notifee).__name__ == "_IdentifyNotifee":
             swarm.remove_notifee(notifee)
+
+
+def _forget(_: ID) -> None: ...
+
+
+def _started(add_conn: Any) -> Any:
+    """A muxer that fails or never starts ends its own connection and nothing else."""
+
+    async def add(muxed: Any, direction: str = "unknown") -> Any:
+        start = muxed.start
+
+        async def contained() -> None:
+            try:
+                await start()
+            except Exception as error:
+                log.debug("the muxer of %s: %r", muxed.peer_id, error)
+                muxed.event_started.set()
+                await close(muxed)
+
+        muxed.start = contained
+        with trio.fail_after(START_S):
+            return await add_conn(muxed, direction=direction)
+
+    return add
+
+
+async def _answer_pings(stream: INetStream) -> None:
+    """Stock answers as fast as a peer asks."""
+    pace = Rate(PINGS_PER_S, PINGS_PER_S)
+    while True:
+        with trio.move_on_after(PING_IDLE_S):
+            await trio.sleep(pace.wait_s())
+            try:
+                asked = await read_exactly(stream, PING_LENGTH, PING_LENGTH)
+            except StreamEOF:
+                await stream.close()
+                return
+            await stream.write(asked)
+            continue
+        await reset(stream)
+        return
 
 
 async def _never_dial(peer_id: ID) -> Any:
@@ -66,19 +135,28 @@ async def _dial_nobody(*_: Any) -> None: ...
 
 def _contained(inner: Any, blame: Blame) -> Callable[[INetStream], Awaitable[None]]:
     open_streams: Counter[ID] = Counter()
+    paces: dict[ID, Rate] = {}
 
     async def enter(stream: INetStream) -> None:
         peer = stream.muxed_conn.peer_id
         if open_streams[peer] >= STREAMS_PER_PEER:
+            blame(str(peer), LimitExceeded(f"over {STREAMS_PER_PEER} streams at once"))
             await reset(stream)
             return
         open_streams[peer] += 1
         try:
+            if peer not in paces:
+                for other in [one for one, pace in paces.items() if pace.is_full]:
+                    del paces[other]
+                paces[peer] = Rate(STREAMS_PER_S, STREAMS_BURST)
+            if (wait_s := paces[peer].wait_s()) > 0:
+                await trio.sleep(wait_s)
             await inner(stream)
         except Exception as error:
             log.debug("stream of %s: %r", peer, error)
-            if isinstance(error, (UnicodeDecodeError, ProtobufError)):
-                blame(str(peer), DecodeError(f"libp2p: {type(error).__name__}"))
+            if isinstance(error, (BadNegotiation, UnicodeDecodeError, ProtobufError)):
+                told = f"{type(error).__name__} {error}"
+                blame(str(peer), DecodeError(f"libp2p: {told[:80]}"))
             await reset(stream)
         finally:
             open_streams[peer] -= 1
@@ -95,33 +173,3 @@ async def reset(stream: INetStream) -> None:
             await stream.reset()
         except Exception as error:
             log.debug("reset: %r", error)
-
-
-def _slot_for_its_life(
-    swarm: Any, may_enter: Callable[[str], bool]
-) -> Callable[..., Awaitable[None]]:
-    shaking: Counter[str] = Counter()  # by address: nobody is authenticated yet
-
-    async def handle(connection: Any, listener: Any, _failure: Any) -> None:
-        raw = RawConnection(connection, False)
-        host = (connection.get_remote_address() or ("", 0))[0]
-        if shaking[host] < HANDSHAKES_PER_ADDRESS and may_enter(host):
-            shaking[host] += 1
-            muxed = None
-            try:
-                muxed = await swarm.upgrade_inbound_raw_conn(raw, listener)
-            except Exception as error:
-                log.debug("inbound from %s: %r", host, error)
-            finally:
-                shaking[host] -= 1
-                if not shaking[host]:
-                    del shaking[host]
-            if muxed is not None:
-                await muxed.event_closed.wait()
-        with trio.move_on_after(1, shield=True):
-            try:
-                await raw.close()
-            except Exception as error:
-                log.debug("closing: %r", error)
-
-    return handle

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from libp2p.crypto import serialization
 from libp2p.host.basic_host import BasicHost
+from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.swarm import Swarm
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.pubsub import pubsub
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.stream_muxer import muxer_multistream
@@ -30,6 +33,11 @@ PRIVATE: tuple[tuple[Any, str], ...] = (
     (muxer_multistream, "Yamux"),
     (yamux, "YamuxStream"),
     (yamux, "MAX_WINDOW_SIZE"),
+    (yamux, "read_exactly"),
+    (MultiselectCommunicator, "read"),
+    (serialization, "key_type_to_public_key_deserializer"),
+    (AutoConnector, "record_disconnect"),
+    (Swarm, "add_conn"),
 )
 
 

@@ -3,7 +3,8 @@
 Mended: a cancelled write lost a cipher nonce and with it every stream of the connection;
 a cancelled read lost bytes; a cancelled open leaked one of 256 slots; a write gave up
 after 5 s without credit; a reset looked like a clean end; a peer could ignore its
-window (unbounded memory). The wire format is stock yamux.
+window (unbounded memory), fill many of them, and send frames that carry nothing as fast
+as we could read them. The wire format is stock yamux.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import struct
 from typing import Any
 
 import trio
-from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.io.exceptions import ConnectionClosedError, IncompleteReadError
 from libp2p.network.connection.exceptions import RawConnError
 from libp2p.stream_muxer import muxer_multistream
 from libp2p.stream_muxer.exceptions import (
@@ -24,10 +25,17 @@ from libp2p.stream_muxer.exceptions import (
 from libp2p.stream_muxer.yamux import yamux
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 
+from blyand.net.guard.pace import Rate
+
 WRITE_STALL_S = 20.0  # a connection that takes no byte for so long is closed
 WINDOW_BYTES = 4 << 20  # the most that a stream's window grows to; stock: 16 MiB
 CREDIT_BYTES = yamux.DEFAULT_WINDOW_SIZE // 4  # read before credit is given back
 WINDOW_SLACK_BYTES = 1 << 20  # the most that our own accounting grants too much
+HELD_BYTES = 32 << 20  # received on all streams of a connection and not read yet
+_SUM_EVERY_BYTES = 1 << 20
+# Frames without data: opens, credit, pings. Stock sends one for every read().
+EMPTY_FRAMES_PER_S = 2000
+EMPTY_FRAMES_BURST = 8000
 # One data frame and its header are exactly one noise message.
 _FRAME_BYTES = 65535 - 16 - yamux.HEADER_SIZE
 
@@ -111,6 +119,7 @@ class _Window(bytearray):
         granted = stream.target_recv_window if stream else yamux.DEFAULT_WINDOW_SIZE
         if len(self) + len(received) > granted + WINDOW_SLACK_BYTES:
             raise RawConnError("the peer ignores flow control")
+        self._connection.check_held(len(received))
         super().extend(received)
 
 
@@ -129,6 +138,16 @@ class GuardedYamux(Yamux):  # type: ignore[misc]
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         self.stream_buffers = _Windows(self)
+        self.secured_conn.empty_frames = Rate(EMPTY_FRAMES_PER_S, EMPTY_FRAMES_BURST)
+        self._unsummed = 0
+
+    def check_held(self, more: int) -> None:
+        """Raise RawConnError if the unread bytes of all streams are too many."""
+        self._unsummed += more
+        if self._unsummed >= _SUM_EVERY_BYTES:
+            self._unsummed = 0
+            if sum(map(len, self.stream_buffers.values())) > HELD_BYTES:
+                raise RawConnError("the peer fills many windows that nobody reads")
 
     async def open_stream(self) -> YamuxStream:
         await self.stream_backlog_semaphore.acquire()
@@ -169,8 +188,26 @@ class GuardedYamux(Yamux):  # type: ignore[misc]
             raise ConnectionClosedError("the peer stopped reading")
 
 
+async def _read_exactly(conn: Any, size: int) -> bytes:
+    """Read a header or a body. A peer that sends empty frames waits for its turn.
+
+    Stock gives up after a hundred partial reads.
+    """
+    read = bytearray()
+    while len(read) < size:
+        received = await conn.read(size - len(read))
+        if not received:
+            raise IncompleteReadError("the connection ended", size, len(read))
+        read += received
+    if size == yamux.HEADER_SIZE and (read[1] != yamux.TYPE_DATA or not any(read[8:])):
+        if (wait_s := conn.empty_frames.wait_s()) > 0:
+            await trio.sleep(wait_s)
+    return bytes(read)
+
+
 def mend_yamux() -> None:
     """Put the guarded classes in stock's place; libp2p names them, not its caller."""
+    yamux.read_exactly = _read_exactly
     muxer_multistream.Yamux = GuardedYamux
     yamux.YamuxStream = GuardedStream
     yamux.MAX_WINDOW_SIZE = WINDOW_BYTES
