@@ -157,3 +157,22 @@ class Metrics:
 
 
 metrics = declare(Method("node.metrics", GetMetrics, Metrics))
+
+
+@record
+class GetResources:
+    """Tell what the daemon itself takes: a number that only grows is a leak."""
+
+
+@record
+class Resources:
+    """What a daemon holds at this moment."""
+
+    tasks: int = arg("tasks of the event loop")
+    threads: int = arg("threads of the process")
+    connections: int = arg("connected peers, greeted or not")
+    resident_bytes: int = arg("memory in use")
+    files: int = arg("open files and sockets")
+
+
+resources = declare(Method("node.resources", GetResources, Resources))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
@@ -92,6 +94,22 @@ def bind(
     @answers(spec.traffic)
     async def traffic(params: spec.GetTraffic) -> spec.Traffic:
         return traffic_of(host.traffic())
+
+    @answers(spec.resources)
+    async def resources(params: spec.GetResources) -> spec.Resources:
+        return spec.Resources(
+            tasks=trio.lowlevel.current_statistics().tasks_living,
+            threads=threading.active_count(),
+            connections=len(host.peers()),
+            resident_bytes=resident_bytes(),
+            files=len(os.listdir("/proc/self/fd")),
+        )
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process has in use, by the kernel's account."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def hosted_by(view: View, holder: Holder) -> list[Hosted]:

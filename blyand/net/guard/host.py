@@ -8,6 +8,7 @@ for ever; pings and streams as fast as a peer likes. `inbound` guards the handsh
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -32,6 +33,7 @@ from blyand.net.guard.inbound import Blame as Blame
 from blyand.net.guard.inbound import Door, close
 from blyand.net.guard.negotiation import BadNegotiation
 from blyand.net.guard.pace import Rate
+from blyand.net.guard.yamux import GuardedYamux
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +43,6 @@ STREAMS_BURST = 1000  # that it may open at once
 START_S = 5.0  # for a muxer that has been agreed on
 PING_IDLE_S = 60.0
 PINGS_PER_S = 20  # on one stream; a faster peer waits
-# Their errors are lines that any stranger can make us write.
-STRANGERS_WRITE = (
-    "libp2p.network",
-    "libp2p.security",
-    "libp2p.stream_muxer",
-    "libp2p.identity",
-)
 
 
 def guard_host(
@@ -64,15 +59,17 @@ def guard_host(
     before a key is known. Must be called before the host runs.
     """
     swarm: Any = host.get_network()
-    for noisy in STRANGERS_WRITE:
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    # Its lines are what any stranger likes us to write; its own set-up sends them past
+    # our log, with line ends. What matters we log ourselves.
+    logging.getLogger("libp2p").addHandler(logging.NullHandler())
+    logging.getLogger("libp2p").propagate = False
     swarm.retry_config = RetryConfig(max_retries=0)
     swarm.set_resource_manager(None)  # its breakers refuse everybody for one's faults
     swarm.dial_peer = _never_dial
     swarm.auto_connector.maybe_connect = _dial_nobody
     swarm.auto_connector.run_background_task = _dial_nobody
     swarm.auto_connector.record_disconnect = _forget  # one entry a key, for ever
-    swarm.add_conn = _started(swarm.add_conn)
+    swarm.add_conn = _started(swarm.add_conn, blame)
     swarm._inbound_limiter.total_tokens = inbound + HANDSHAKES
     swarm.set_stream_handler(_contained(host._swarm_stream_handler, blame))
     door = Door(swarm, inbound, may_enter, blame_address)
@@ -88,11 +85,13 @@ def guard_host(
 def _forget(_: ID) -> None: ...
 
 
-def _started(add_conn: Any) -> Any:
+def _started(add_conn: Any, blame: Blame) -> Any:
     """A muxer that fails or never starts ends its own connection and nothing else."""
 
     async def add(muxed: Any, direction: str = "unknown") -> Any:
         start = muxed.start
+        if isinstance(muxed, GuardedYamux):
+            muxed.blame = functools.partial(blame, str(muxed.peer_id))
 
         async def contained() -> None:
             try:

@@ -10,10 +10,11 @@ as we could read them. The wire format is stock yamux.
 from __future__ import annotations
 
 import struct
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import trio
-from libp2p.io.exceptions import ConnectionClosedError, IncompleteReadError
+from libp2p.io.exceptions import IncompleteReadError, IOException
 from libp2p.network.connection.exceptions import RawConnError
 from libp2p.stream_muxer import muxer_multistream
 from libp2p.stream_muxer.exceptions import (
@@ -25,6 +26,7 @@ from libp2p.stream_muxer.exceptions import (
 from libp2p.stream_muxer.yamux import yamux
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 
+from blyan_proto.errors import LimitExceeded, ProtocolError
 from blyand.net.guard.pace import Rate
 
 WRITE_STALL_S = 20.0  # a connection that takes no byte for so long is closed
@@ -33,9 +35,12 @@ CREDIT_BYTES = yamux.DEFAULT_WINDOW_SIZE // 4  # read before credit is given bac
 WINDOW_SLACK_BYTES = 1 << 20  # the most that our own accounting grants too much
 HELD_BYTES = 32 << 20  # received on all streams of a connection and not read yet
 _SUM_EVERY_BYTES = 1 << 20
-# Frames without data: opens, credit, pings. Stock sends one for every read().
+# Frames without data: opens, credit, ends. Stock sends one for every read().
 EMPTY_FRAMES_PER_S = 2000
 EMPTY_FRAMES_BURST = 8000
+# Pings, frames of no kind, data of no length: nobody needs many.
+IDLE_FRAMES_PER_S = 100
+IDLE_FRAMES_BURST = 1000
 # One data frame and its header are exactly one noise message.
 _FRAME_BYTES = 65535 - 16 - yamux.HEADER_SIZE
 
@@ -107,6 +112,10 @@ class GuardedStream(YamuxStream):  # type: ignore[misc]
             view = view[size:]
 
 
+class Abuse(RawConnError):  # type: ignore[misc]
+    """The peer broke a bound of the multiplexer; its connection ends."""
+
+
 class _Window(bytearray):
     """Received bytes of one stream; refuses more than the peer was granted."""
 
@@ -118,7 +127,7 @@ class _Window(bytearray):
         stream = self._connection.streams.get(self._stream_id)
         granted = stream.target_recv_window if stream else yamux.DEFAULT_WINDOW_SIZE
         if len(self) + len(received) > granted + WINDOW_SLACK_BYTES:
-            raise RawConnError("the peer ignores flow control")
+            self._connection.accuse("ignores flow control")
         self._connection.check_held(len(received))
         super().extend(received)
 
@@ -138,16 +147,23 @@ class GuardedYamux(Yamux):  # type: ignore[misc]
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         self.stream_buffers = _Windows(self)
-        self.secured_conn.empty_frames = Rate(EMPTY_FRAMES_PER_S, EMPTY_FRAMES_BURST)
+        # What stock calls to read a frame knows the secured connection only.
+        self.secured_conn.frames = _Frames(self.accuse)
+        self.blame: Callable[[ProtocolError], None] = lambda error: None
         self._unsummed = 0
 
+    def accuse(self, what: str) -> NoReturn:
+        """Blame the peer and raise what ends the connection."""
+        self.blame(LimitExceeded(f"yamux: {what}"))
+        raise Abuse(f"the peer {what}")
+
     def check_held(self, more: int) -> None:
-        """Raise RawConnError if the unread bytes of all streams are too many."""
+        """Raise Abuse if the unread bytes of all streams are too many."""
         self._unsummed += more
         if self._unsummed >= _SUM_EVERY_BYTES:
             self._unsummed = 0
             if sum(map(len, self.stream_buffers.values())) > HELD_BYTES:
-                raise RawConnError("the peer fills many windows that nobody reads")
+                self.accuse("fills many windows that nobody reads")
 
     async def open_stream(self) -> YamuxStream:
         await self.stream_backlog_semaphore.acquire()
@@ -181,27 +197,49 @@ class GuardedYamux(Yamux):  # type: ignore[misc]
         # stream would fail to decrypt.
         async with self._write_lock:
             with trio.move_on_after(WRITE_STALL_S, shield=True) as scope:
-                await self.secured_conn.write(data)
+                try:
+                    await self.secured_conn.write(data)
+                except IOException as error:
+                    # Stock reads on after most errors: what a peer sent before it
+                    # hung up would keep its connection alive for hours.
+                    raise RawConnError("the connection is lost") from error
         if scope.cancelled_caught:
             with trio.move_on_after(1, shield=True):
                 await self.secured_conn.close()
-            raise ConnectionClosedError("the peer stopped reading")
+            raise RawConnError("the peer stopped reading")
+
+
+class _Frames:
+    """How many frames without data a peer sends: it waits, or is accused."""
+
+    def __init__(self, accuse: Callable[[str], NoReturn]) -> None:
+        self._accuse = accuse
+        self._empty = Rate(EMPTY_FRAMES_PER_S, EMPTY_FRAMES_BURST)
+        self._idle = Rate(IDLE_FRAMES_PER_S, IDLE_FRAMES_BURST)
+
+    async def check(self, header: bytes) -> None:
+        _, kind, flags, _, length = struct.unpack(yamux.YAMUX_HEADER_FORMAT, header)
+        if kind == yamux.TYPE_DATA and length > yamux.MAX_WINDOW_SIZE:
+            self._accuse(f"announces a frame of {length} bytes")
+        if kind == yamux.TYPE_DATA and length:
+            return
+        if kind > yamux.TYPE_GO_AWAY or kind == yamux.TYPE_PING or not flags | length:
+            if self._idle.wait_s() > 0:
+                self._accuse("sends frames that carry nothing")
+        if (wait_s := self._empty.wait_s()) > 0:
+            await trio.sleep(wait_s)
 
 
 async def _read_exactly(conn: Any, size: int) -> bytes:
-    """Read a header or a body. A peer that sends empty frames waits for its turn.
-
-    Stock gives up after a hundred partial reads.
-    """
+    """Read a header or a body; stock gives up after a hundred partial reads."""
     read = bytearray()
     while len(read) < size:
         received = await conn.read(size - len(read))
         if not received:
             raise IncompleteReadError("the connection ended", size, len(read))
         read += received
-    if size == yamux.HEADER_SIZE and (read[1] != yamux.TYPE_DATA or not any(read[8:])):
-        if (wait_s := conn.empty_frames.wait_s()) > 0:
-            await trio.sleep(wait_s)
+    if size == yamux.HEADER_SIZE:
+        await conn.frames.check(read)
     return bytes(read)
 
 

@@ -97,9 +97,9 @@ class Field:
 
 
 @asynccontextmanager
-async def stranger(**settings: Any) -> AsyncIterator[Any]:
-    """A host that guards nothing and judges nobody."""
-    pair = create_new_key_pair()
+async def stranger(pair: Any = None, **settings: Any) -> AsyncIterator[Any]:
+    """A host that guards nothing and judges nobody, of a new key or of `pair`."""
+    pair = pair or create_new_key_pair()
     host = new_host(
         key_pair=pair,
         sec_opt={NOISE: Noise(pair, noise_privkey=create_noise_key().private_key)},
