@@ -62,8 +62,9 @@ class Victim:
 class Attacker:
     """A key and an address. Every connection it makes comes from that address."""
 
-    def __init__(self, victim: Victim, address: str, patience: int = 3) -> None:
+    def __init__(self, victim: Victim, address: str, patience: int = 7) -> None:
         self.victim, self.address, self.patience = victim, address, patience
+        self.accountable = False  # it did what a key is judged for, over and over
         self.key = SigningKey(os.urandom(32))
         self.peer_id = peer_id_of(self.key.public)
         self.host: Any = None  # libp2p's, while `connected`
@@ -218,6 +219,7 @@ async def ended(stream: Any) -> str:
 
 async def repeated(attacker: Attacker, act: Callable[[], Awaitable[Any]]) -> str:
     """Do it again until the victim has enough, or `attacker.patience` times."""
+    attacker.accountable = True
     for _ in range(attacker.patience):
         try:
             await act()

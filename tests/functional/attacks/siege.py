@@ -53,7 +53,7 @@ class Siege:
 
     def __init__(self, node: Daemon, victim: Victim, peer: Honest) -> None:
         self.node, self.victim, self.peer = node, victim, peer
-        self.patience = 3  # how often a stranger repeats what was refused
+        self.patience = 7  # how often a stranger repeats what was refused
         self.outcomes: dict[str, Outcome] = {}
         self.waves = 0
 
@@ -87,28 +87,30 @@ class Siege:
             standing = await trio.to_thread.run_sync(self._standing, attacker)
             if standing:
                 outcome.standing.add(standing)
+            if attacker.accountable and standing not in ("throttled", "banned"):
+                outcome.failures.append(f"its key stands {standing or 'well'}")
 
     def _standing(self, attacker: Attacker) -> str:
         """What the victim thinks of a key now; "" for one that never misbehaved."""
         try:
-            told = self.node.call("peer.show", peer=attacker.peer_id)
+            told = self.node.call("peer.show", peer_id=attacker.peer_id)
         except RpcError:
             return ""
-        return str(told["state"]) if told["points"] else ""
+        return str(told["state"]) if told["reasons"] else ""
 
     def rest(self) -> Footprint:
         """Wait until two looks a second apart see the same; return what they see."""
         until = time.monotonic() + REST_S
-        before = self._look()
+        before = self.look()
         while True:
             time.sleep(1.0)
-            now = self._look()
+            now = self.look()
             same = (now.tasks, now.files) == (before.tasks, before.files)
             if (same and now.connections <= 1) or time.monotonic() > until:
                 return now
             before = now
 
-    def _look(self) -> Footprint:
+    def look(self) -> Footprint:
         """The least of some looks: the honest peer's requests come and go."""
         looks = []
         for _ in range(8):
