@@ -29,6 +29,7 @@ PRIVATE: tuple[tuple[Any, str], ...] = (
     (Yamux, "_finalize_stream"),
     (Yamux, "_finalize_stream_locked"),
     (Yamux, "_write_frame"),
+    (Yamux, "_read_data_body"),
     (YamuxStream, "_auto_tune_and_send_window_update"),
     (muxer_multistream, "Yamux"),
     (yamux, "YamuxStream"),

@@ -33,6 +33,7 @@ WRITE_STALL_S = 20.0  # a connection that takes no byte for so long is closed
 WINDOW_BYTES = 4 << 20  # the most that a stream's window grows to; stock: 16 MiB
 CREDIT_BYTES = yamux.DEFAULT_WINDOW_SIZE // 4  # read before credit is given back
 WINDOW_SLACK_BYTES = 1 << 20  # the most that our own accounting grants too much
+BODY_S = 30.0  # for a body that was announced
 HELD_BYTES = 32 << 20  # received on all streams of a connection and not read yet
 _SUM_EVERY_BYTES = 1 << 20
 # Frames without data: opens, credit, ends. Stock sends one for every read().
@@ -192,6 +193,10 @@ class GuardedYamux(Yamux):  # type: ignore[misc]
             raise
         return stream
 
+    async def _read_data_body(self, length: int) -> bytes:
+        with trio.fail_after(BODY_S):
+            return await _read(self.secured_conn, length)
+
     async def _write_frame(self, data: bytes) -> None:
         # A cancelled write would lose a cipher nonce: every later frame of every
         # stream would fail to decrypt.
@@ -230,22 +235,27 @@ class _Frames:
             await trio.sleep(wait_s)
 
 
-async def _read_exactly(conn: Any, size: int) -> bytes:
-    """Read a header or a body; stock gives up after a hundred partial reads."""
+async def _read(conn: Any, size: int) -> bytes:
+    """Read `size` bytes; stock gives up after a hundred partial reads."""
     read = bytearray()
     while len(read) < size:
         received = await conn.read(size - len(read))
         if not received:
             raise IncompleteReadError("the connection ended", size, len(read))
         read += received
-    if size == yamux.HEADER_SIZE:
-        await conn.frames.check(read)
     return bytes(read)
+
+
+async def _read_header(conn: Any, size: int) -> bytes:
+    """What stock reads a header with; bodies take another way, whatever their size."""
+    header = await _read(conn, size)
+    await conn.frames.check(header)
+    return header
 
 
 def mend_yamux() -> None:
     """Put the guarded classes in stock's place; libp2p names them, not its caller."""
-    yamux.read_exactly = _read_exactly
+    yamux.read_exactly = _read_header
     muxer_multistream.Yamux = GuardedYamux
     yamux.YamuxStream = GuardedStream
     yamux.MAX_WINDOW_SIZE = WINDOW_BYTES

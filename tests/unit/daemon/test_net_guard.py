@@ -212,6 +212,36 @@ def test_windows_are_enforced():
     trio.run(main)
 
 
+def test_a_body_is_never_taken_for_a_header():
+    """Bodies of a header's size that look like the worst of headers, and all others."""
+    blamed = []
+
+    async def swallow(stream):
+        while await stream.receive_or_end(64, 5) is not None:
+            pass
+
+    async def main():
+        async with (
+            victim(blame=lambda peer, error: blamed.append(error)) as host,
+            open_host(settings(2)) as client,
+        ):
+            host.handle("/blyan/swallow/1", swallow, before_hello=True)
+            peer = await client.connect(host.addresses[0])
+            stream = await client.open_stream(peer, "/blyan/swallow/1")
+            for size in range(65):
+                await stream.send(
+                    b"\0\0" + b"\xff" * size if size < 63 else bytes(size)
+                )
+                await stream.send(b"\xff" * 8)  # with its prefix: 12 bytes
+            await stream.aclose()
+            async with client.request(peer, ECHO, 5) as stream:
+                await stream.send(b"still there?")
+                assert await stream.receive(64, 5) == b"still there?"
+
+    trio.run(main)
+    assert not blamed
+
+
 def test_cancelled_writes_spare_the_connection():
     """Other streams of a connection survive a send that ran into its deadline."""
 
