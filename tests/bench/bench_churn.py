@@ -46,6 +46,12 @@ class Light:
         self.heard: set[bytes] = set()
         self.address = ""
         self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+
+    async def stop(self) -> None:
+        """End it; one after the other, or they all close slowly and not at all."""
+        self.scope.cancel()
+        await self.ended.wait()
 
     def greeting(self) -> Greeting:
         return Greeting(
@@ -74,6 +80,7 @@ class Light:
                 await host.gossip.listen(CHECKPOINT, self._hear)
                 started.set()
                 await self._mingle(host, greeter, others)
+        self.ended.set()
 
     async def _mingle(self, host: Host, greeter: Greeter, others: list[str]) -> None:
         while True:
@@ -121,7 +128,7 @@ async def churn(net: Network, minutes: float) -> list[str]:
             for light in random.sample(lights, 4):
                 lights.remove(light)
                 addresses.remove(light.address)
-                light.scope.cancel()
+                await light.stop()
             killed: Daemon = random.choice(net.nodes[1:])
             await trio.to_thread.run_sync(killed.kill)
             for _ in range(4):
@@ -151,7 +158,7 @@ async def churn(net: Network, minutes: float) -> list[str]:
             )
             await trio.sleep(max(0.0, began + CYCLE_S - trio.current_time()))
         for light in lights:
-            light.scope.cancel()
+            await light.stop()
     return wrong
 
 
