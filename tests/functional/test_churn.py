@@ -28,7 +28,7 @@ def test_a_network_stays_whole_while_nodes_are_killed(tmp_path):
             whole(net.nodes, tmp_path)
             first = first or footprint(net[0])
         # what a leak holds does not come back; what is under way does
-        wait_for(lambda: no_more(footprint(net[0]), first), f"no more than {first}", 20)
+        wait_for(lambda: no_more(footprint(net[0]), first), f"no more than {first}")
 
 
 def no_more(now: dict[str, int], before: dict[str, int]) -> bool:
@@ -49,10 +49,9 @@ def whole(live: list[Daemon], directory: Path) -> None:
     wait_for(
         lambda: all(node.status()["peers"] == len(live) - 1 for node in live),
         f"{len(live)} nodes know each other",
-        40.0,
     )
     name = publish(live[-1], directory)
-    wait_for(lambda: all(knows(node, name) for node in live), f"{name} is known", 30.0)
+    wait_for(lambda: all(knows(node, name) for node in live), f"{name} is known")
 
 
 def publish(node: Daemon, directory: Path) -> str:
