@@ -41,7 +41,6 @@ from blyand.net.gossip import Gossip, Poison
 from blyand.net.guard.gossip import mend_gossip
 from blyand.net.guard.host import guard_host
 from blyand.net.guard.names import check_names
-from blyand.net.guard.negotiation import mend_negotiation
 from blyand.net.guard.tls import GuardedTls
 from blyand.net.guard.yamux import GuardedYamux, mend_yamux
 from blyand.net.identity import key_pair_of, parse_peer_id, peer_id_of, public_key_of
@@ -74,7 +73,6 @@ OUTBOUND_RESERVE = 32  # connections that inbound peers cannot take
 check_names()
 mend_yamux()
 mend_gossip()
-mend_negotiation()
 
 
 def _log_blame(peer: str, error: ProtocolError) -> None:

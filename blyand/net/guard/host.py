@@ -31,7 +31,7 @@ from blyan_proto.errors import DecodeError, LimitExceeded
 from blyand.net.guard.inbound import HANDSHAKES
 from blyand.net.guard.inbound import Blame as Blame
 from blyand.net.guard.inbound import Door, close
-from blyand.net.guard.negotiation import BadNegotiation
+from blyand.net.guard.negotiation import BadNegotiation, mend_negotiation
 from blyand.net.guard.pace import Rate
 from blyand.net.guard.yamux import GuardedYamux
 
@@ -59,6 +59,7 @@ def guard_host(
     before a key is known. Must be called before the host runs.
     """
     swarm: Any = host.get_network()
+    mend_negotiation()
     # Its lines are what any stranger likes us to write; its own set-up sends them past
     # our log, with line ends. What matters we log ourselves.
     logging.getLogger("libp2p").addHandler(logging.NullHandler())

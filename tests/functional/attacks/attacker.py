@@ -27,6 +27,8 @@ from blyan_proto.protocols.result import ResultCode
 from blyan_proto.signing import Purpose, SigningKey
 from blyan_proto.types import Role
 from blyand.net.identity import key_pair_of, parse_peer_id, peer_id_of
+from blyand.net.mux.driver import PROTOCOL_ID as MUX
+from blyand.net.mux.driver import MuxConnection
 from tests.unit.daemon.offences import stranger
 
 PATIENCE_S = 12.0  # until a victim that does nothing has put up with it
@@ -80,9 +82,15 @@ class Attacker:
         )
 
     @asynccontextmanager
-    async def connected(self, hello: bool = True) -> AsyncIterator[Any]:
-        """Connect and, unless told otherwise, say hello; give the muxed connection."""
-        async with stranger(pair=self.pair) as self.host:
+    async def connected(
+        self, hello: bool = True, mux: bool = False
+    ) -> AsyncIterator[Any]:
+        """Connect and, unless told otherwise, say hello; give the muxed connection.
+
+        With `mux` it speaks our multiplexer, otherwise yamux.
+        """
+        muxers = {MUX: MuxConnection} if mux else None
+        async with stranger(pair=self.pair, muxers=muxers) as self.host:
             await self.dial()
             if hello:
                 assert await self.greet() is ResultCode.OK

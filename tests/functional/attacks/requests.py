@@ -9,7 +9,9 @@ from collections.abc import Callable
 import trio
 
 from blyan_proto.framing import frame
-from blyan_proto.protocols import blobs, blocks, delta, expert, hello, sync
+from blyan_proto.protocols import blobs, blocks
+from blyan_proto.protocols import calls as calls_proto
+from blyan_proto.protocols import delta, expert, hello, sync
 from blyan_proto.protocols.result import ResultCode
 from blyan_proto.signing import Purpose
 from tests.functional.attacks.attacker import (
@@ -176,7 +178,6 @@ async def checkpoints_of_the_far_future(attacker: Attacker) -> str:
 def forward(attacker: Attacker, **changes: object) -> bytes:
     rows = expert.ExpertRows(1, bytes(32), b"\0\0")
     fields: dict[str, object] = {
-        "call": 0,
         "model": attacker.victim.model,
         "numerics": expert.Numerics.REFERENCE,
         "width": 64,
@@ -184,7 +185,9 @@ def forward(attacker: Attacker, **changes: object) -> bytes:
         "activations": bytes(256),
     }
     call = expert.Forward(**(fields | changes))  # type: ignore[arg-type]
-    return frame(expert.REQUEST.encode(call))
+    return frame(calls_proto.head(calls_proto.Kind.CALL, 1)) + frame(
+        expert.REQUEST.encode(call)
+    )
 
 
 async def calls(attacker: Attacker, *raws: bytes) -> str:

@@ -16,12 +16,19 @@ import trio
 
 from blyan_proto.rpc.errors import RpcError
 from blyand import genesis as genesis_file
-from tests.functional.attacks import gossip, handshakes, raw, requests, yamux
+from tests.functional.attacks import gossip, handshakes, mux, raw, requests, yamux
 from tests.functional.attacks.attacker import BEHAVIOURS, Attacker, Victim
 from tests.functional.attacks.honest import Honest, honest
 from tests.functional.harness import Daemon, network, wait_for
 
-FILES = (raw, handshakes, yamux, requests, gossip)  # imported: they fill BEHAVIOURS
+FILES = (
+    raw,
+    handshakes,
+    yamux,
+    mux,
+    requests,
+    gossip,
+)  # imported: they fill BEHAVIOURS
 AT_ONCE = 16  # strangers
 LIMIT_S = 40.0  # of one behaviour
 REST_S = 30.0  # until everything of a wave has to be gone

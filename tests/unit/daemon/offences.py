@@ -97,13 +97,15 @@ class Field:
 
 
 @asynccontextmanager
-async def stranger(pair: Any = None, **settings: Any) -> AsyncIterator[Any]:
+async def stranger(
+    pair: Any = None, muxers: Any = None, **settings: Any
+) -> AsyncIterator[Any]:
     """A host that guards nothing and judges nobody, of a new key or of `pair`."""
     pair = pair or create_new_key_pair()
     host = new_host(
         key_pair=pair,
         sec_opt={NOISE: Noise(pair, noise_privkey=create_noise_key().private_key)},
-        muxer_opt={YAMUX: Yamux},
+        muxer_opt=muxers or {YAMUX: Yamux},
         disable_identify_address_discovery=True,
         connection_config=ConnectionConfig(min_connections=0, **settings),
     )
