@@ -66,6 +66,7 @@ class Attacker:
 
     def __init__(self, victim: Victim, address: str, patience: int = 7) -> None:
         self.victim, self.address, self.patience = victim, address, patience
+        self.let_in = False  # the last connection came so far as to be greeted
         self.accountable = False  # it did what a key is judged for, over and over
         self.key = SigningKey(os.urandom(32))
         self.peer_id = peer_id_of(self.key.public)
@@ -91,9 +92,11 @@ class Attacker:
         """
         muxers = {MUX: MuxConnection} if mux else None
         async with stranger(pair=self.pair, muxers=muxers) as self.host:
+            self.let_in = False
             await self.dial()
-            if hello:
-                assert await self.greet() is ResultCode.OK
+            if hello and await self.greet() is not ResultCode.OK:
+                raise EOFError("its hello was refused")
+            self.let_in = True
             yield self.muxed
 
     async def dial(self) -> None:

@@ -31,7 +31,7 @@ FILES = (
 )  # imported: they fill BEHAVIOURS
 AT_ONCE = 16  # strangers
 LIMIT_S = 40.0  # of one behaviour
-REST_S = 30.0  # until everything of a wave has to be gone
+REST_S = 60.0  # until everything of a wave has to be gone
 
 
 @dataclass
