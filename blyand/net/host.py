@@ -79,10 +79,6 @@ def _log_blame(peer: str, error: ProtocolError) -> None:
     log.debug("%s: %s", peer, error)
 
 
-def _log_stranger(address: str, error: ProtocolError) -> None:
-    log.debug("%s: %s", address, error)
-
-
 def _log_poison(what: str, identity: bytes, raw: bytes, error: Exception) -> None:
     broken(log, f"on a foreign {what}", error, item=identity)
 
@@ -97,11 +93,11 @@ class HostSettings:
     announce: tuple[str, ...] = ()  # instead of the addresses we listen on
     max_connections: int = 256  # inbound
     max_per_group: int = 256  # of them, from one /24 or /48
-    max_per_key: int = 3  # connections that a peer may have and open another
+    max_per_key: int = 3  # of them, and ours, with one peer
     relay: RelayLimits = RelayLimits()
     standing: Standing = field(default_factory=Standing)  # whom we refuse
     blame: Blame = _log_blame  # of an authenticated peer
-    blame_address: Blame = _log_stranger  # text of an IP address, before a key is known
+    blame_address: Blame = _log_blame  # text of an IP address, before a key is known
     poison: Poison = _log_poison
     metrics: Metrics = field(default_factory=Metrics)
     note: Note = unnoted  # the log of events
