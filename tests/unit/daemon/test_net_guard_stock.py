@@ -27,6 +27,7 @@ from tests.unit.daemon.offences import (
     Field,
     play_all,
     stranger,
+    until,
 )
 
 NETWORK = b"\x07" * 32
@@ -68,16 +69,18 @@ async def play_against_ours(offence):
         host.handle(RAISES, raises, before_hello=True)
         host.handle(STALLS, stalls, before_hello=True, deadline_s=None)
         await host.gossip.listen(BLOCK, check)
-        router, topic = host.gossip._router, BLOCK.on(NETWORK)
-        field = Field(host._libp2p, router, attacker, topic, patience_s=20)
+        topic = BLOCK.on(NETWORK)
+        field = Field(host._libp2p, None, attacker, topic, patience_s=20)
         await field.dial(attacker)
         await offence(field)
-        await trio.testing.wait_all_tasks_blocked(0.02)
         await field.assert_serves()
+        if offence is OFFENCES["check_raises"]:
+            await until(lambda: bool(poison))
         assert len(poison) == (offence is OFFENCES["check_raises"])
 
 
-@pytest.mark.parametrize("name", OFFENCES)
+# Ours has no part of the stock router whose heartbeat could raise.
+@pytest.mark.parametrize("name", sorted(OFFENCES.keys() - {"heartbeat_raises"}))
 def test_our_host_lives(ended, name):
     ours, _ = ended
     assert ours[name] == LIVES

@@ -477,7 +477,7 @@ def test_peers_and_connecting(world):
 
 def test_judging_peers_by_hand(world):
     me, a, b, c = (peer_id_of(SigningKey(bytes([n]) * 32).public) for n in (1, 2, 3, 4))
-    saved, gone, clock = [], [], ManualClock(10**12)
+    saved, gone, forgiven, clock = [], [], [], ManualClock(10**12)
 
     async def save(raw):
         saved.append(raw)
@@ -494,6 +494,7 @@ def test_judging_peers_by_hand(world):
             standing=standing,
             peers=lambda: (info,),
             disconnect=disconnect,
+            gossip=SimpleNamespace(forgive=forgiven.append),
         ),
         meeting=SimpleNamespace(peers={b: met(b)}),
         view=lambda: world.view,
@@ -524,6 +525,7 @@ def test_judging_peers_by_hand(world):
         assert (line.error, line.reason, line.bans) == ("operator", "too loud", 0)
         assert (await world.ask("peer.unban", peer_id=b)).was == "banned"
         assert (await world.ask("peer.unban", peer_id=a)).was == "throttled"
+        assert forgiven == [b, a]
         assert not (await world.ask("peer.bans")).bans and len(saved) == 3
         assert (await world.ask("peer.show", peer_id=a)).score == 0
         await world.ask("peer.disconnect", peer_id=a)
