@@ -9,16 +9,17 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
+import trio
 from torch import Tensor
 
 from blyan_tile.model.cache import KeyValueCache
 from blyan_tile.model.transformer import PREFILL_TOKENS, Trunk
 from blyand.compute import Threads
-from blyand.errors import StaleVersion
+from blyand.errors import NotHere, StaleVersion
 from blyand.inference.call import most_rows
 from blyand.inference.passes import Pass, run_pass
 from blyand.inference.pins import Heads, Pins
-from blyand.inference.scatter import Scatter, Tally
+from blyand.inference.scatter import PAUSE_S, Scatter, Tally
 from blyand.inference.trunks import Trunks
 from blyand.inference.versions import Versions
 from blyand.rules.model.heads import Which
@@ -94,7 +95,7 @@ class Session:
     async def _run(self, tokens: Sequence[int], choose: Callable[[np.ndarray], R]) -> R:
         lane = self._parts.lane
         if self._trunk is None or self._cache is None:
-            self._trunk = await lane.run(self._parts.trunks.get, self.heads)
+            self._trunk = await self._own_trunk()
             self._cache = await lane.run(self._trunk.new_cache, self._capacity)
         run = Pass(
             heads=self.heads,
@@ -120,6 +121,21 @@ class Session:
         except BaseException:
             self._cache.rewind(done)  # so that the same tokens can be fed again
             raise
+
+    async def _own_trunk(self) -> Trunk:
+        """Return the trunk of the pinned heads. NotHere after some patience.
+
+        A checkpoint may adopt what this node, behind the others, still recomputes.
+        """
+        patience_s = trio.current_time() + self._parts.scatter.patience_s
+        give_up_s = min(patience_s, self._deadline_s)
+        while True:
+            try:
+                return await self._parts.lane.run(self._parts.trunks.get, self.heads)
+            except NotHere:
+                if trio.current_time() >= give_up_s:
+                    raise
+            await trio.sleep(PAUSE_S)
 
     def _pin(self) -> None:
         heads = self._parts.pins.newest(self._model, self._which)

@@ -176,6 +176,26 @@ def test_a_holder_that_comes_late_is_found():
     trio.run(main, clock=jumping())
 
 
+def test_a_trunk_that_is_still_being_recomputed_is_waited_for():
+    async def main():
+        world, net, a, b, c = split_world(Inline("x", 1))
+        complete, world.blobs.arrays = world.blobs.arrays, {}
+
+        async def recompute():
+            await trio.sleep(3)
+            world.blobs.arrays = complete
+
+        async with running(a, b, c):
+            with pytest.raises(NotHere):
+                await a.generate(prompt(30), 4)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(recompute)
+                tokens, _ = await a.generate(prompt(30), 4)
+        assert tokens == world.locally(prompt(30), 4)
+
+    trio.run(main, clock=jumping())
+
+
 def test_a_stale_version_repins_once_and_says_so():
     async def main():
         world, net, a, b, c = split_world()
