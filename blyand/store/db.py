@@ -92,14 +92,15 @@ class LevelStore:
         try:
             # LevelDB fixes an iterator's view when it is made, so make it now.
             pairs = self._database.iterator(
-                start=prefix + start,
+                start=None if reverse else prefix + start,
                 stop=after(prefix),
                 reverse=reverse,
                 verify_checksums=True,
             )
         except (plyvel.Error, RuntimeError) as error:
             raise self._unreadable(error) from error
-        return self._guarded(pairs)
+        # In reverse, plyvel 1.5.1 finds nothing if the last key is `start` itself.
+        return self._guarded(pairs, prefix + start)
 
     def copy_to(self, path: Path, report: Callable[[int], None]) -> None:
         """Write the database as it stands now into a new one in the folder `path`.
@@ -128,10 +129,13 @@ class LevelStore:
         finally:
             self._database.close()
 
-    def _guarded(self, pairs: Any) -> Iterator[tuple[bytes, bytes]]:
+    def _guarded(self, pairs: Any, lowest: bytes) -> Iterator[tuple[bytes, bytes]]:
         try:
             with pairs:
-                yield from pairs
+                for key, value in pairs:
+                    if key < lowest:
+                        return
+                    yield key, value
         except (plyvel.Error, RuntimeError) as error:
             raise self._unreadable(error) from error
 

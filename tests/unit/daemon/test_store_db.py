@@ -8,7 +8,7 @@ from pathlib import Path
 
 import plyvel
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from blyand.errors import StorageFault
@@ -25,6 +25,7 @@ BATCHES = st.lists(
 
 @settings(max_examples=15, deadline=None)
 @given(batches=BATCHES, prefix=st.binary(max_size=2), start=st.binary(max_size=1))
+@example(batches=[[(b"X\0", b"")]], prefix=b"", start=b"\0")
 def test_memory_twin_equals_leveldb(tmp_path_factory, batches, prefix, start):
     level = open_store(tmp_path_factory.mktemp("level") / "db")
     twin = MemoryStore()
