@@ -15,7 +15,8 @@ from blyan_proto.protocols.delta import Verdict
 from blyand.rules.model.election import ranks
 from blyand.rules.records import NODES, SCHEDULES
 from tests.sim.network import until
-from tests.sim.training import Training, TrainNode, simulate
+from tests.sim.training import Training, simulate
+from tests.sim.training_node import TrainNode
 
 TRUNK = 1  # a group that everybody holds
 

@@ -1,0 +1,335 @@
+"""A simulated node that trains: blobs, holder, primary, delivery and learner on a wire.
+
+Blobs and bundles travel by function call, learners give seeded deltas after a pause of
+virtual time; everything between is the daemon's own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import trio
+
+from blyan_proto.block.model import TileRoots
+from blyan_proto.protocols.delta import Bundle, Receipt
+from blyan_proto.types import members
+from blyan_tile import tblock
+from blyan_tile.create import CreateJob, create
+from blyan_tile.delta import encode_group
+from blyan_tile.learner import GroupDelta, LearnJob, LearnResult
+from blyand.chain.pool import blobs_of
+from blyand.compute import GivenUp
+from blyand.data.custody import Custody
+from blyand.election.members import Member
+from blyand.events import HeadMoved
+from blyand.finality.sequencer import Availability, Sequencer
+from blyand.protocols.delta import check_bundle
+from blyand.protocols.fetch import Fetcher
+from blyand.rules.model.model import layout_for, require_model
+from blyand.rules.records import GROUPS, NODES, RUNS, Group, RunRecord
+from blyand.store.blobs import BlobStore
+from blyand.store.medium import Medium
+from blyand.training.adopter import Adopter
+from blyand.training.delivery import Delivery, Reach
+from blyand.training.holder import Holder
+from blyand.training.journal import Journal
+from blyand.training.learner import Learner
+from blyand.training.primary import Primary
+from blyand.training.waiting import Blocks
+from tests.sim.network import InlineLane, SimNode, registration
+
+
+class Unsynced(Medium):
+    """Files that need not survive a power cut."""
+
+    def sync(self, fd: int) -> None:
+        pass
+
+    def sync_folder(self, name: str) -> None:
+        pass
+
+
+class BlobWire:
+    """The blobs client, by function call."""
+
+    def __init__(self, node: TrainNode) -> None:
+        self._node = node
+        self.got: set[bytes] = set()
+
+    async def outline(self, peer: str, blob: bytes) -> tblock.Outline:
+        other = await self._node.reach(peer)
+        outline = other.blobs.outline(blob)
+        self.got.add(blob)
+        return outline
+
+    async def leaves(
+        self, peer: str, blob: bytes, first: int, count: int, take: Any
+    ) -> None:
+        other = await self._node.reach(peer)
+        for index in range(first, first + count):
+            await take(index, other.blobs.read_leaf(blob, index))
+
+
+class Trainer:
+    """Stands for the worker process: seeded deltas after `pace_s`, unless given up."""
+
+    def __init__(self) -> None:
+        self.pace_s = 0.2
+        self.jobs: list[LearnJob] = []
+        self.given_up = 0
+        self.learn: Callable[[LearnJob, Any], LearnResult] = made_up
+        self._scope: trio.CancelScope | None = None
+
+    async def call(self, job: Any, report: Any = None) -> Any:
+        if isinstance(job, CreateJob):
+            return create(job, lambda progress: None)
+        self.jobs.append(job)
+        with trio.CancelScope() as self._scope:
+            await trio.sleep(self.pace_s)
+            return self.learn(job, report)
+        self.given_up += 1
+        raise GivenUp("given up")
+
+    async def give_up(self) -> None:
+        if self._scope is not None:
+            self._scope.cancel()
+
+
+def made_up(job: LearnJob, report: Any) -> LearnResult:
+    """Return a delta for every group of a job, drawn from (learner, round, group)."""
+    layout = layout_for(job.model)
+    deltas, held = [], members(job.held)
+    tokens = job.run.inner_steps * job.run.batch * job.run.sequence
+    for group in layout.groups:
+        if group.index not in held:
+            continue
+        place = int.from_bytes(job.learner[:6], "big"), job.round, group.index
+        source = np.random.default_rng(place)
+        change = [
+            (source.standard_normal(tile.shape) / 64).astype(np.float32)
+            for tile in group.tiles
+        ]
+        nothing = [None] * len(change)
+        encoded, _ = encode_group(group, change, job.run, job.round, nothing)
+        made = GroupDelta(group.index, tuple(encoded), tokens, bytes(32), bytes(32))
+        deltas.append(made)
+    return LearnResult(tuple(deltas), True, job.run.inner_steps, tokens, 5_000_000, ())
+
+
+class TrainNode(SimNode):
+    """A node that holds, learns and aggregates."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        lane = InlineLane()
+        folder = self.home / "blobs"
+        self.blobs = BlobStore(folder, medium=Unsynced(folder))
+        self.trainer = Trainer()
+        self.make = self.author.make  # what the primary makes blocks with
+        self.moves: list[HeadMoved] = []
+        self.not_ordered: set[bytes] = set()  # updates that this sequencer leaves out
+        account, view = self.key.account, lambda: self.machine.view
+        self.wanted = BlobWire(self)
+        self.fetcher = Fetcher(
+            self.wanted, self.blobs, lane, lambda: self.wire.others(self.name)
+        )
+        self.holder = Holder(
+            account,
+            Blocks(
+                view,
+                self.blocks.get,
+                lambda: iter(self.pool),
+                self.pool.__contains__,
+                self.author.abandon,
+            ),
+            self.blobs,
+            self.fetcher,
+            lane,
+            self.events,
+            self.peer_of,
+        )
+        self.journal = Journal(
+            view,
+            lambda: {},
+            self.blobs,
+            lane,
+            self.events,
+            self._evaluate,
+            self.fetcher.get,
+            account,
+        )
+        self.primary = Primary(
+            self.key,
+            self.genesis.id,
+            view,
+            self.holder,
+            self.blobs,
+            lane,
+            self.intents,
+            lambda *a, **more: self.make(*a, **more),
+            self.events,
+        )
+        reach = Reach(
+            push=self.push,
+            take=self.primary.take,
+            peer_of=self.peer_of,
+            is_connected=lambda peer: peer in self.wire.others(self.name),
+        )
+        self.learner = Learner(
+            account,
+            view,
+            self.blocks.get,
+            self.holder,
+            self.blobs,
+            self.trainer,
+            Delivery(self.key, self.genesis.id, self.holder, reach, self.journal),
+            self.fetcher.get,
+            self.events,
+            self.journal,
+            self.home / "residuals",
+            "cpu",
+            1,
+        )
+        self._scope = trio.CancelScope()
+
+    async def _evaluate(self, pinned: Any, text: Any, length: int) -> float:
+        await trio.lowlevel.checkpoint()
+        return 5.0
+
+    async def reach(self, peer: str) -> TrainNode:
+        """Return a connected node after the wire's delay. NotHere."""
+        node = await self.wire.reach(self.name, peer)
+        assert isinstance(node, TrainNode)
+        return node
+
+    def peer_of(self, account: bytes) -> str | None:
+        """Return the name of a registered account's node."""
+        if NODES.get(self.machine.view, account) is None:
+            return None
+        nodes = self.wire.nodes.values()
+        return next((n.name for n in nodes if n.key.account == account), None)
+
+    async def push(self, peer: str, bundle: Bundle) -> Receipt:
+        """Hand a bundle to a peer, as /blyan/delta/1 does."""
+        node = await self.reach(peer)
+        check_bundle(bundle, self.genesis.id)
+        return await node.primary.take(bundle)
+
+    def sequencer(self) -> Sequencer:
+        def want(blob: bytes, account: bytes) -> None:
+            peer = self.peer_of(account)
+            self.fetcher.want(blob, [peer] if peer else [])
+
+        made = super().sequencer()
+        made._blobs = Availability(blobs_of, self.blobs.has, want)
+        is_available = made._is_available
+        made._is_available = (  # type: ignore[method-assign]
+            lambda block: block.id not in self.not_ordered and is_available(block)
+        )
+        return made
+
+    async def _watch(self, task_status=trio.TASK_STATUS_IGNORED) -> None:
+        with self.events.subscribe(HeadMoved, capacity=4096) as facts:
+            task_status.started()
+            async for fact in facts:
+                self.moves.append(fact)
+
+    def rolled_back(self) -> set[int]:
+        """Return the groups that went to two versions of one round, or went back."""
+        found, newest = set(), dict[int, tuple[int, bytes]]()
+        for move in self.moves:
+            round, update = newest.get(move.group, (-1, b""))
+            if move.round < round or move.round == round and move.update != update:
+                found.add(move.group)
+            newest[move.group] = (move.round, move.update)
+        return found
+
+    async def run(self, *, sequences: bool, task_status=trio.TASK_STATUS_IGNORED):
+        def view():
+            return self.machine.view
+
+        member = Member(
+            self.key.account,
+            registration(self.key),
+            self.genesis,
+            view,
+            self.holder.held,
+            self.author.make,
+            lambda: True,
+            self.events,
+        )
+        custody = Custody(view, self.blobs.has, self._want, self.events)
+        services = [
+            self._watch,
+            self.fetcher.run,
+            self.holder.run,
+            self.primary.run,
+            self.journal.run,
+            member.run,
+            custody.run,
+            self.learner.run,
+        ]
+        if sequences:
+            services.append(Adopter(view, self.author.make, self.events).run)
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._run_chain, sequences)
+                for service in services:
+                    await nursery.start(service)
+                task_status.started()
+
+    async def _run_chain(
+        self, sequences: bool, task_status=trio.TASK_STATUS_IGNORED
+    ) -> None:
+        await super().run(sequences=sequences, task_status=task_status)
+
+    def _want(self, blob: bytes, account: bytes) -> None:
+        peer = self.peer_of(account)
+        self.fetcher.want(blob, [peer] if peer else [])
+
+    def stop(self) -> None:
+        """End at once, as a kill does."""
+        self._scope.cancel()
+        self.wire.down.add(self.name)
+
+    def again(self) -> TrainNode:
+        """Return this stopped node as it starts again on its disk."""
+        self.intents.close()
+        self.blobs.close()
+        made = TrainNode(
+            self.name, self.genesis, self.key, self.wire, self.home, self.store
+        )
+        self.wire.nodes[self.name] = made
+        self.wire.down.discard(self.name)
+        return made
+
+    # What a test looks at
+
+    def run_record(self, run: bytes) -> RunRecord:
+        found = RUNS.get(self.machine.view, run)
+        assert found is not None
+        return found
+
+    def closed(self, run: bytes) -> int:
+        """Return how many rounds of a run are final here."""
+        found = RUNS.get(self.machine.view, run)
+        return found.closed if found else 0
+
+    def heads(self, model: bytes) -> list[Group]:
+        """Return the finalised heads of all groups."""
+        return list(GROUPS.scan(self.machine.view, model))
+
+    def adopted(self, model: bytes) -> int:
+        """Return how many rounds are behind the adopted heads."""
+        return require_model(self.machine.view, model).adopted_round
+
+    def adopted_run(self, model: bytes) -> bytes | None:
+        """Return the run whose heads are adopted."""
+        return require_model(self.machine.view, model).adopted_run
+
+    def has(self, tiles: Iterable[TileRoots]) -> bool:
+        """True when all these tiles are here and intact."""
+        roots = {root for t in tiles for root in (t.weights, t.momentum) if root}
+        return all(self.blobs.has(root) and self.blobs.verify(root) for root in roots)
