@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,11 +14,13 @@ from blyan_proto.errors import DecodeError
 from blyan_proto.protocols.delta import Bundle, EntryVerdict, Receipt, Verdict
 from blyan_proto.signing import SigningKey
 from blyan_proto.types import Role, bitmap
-from blyan_tile.learner import LearnResult
+from blyan_tile.learner import GroupDelta, LearnResult
 from blyand.errors import NotHere
 from blyand.rules.model.election import ranks
 from blyand.rules.records import Schedule, Seat
+from blyand.rules.view import Overlay
 from blyand.training.delivery import Delivery, Reach, Round
+from blyand.training.learner import Learner
 
 DEADLINE_S = 10.0
 NOTHING = LearnResult((), True, 0, 0, 0, ())
@@ -60,7 +63,7 @@ class World:
         verdicts.append(EntryVerdict(9, Verdict.NOT_PRIMARY))
         return Receipt(bytes(32), 0, tuple(verdicts))
 
-    def hand_in(self) -> float:
+    def hand_in(self, result: LearnResult = NOTHING) -> float:
         """Hand everything in; return how long it took."""
         me = SigningKey(b"\x09" * 32)
         reach = Reach(self.push, self.never, bytes.hex, lambda peer: True)
@@ -68,7 +71,7 @@ class World:
         delivery = Delivery(me, bytes(32), self, reach, journal)  # type: ignore[arg-type]
 
         async def main() -> float:
-            await delivery.hand_in(self.turn, NOTHING, lambda _: None)
+            await delivery.hand_in(self.turn, result, lambda _: None)
             return trio.current_time()
 
         clock = trio.testing.MockClock(autojump_threshold=0)
@@ -108,3 +111,59 @@ def test_a_silent_rank_costs_its_groups_the_deadline_and_the_others_nothing():
         waited = any(ranks(world.schedule, g)[0].account == silent for g in groups)
         if not waited:
             assert moment - began < 1
+
+
+def test_a_delta_names_the_version_that_it_was_made_for():
+    """The head may have been rolled back to another version of the same round."""
+    world = World()
+    made_for, now = (
+        SimpleNamespace(tiles=(SimpleNamespace(weights=bytes([n]) * 32),), block=b"")
+        for n in (1, 2)
+    )
+    world.head = lambda *_: SimpleNamespace(  # type: ignore[method-assign]
+        run=bytes(32), rounds=world.rounds[0], tiles=now.tiles
+    )
+    layout = SimpleNamespace(groups=[SimpleNamespace(elements=4)])
+    world.turn = replace(
+        world.turn, groups=frozenset({0}), layout=layout, bases={0: made_for}
+    )
+    change = GroupDelta(0, (b"change",), 7, bytes(32), bytes(32))
+    bundles = []
+    push = world.push
+
+    async def noting(peer: str, bundle: Bundle) -> Receipt:
+        bundles.append(bundle)
+        return await push(peer, bundle)
+
+    world.push = noting  # type: ignore[method-assign]
+    world.hand_in(LearnResult((change,), True, 1, 7, 0, ()))
+    (bundle,) = bundles
+    assert [delta.base for delta in bundle.deltas] == [(bytes([1]) * 32,)]
+
+
+def test_a_round_that_begins_at_another_version_is_no_longer_handed_in():
+    world = World()
+    base = SimpleNamespace(block=b"a", run=bytes(32), rounds=0)
+    turn = replace(world.turn, bases=dict.fromkeys(GROUPS, base))
+    heads = dict.fromkeys(GROUPS, base)
+    holder = SimpleNamespace(head=lambda model, group: heads[group])
+    delivery = Delivery(None, bytes(32), holder, None, None)  # type: ignore[arg-type]
+    learner = SimpleNamespace(
+        _view=lambda: Overlay(Nothing()), _holder=holder, _delivery=delivery
+    )
+
+    def is_current() -> bool:
+        return Learner._is_current(learner, turn)  # type: ignore[arg-type]
+
+    assert is_current()
+    heads[0] = SimpleNamespace(block=b"b", run=bytes(32), rounds=1)
+    assert is_current(), "a group that moved on is done"
+    heads[1] = SimpleNamespace(block=b"c", run=bytes(32), rounds=0)
+    assert not is_current()
+
+
+class Nothing:
+    """State in which nothing is scheduled."""
+
+    def get(self, key: bytes) -> None:
+        return None
