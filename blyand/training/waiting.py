@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import trio
+
 from blyan_proto.block.block import Block
 from blyan_proto.block.model import TileUpdate
 from blyand.rules.model import update as rules
@@ -21,6 +23,7 @@ from blyand.training.trails import Key
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 64  # updates of one group
+EXCUSED_S = 600.0  # longest that an anchor ahead of us excuses an update: it may lie
 PASSED_OVER = 16  # checkpoints without an update, and the run's deadline: it is dead
 
 
@@ -38,7 +41,8 @@ class Blocks:
 @dataclass
 class _Waiting:
     block: Block
-    since: Clock  # the chain's, when it was first seen
+    since: Clock  # the chain's, when it was first seen, or as new as it is
+    noted_s: float  # trio time
     is_refused: bool = False
 
 
@@ -55,7 +59,7 @@ class Waiting:
         known = self._known.setdefault((update.model, update.group), {})
         if block.id in known or not self._can_count(block, update):
             return False
-        known[block.id] = _Waiting(block, self._clock())
+        known[block.id] = _Waiting(block, self._clock(), trio.current_time())
         if len(known) > MAX_WAITING:
             del known[next(iter(known))]
         return True
@@ -125,6 +129,10 @@ class Waiting:
 
     def _is_passed_over(self, one: _Waiting) -> bool:
         clock = self._clock()
+        if clock.height < one.block.header.anchor_height:
+            # We are behind: the checkpoints that we execute are older than the update.
+            if trio.current_time() - one.noted_s < EXCUSED_S:
+                one.since = clock
         if clock.height - one.since.height < PASSED_OVER:
             return False
         record = RUNS.get(self._blocks.view(), one.block.content.run)
