@@ -56,10 +56,10 @@ bench: setup ## measurements against the published budgets, as tables
 fuzz: setup ## every decoder against bytes that nobody meant
 	@$(PY) -m pytest tests/fuzz
 
-soak: setup ## the functional tests ROUNDS times over (default 10)
+soak: setup ## the functional and the long tests ROUNDS times over (default 10)
 	@for ((i = 1; i <= $(ROUNDS); i++)); do
 		echo "soak: $$i of $(ROUNDS)"
-		$(PY) -m pytest -x tests/functional
+		BLYAN_LONG=1 $(PY) -m pytest -x tests/functional tests/sim
 	done
 
 foreign: setup ## fetch the Go libp2p of hivemind's wheel, 9 MB, to test against (Linux, x86-64)

@@ -11,6 +11,7 @@ from blyan_proto.protocols.hello import Address
 from blyand.net.address import neighbourhood
 from blyand.net.dialer import WANTED_PEERS
 from blyand.protocols.hello import Introduction
+from tests.long import long
 from tests.sim.peers import Node, World, peer_of
 
 
@@ -85,6 +86,7 @@ def test_all_nodes_restart_without_the_seed():
     simulate(act)
 
 
+@long
 def test_churn_leaves_the_graph_connected():
     async def act(world: World) -> None:
         seed, nodes = await grown(world, 24)

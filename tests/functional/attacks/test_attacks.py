@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.functional.attacks.siege import BEHAVIOURS, siege
+from tests.long import long
 
 pytestmark = pytest.mark.functional
 
@@ -13,6 +14,7 @@ def test_there_are_many_behaviours():
     assert len(BEHAVIOURS) >= 40
 
 
+@long
 def test_a_daemon_serves_honest_peers_while_strangers_attack(tmp_path):
     with siege(tmp_path / "d") as one:
         first = one.wave()
