@@ -127,7 +127,7 @@ class Dialer:
             self._book.failed(peer)
             return False
         finally:
-            del self._under_way[peer]
+            self._under_way.pop(peer, None)
 
     # Bootstrap
 
@@ -160,6 +160,8 @@ class Dialer:
 
     async def _start_with_anchors(self, nursery: trio.Nursery) -> None:
         for peer in self._book.anchors:
+            if peer in self._under_way:
+                continue  # somebody asked for it meanwhile
             self._under_way[peer] = neighbourhood(self._book.addresses(peer)[0])
             nursery.start_soon(self._try, peer)
         with trio.move_on_after(HEAD_START_S):
