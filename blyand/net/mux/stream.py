@@ -68,7 +68,14 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
             return bytes(chunk[place : place + n])
         self._chunks.popleft()
         self._place = 0
-        return bytes(chunk[place:] if place else chunk)
+        first = bytes(chunk[place:] if place else chunk)
+        if n is None or n < 0 or not self._chunks or rest + len(self._chunks[0]) > n:
+            return first
+        # A turn of the reader costs more than a copy.
+        joined: list[bytes | bytearray] = [first]
+        while self._chunks and (rest := rest + len(self._chunks[0])) <= n:
+            joined.append(self._chunks.popleft())
+        return b"".join(joined)
 
     async def write(self, data: bytes | memoryview) -> None:
         """Return when all bytes were handed to the connection."""

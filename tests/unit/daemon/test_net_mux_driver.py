@@ -267,6 +267,23 @@ def test_a_cancelled_close_still_closes(turns):
     trio.run(main)
 
 
+def test_a_writer_that_waits_learns_that_the_connection_ended():
+    async def main():
+        async with connected() as (one, other):
+            stream = await one.open_stream()
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def write():
+                    with pytest.raises(MuxedStreamReset):
+                        await stream.write(bytes(9_000_000))
+
+                await wait_all_tasks_blocked()
+                await other.close()
+
+    with_deadline(main)
+
+
 def test_a_cancelled_start_closes():
     async def main():
         ours, theirs = memory_stream_pair()
@@ -350,6 +367,24 @@ def test_small_pieces_do_not_cost_an_object_each():
             while len(body) < 40_000:
                 body += await stream.read(999)
             assert body == b"ab" * 20_000
+
+    trio.run(main)
+
+
+def test_one_read_takes_what_fits_of_many_pieces():
+    async def main():
+        async with facing_a_stranger() as (side, stranger):
+            await stranger.send_all(control(Kind.OPEN, 2, 0))
+            stream = await side.accept_stream()
+            pieces = [bytes([number]) * 10_000 for number in range(9)]
+            for piece in pieces:
+                await stranger.send_all(data_head(2, len(piece)) + piece)
+            await wait_all_tasks_blocked()
+            assert await stream.read(4_000) == pieces[0][:4_000]
+            assert await stream.read(27_000) == b"".join(pieces[:3])[4_000:]
+            assert await stream.read(39_999) == b"".join(pieces[3:6])
+            assert await stream.read(40_000) == b"".join(pieces[6:])
+            assert not stream._chunks
 
     trio.run(main)
 
