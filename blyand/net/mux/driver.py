@@ -119,7 +119,7 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
             raise MuxedConnUnavailable("the connection takes no more streams")
         await trio.lowlevel.checkpoint_if_cancelled()
         identity = self.machine.open()
-        stream = self._streams[identity] = MuxStream(self, identity)
+        stream = self._streams[identity] = MuxStream(self, identity, True)
         return stream  # its OPEN leaves with the first bytes, or before the first wait
 
     async def accept_stream(self) -> MuxStream:
@@ -163,7 +163,7 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
         self._arrived.clear()
         self._arrival.set()
         for stream in self._streams.values():
-            stream.lose()
+            stream.cut()
         self._streams.clear()
         self._wake_writers()
         self._free_slot()
@@ -250,7 +250,7 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
             if (stream := self._streams.get(event.stream)) is not None:
                 stream.put(event.body)
         elif isinstance(event, Opened):
-            stream = self._streams[event.stream] = MuxStream(self, event.stream)
+            stream = self._streams[event.stream] = MuxStream(self, event.stream, False)
             self._arrived[event.stream] = stream
             self._arrival.set()
             self._arrival = trio.Event()
@@ -259,7 +259,7 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
                 stream.end()
         elif isinstance(event, WasReset):
             if (stream := self._streams.pop(event.stream, None)) is not None:
-                stream.lose()
+                stream.cut()
             self._arrived.pop(event.stream, None)
             self._free_slot()
         elif isinstance(event, Ponged):

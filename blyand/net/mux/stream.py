@@ -28,9 +28,10 @@ _JOINED_BYTES = 64 * 1024
 class MuxStream(IMuxedStream):  # type: ignore[misc]
     """A stream, as libp2p uses it. Errors are MuxedStreamError's kinds."""
 
-    def __init__(self, conn: MuxConnection, identity: int) -> None:
+    def __init__(self, conn: MuxConnection, identity: int, ours: bool) -> None:
         self.muxed_conn = self.conn = conn
         self.identity = identity
+        self._ours = ours  # opened by us: what arrives is an answer
         self._chunks: deque[bytes | bytearray] = deque()
         self._place = 0  # in the first chunk
         self._readable: trio.Event | None = None
@@ -48,10 +49,10 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
             self.conn.pump()
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self._chunks:
-            if self._lost:
-                raise MuxedStreamReset("the stream was reset")
             if self._ended:
                 raise MuxedStreamEOF("the peer finished")
+            if self._lost:
+                raise MuxedStreamReset("the stream was reset")
             if self._readable is None:
                 self._readable = trio.Event()
             await self._readable.wait()
@@ -129,8 +130,9 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
 
     async def reset(self) -> None:
         """Give the stream up, both ways. What was not read is dropped."""
-        if not self._lost:
-            self.lose()
+        was_lost = self._lost
+        self.lose()
+        if not was_lost:
             self.conn.machine.reset(self.identity)
             self.conn.pump()
             self.conn.forget(self)
@@ -185,9 +187,20 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
         self._forget_if_done()
 
     def lose(self) -> None:
-        """The stream was reset, by either side, or its connection ended."""
-        self._lost = True
+        """We gave the stream up: nothing of it is read any more."""
         self._chunks.clear()
+        self._ended = False
+        self.cut()
+
+    def cut(self) -> None:
+        """The peer gave the stream up, or its connection ended.
+
+        An answer that is here already can be read; a request is not worth keeping.
+        """
+        self._lost = True
+        if not self._ours:
+            self._chunks.clear()
+            self._ended = False
         self._wake_reader()
         self.wake_writer()
 

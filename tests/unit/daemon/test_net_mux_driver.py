@@ -284,6 +284,48 @@ def test_a_writer_that_waits_learns_that_the_connection_ended():
     with_deadline(main)
 
 
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("gone", [True, False])
+def test_an_answer_outlives_whoever_gave_it(finished, gone):
+    """A server that answers and resets, or hangs up, has answered."""
+
+    async def main():
+        async with connected() as (one, other):
+            ours = await one.open_stream()
+            await ours.write(b"question that nobody reads")
+            theirs = await other.accept_stream()
+            await theirs.write(b"answer")
+            if finished:
+                await theirs.close_write()
+            await wait_all_tasks_blocked()
+            await (other.close() if gone else theirs.reset())
+            await wait_all_tasks_blocked()
+            assert await ours.read(3) == b"ans"
+            assert await ours.read() == b"wer"
+            with pytest.raises(MuxedStreamEOF if finished else MuxedStreamReset):
+                await ours.read()
+            with pytest.raises(MuxedStreamReset):
+                await ours.write(b"more")
+
+    with_deadline(main)
+
+
+def test_a_question_does_not_outlive_who_asked():
+    async def main():
+        async with connected() as (one, other):
+            ours = await one.open_stream()
+            await ours.write(bytes(1000))
+            theirs = await other.accept_stream()
+            await wait_all_tasks_blocked()
+            await ours.reset()
+            await wait_all_tasks_blocked()
+            assert not theirs._chunks
+            with pytest.raises(MuxedStreamReset):
+                await theirs.read()
+
+    with_deadline(main)
+
+
 def test_a_cancelled_start_closes():
     async def main():
         ours, theirs = memory_stream_pair()
