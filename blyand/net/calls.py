@@ -32,7 +32,8 @@ from blyan_proto.protocols.result import ResultCode
 from blyand.errors import Busy, NotHere, Pruned, StaleVersion, TooSlow, Unavailable
 from blyand.log import context
 from blyand.metrics import Metrics
-from blyand.net.stream import Blame, MessageStream, expect_ok, requesting
+from blyand.net.stream import MessageStream, expect_ok, requesting
+from blyand.rules.net.misbehaviour import Blame
 
 T = TypeVar("T")
 

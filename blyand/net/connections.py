@@ -22,7 +22,7 @@ from blyand.errors import Unavailable
 from blyand.net.identity import parse_peer_id
 from blyand.net.places import origin_of
 from blyand.net.standing import Standing
-from blyand.net.stream import Blame
+from blyand.rules.net.misbehaviour import Blame
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,8 @@ from blyand.metrics import Metrics
 from blyand.net.guard.gossip import GuardedPubsub
 from blyand.net.identity import parse_peer_id
 from blyand.net.mesh import Mesh
-from blyand.net.stream import Blame, Traffic
+from blyand.net.stream import Traffic
+from blyand.rules.net.misbehaviour import Blame
 from blyand.rules.net.score import GRAYLIST
 from blyand.rules.verdict import Ignore, Reject
 
@@ -148,11 +149,8 @@ class Gossip:
             verdict = await check(peer, raw)
         except Ignore:
             return Verdict.IGNORE
-        except ProtocolError as error:
+        except (ProtocolError, Reject) as error:
             self._blame(peer, error)
-            return Verdict.REJECT
-        except Reject as error:
-            self._blame(peer, UnexpectedMessage(f"on {name}: {error}"))
             return Verdict.REJECT
         except LocalFault as error:
             self._fail(error)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,16 +19,13 @@ import trio
 from libp2p import new_host
 from libp2p.abc import INetStream
 from libp2p.crypto.x25519 import create_new_key_pair
-from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.config import ConnectionConfig
-from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.security.tls.transport import PROTOCOL_ID as TLS
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from multiaddr import Multiaddr
 
-from blyan_proto.errors import ProtocolError
 from blyan_proto.signing import SigningKey
 from blyand.diary import Note, unnoted
 from blyand.errors import ConfigFault, LocalFault, NoRoute, NotHere, TooSlow
@@ -53,7 +49,6 @@ from blyand.net.raw import RawStreams
 from blyand.net.serving import Served, Serving
 from blyand.net.standing import Standing
 from blyand.net.stream import (
-    Blame,
     MessageStream,
     Serve,
     requesting,
@@ -62,6 +57,7 @@ from blyand.net.tcp import WatchedTcp
 from blyand.net.traffic import Traffic
 from blyand.net.wires import Wire, wires
 from blyand.net.witness import Witness
+from blyand.rules.net.misbehaviour import Blame
 from blyand.rules.net.relay import RelayLimits
 from blyand.supervise import leaves
 
@@ -75,7 +71,7 @@ mend_yamux()
 mend_gossip()
 
 
-def _log_blame(peer: str, error: ProtocolError) -> None:
+def _log_blame(peer: str, error: Exception) -> None:
     log.debug("%s: %s", peer, error)
 
 
@@ -165,9 +161,9 @@ class Host:
             self.standing.may_serve,
         )
         witness.watch(self._connections)
-        raw = RawStreams(self._libp2p, self._connections, nursery, self.blame)
+        self._raw = RawStreams(self._libp2p, self._connections, nursery, self.blame)
         self.outside = Outside(
-            raw, self.peer_id, settings.announce, settings.relay, self.connect
+            self._raw, self.peer_id, settings.announce, settings.relay, self.connect
         )
         self.relay, self.circuits = self.outside.relay, self.outside.circuits
         self.gossip = Gossip(
@@ -272,25 +268,7 @@ class Host:
         connections = self._connections.live(parse_peer_id(peer_id))
         if not connections:
             raise NotHere(f"{peer_id} is not connected")
-        stream: INetStream | None = None
-        opened = False
-        try:
-            with trio.fail_after(deadline_s):
-                stream = await connections[0].new_stream()
-                await self._libp2p.multiselect_client.select_one_of(
-                    [protocol],
-                    MultiselectCommunicator(stream),
-                    math.inf,  # our own deadline stands around it
-                )
-                stream.set_protocol(protocol)
-                opened = True
-        except trio.TooSlowError as error:
-            raise TooSlow(f"{peer_id} did not open {protocol} in time") from error
-        except (BaseLibp2pError, OSError, ValueError) as error:
-            raise NotHere(f"{peer_id} does not serve {protocol}: {error}") from error
-        finally:
-            if stream is not None and not opened:
-                await MessageStream(stream, peer_id, protocol, self._traffic).reset()
+        stream = await self._raw.open_on(connections[0], protocol, deadline_s)
         link = link_of_connection(connections[0])
         self.note("stream", peer=peer_id, protocol=protocol, way="out")
         self.metrics.counter("blyan_net_streams_opened", protocol=protocol).add()

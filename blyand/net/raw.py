@@ -7,6 +7,7 @@ an exchange of ours ends: a broken format is blamed, what cannot be now is not.
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -16,15 +17,16 @@ import trio
 from libp2p.abc import INetStream
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 
 from blyan_proto.errors import DecodeError, ProtocolError, UnexpectedMessage
-from blyand.errors import NotHere, Unavailable
+from blyand.errors import NotHere, TooSlow, Unavailable
 from blyand.net.address import parse
 from blyand.net.connections import Connections, PeerInfo
 from blyand.net.guard import circuit
 from blyand.net.guard.host import reset
 from blyand.net.identity import parse_peer_id
-from blyand.net.stream import Blame
+from blyand.rules.net.misbehaviour import Blame
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +67,33 @@ class RawStreams:
         """Open a stream on a direct connection. NotHere or TooSlow."""
         for connection in self.connections.live(parse_peer_id(peer)):
             if not circuit.is_circuit(connection):
-                return await circuit.open_raw(
-                    self.libp2p, connection, protocol, OPEN_DEADLINE_S
-                )
+                return await self.open_on(connection, protocol, OPEN_DEADLINE_S)
         raise NotHere(f"{peer} is not connected")
+
+    async def open_on(
+        self, connection: Any, protocol: str, deadline_s: float
+    ) -> INetStream:
+        """Open a stream on a connection and agree on its protocol. NotHere or TooSlow."""
+        stream = None
+        opened = False
+        try:
+            with trio.fail_after(deadline_s):
+                stream = await connection.new_stream()
+                await self.libp2p.multiselect_client.select_one_of(
+                    [protocol],
+                    MultiselectCommunicator(stream),
+                    math.inf,  # our own deadline stands around it
+                )
+                stream.set_protocol(protocol)
+                opened = True
+        except trio.TooSlowError as error:
+            raise TooSlow(f"the peer did not open {protocol} in time") from error
+        except (BaseLibp2pError, OSError, ValueError) as error:
+            raise NotHere(f"the peer does not serve {protocol}: {error}") from error
+        finally:
+            if stream is not None and not opened:
+                await reset(stream)
+        return stream
 
     async def answer(
         self, stream: INetStream, kind: Any, deadline_s: float = OPEN_DEADLINE_S

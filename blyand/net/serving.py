@@ -25,8 +25,9 @@ from blyand.errors import LocalFault, NotHere, Unavailable
 from blyand.log import broken, context
 from blyand.metrics import Metrics
 from blyand.net.link import link_of_connection
-from blyand.net.stream import CODES, Blame, MessageStream, Serve
+from blyand.net.stream import CODES, MessageStream, Serve
 from blyand.net.traffic import Traffic
+from blyand.rules.net.misbehaviour import Blame
 from blyand.supervise import leaves
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import trio
 from libp2p.abc import INetStream
-from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.stream.exceptions import StreamEOF
 
 from blyan_proto.codec import Choice, decode, encode
@@ -31,16 +30,16 @@ from blyand.errors import (
 )
 from blyand.net.link import UNKNOWN
 from blyand.net.traffic import Traffic as Traffic  # a part of its signature
+from blyand.net.wire import LOST
+from blyand.rules.net.misbehaviour import Blame
 
 T = TypeVar("T")
 Serve = Callable[["MessageStream"], Awaitable[None]]
-Blame = Callable[[str, ProtocolError], None]
 
 SEND_DEADLINE_S = 30.0
 _READ_AHEAD = 16 * 1024  # one read takes a small frame whole
 _READ_MOST = 256 * 1024
 _HEAD_BYTES = 65_000  # copied behind the prefix; the rest of a frame is sent as is
-_LOST = (BaseLibp2pError, OSError, trio.ClosedResourceError, trio.BrokenResourceError)
 
 CODES: tuple[tuple[type[Unavailable], ResultCode], ...] = (
     (Busy, ResultCode.BUSY),
@@ -191,7 +190,7 @@ class MessageStream:
         await self.flush()
         try:
             await self._transport.close_write()
-        except _LOST as error:
+        except LOST as error:
             raise NotHere(f"{self.protocol}: the stream is gone") from error
 
     async def aclose(self) -> None:
@@ -202,7 +201,7 @@ class MessageStream:
         with trio.move_on_after(1, shield=True):
             try:
                 await self._transport.close()
-            except _LOST:
+            except LOST:
                 pass
 
     async def reset(self) -> None:
@@ -211,7 +210,7 @@ class MessageStream:
         with trio.move_on_after(1, shield=True):
             try:
                 await self._transport.reset()
-            except _LOST:
+            except LOST:
                 pass
 
     async def drain(self, limit: int) -> None:
@@ -230,7 +229,7 @@ class MessageStream:
         try:
             await self._transport.write(raw)
             whole = True
-        except _LOST as error:
+        except LOST as error:
             raise NotHere(f"{self.protocol}: the stream is gone") from error
         finally:
             self._gone = self._gone or not whole
@@ -250,7 +249,7 @@ class MessageStream:
                 if may_end and not self._buffer:
                     return False
                 raise NotHere(f"{self.protocol}: the stream ended early") from error
-            except _LOST as error:
+            except LOST as error:
                 self._gone = True
                 raise NotHere(f"{self.protocol}: the stream is gone") from error
             self._buffer += received

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from blyan_proto.errors import ProtocolError
 from blyand.diary import Note
 from blyand.metrics import Metrics
 from blyand.net.connections import Connections, PeerInfo
 from blyand.net.link import link_of
-from blyand.net.stream import Blame
+from blyand.rules.net.misbehaviour import Blame
 
 
 class Witness:
@@ -24,7 +23,7 @@ class Witness:
     def blame(self, inner: Blame) -> Blame:
         """Return `inner`, told of as well."""
 
-        def blame(peer: str, error: ProtocolError) -> None:
+        def blame(peer: str, error: Exception) -> None:
             kind = type(error).__name__
             self._note("blame", peer=peer, kind=kind, reason=str(error))
             inner(peer, error)

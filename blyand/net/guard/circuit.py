@@ -8,7 +8,6 @@ a stream that behaves like a socket. `except Exception` stands only around libp2
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any, TypeVar
 
 import trio
@@ -21,13 +20,13 @@ from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.id import ID
-from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, StopMessage
 from multiaddr import Multiaddr
 
 from blyan_proto.errors import DecodeError, LimitExceeded
 from blyand.errors import NoRoute, NotHere, TooSlow
 from blyand.net.guard.host import reset
+from blyand.net.wire import LOST
 
 __all__ = ["HopMessage", "StopMessage"]
 
@@ -43,29 +42,6 @@ WRITE_STALL_S = 20.0  # an end that takes no byte for so long loses the circuit
 M = TypeVar("M", bound=Message)
 
 
-async def open_raw(
-    libp2p: Any, connection: Any, protocol: str, deadline_s: float
-) -> INetStream:
-    """Open a stream without our frames. NotHere, or TooSlow after `deadline_s`."""
-    stream = None
-    opened = False
-    try:
-        with trio.fail_after(deadline_s):
-            stream = await connection.new_stream()
-            await libp2p.multiselect_client.select_one_of(
-                [protocol], MultiselectCommunicator(stream), math.inf
-            )
-            opened = True
-    except trio.TooSlowError as error:
-        raise TooSlow(f"{protocol} was not opened in time") from error
-    except Exception as error:
-        raise NotHere(f"the peer does not serve {protocol}: {error!r}") from error
-    finally:
-        if stream is not None and not opened:
-            await reset(stream)
-    return stream
-
-
 async def send(stream: INetStream, message: Message) -> None:
     """Send one message with its varint length. NotHere when it cannot leave."""
     body = message.SerializeToString()
@@ -75,7 +51,7 @@ async def send(stream: INetStream, message: Message) -> None:
         try:
             await stream.write(prefix + body)
             return
-        except Exception as error:
+        except LOST as error:
             raise NotHere(f"the stream is gone: {error!r}") from error
     raise NotHere("the peer does not read")
 
@@ -112,7 +88,7 @@ async def _length(stream: INetStream) -> int:
 async def _some(stream: INetStream, size: int) -> bytes:
     try:
         received = await stream.read(size)
-    except Exception as error:
+    except LOST as error:
         raise NotHere(f"the stream is gone: {error!r}") from error
     if not received:
         raise NotHere("the stream ended early")
@@ -130,13 +106,13 @@ class _End(ReadWriteCloser):  # type: ignore[misc]
             return bytes(await self._stream.read(n))
         except StreamEOF:
             return b""
-        except Exception as error:
+        except LOST as error:
             raise ConnectionClosedError(f"the circuit is gone: {error!r}") from error
 
     async def write(self, data: bytes) -> None:
         try:
             await self._stream.write(data)
-        except Exception as error:
+        except LOST as error:
             raise ConnectionClosedError(f"the circuit is gone: {error!r}") from error
 
     async def close(self) -> None:
@@ -158,10 +134,7 @@ def circuit_over(
 
 def is_circuit(connection: Any) -> bool:
     """True for a connection that runs through a relay."""
-    try:
-        return bool(connection.get_connection_type() is ConnectionType.RELAYED)
-    except Exception:
-        return False
+    return bool(connection.get_connection_type() is ConnectionType.RELAYED)
 
 
 async def accept(swarm: Any, raw: RawConnection, address: Multiaddr) -> Any:
@@ -227,10 +200,17 @@ async def splice(
                     return
                 await sink.write(piece)
 
+    async def carry(source: INetStream, sink: INetStream) -> None:
+        try:
+            await pump(source, sink)
+        except (*LOST, trio.TooSlowError) as error:
+            log.debug("circuit: %r", error)
+            nursery.cancel_scope.cancel()
+
     async def both() -> None:
         async with trio.open_nursery() as ends:
-            ends.start_soon(pump, one, other)
-            ends.start_soon(pump, other, one)
+            ends.start_soon(carry, one, other)
+            ends.start_soon(carry, other, one)
         nursery.cancel_scope.cancel()
 
     try:
@@ -240,8 +220,6 @@ async def splice(
                 while (left_s := last + idle_s - trio.current_time()) > 0:
                     await trio.sleep(left_s)
                 nursery.cancel_scope.cancel()
-    except Exception as error:
-        log.debug("circuit: %r", error)
     finally:
         await reset(one)
         await reset(other)

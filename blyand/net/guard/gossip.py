@@ -26,13 +26,14 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 
 from blyan_proto.errors import BadSignature, DecodeError, LimitExceeded, ProtocolError
-from blyand.net.guard.host import Blame, reset
+from blyand.net.guard.host import reset
 from blyand.net.guard.intake import RPC_BYTES, Intake, Intakes, RpcReader
 from blyand.net.guard.yamux import WRITE_STALL_S
 from blyand.net.identity import embedded_key
 from blyand.net.mesh import Mesh
 from blyand.net.outbox import Outbox, publish_field, varint
 from blyand.net.recall import Seen
+from blyand.rules.net.misbehaviour import Blame
 
 log = logging.getLogger(__name__)
 

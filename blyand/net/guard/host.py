@@ -28,12 +28,11 @@ from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.id import ID
 
 from blyan_proto.errors import DecodeError, LimitExceeded
-from blyand.net.guard.inbound import HANDSHAKES
-from blyand.net.guard.inbound import Blame as Blame
-from blyand.net.guard.inbound import Door, close
+from blyand.net.guard.inbound import HANDSHAKES, Door, close
 from blyand.net.guard.negotiation import BadNegotiation, mend_negotiation
 from blyand.net.guard.pace import Rate
 from blyand.net.guard.yamux import GuardedYamux
+from blyand.rules.net.misbehaviour import Blame
 
 log = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.transport.exceptions import MuxerUpgradeFailure, SecurityUpgradeFailure
 
 from blyan_proto.errors import DecodeError, LimitExceeded, ProtocolError
+from blyand.rules.net.misbehaviour import Blame
 
 log = logging.getLogger(__name__)
 
-Blame = Callable[[str, ProtocolError], None]
 
 HANDSHAKES = 128  # inbound connections that did not authenticate yet
 HANDSHAKES_PER_ADDRESS = 32

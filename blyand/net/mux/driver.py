@@ -33,6 +33,7 @@ from blyand.net.mux.frames import GoawayCode
 from blyand.net.mux.machine import Machine
 from blyand.net.mux.stream import MuxStream
 from blyand.net.wire import LOST
+from blyand.rules.net.misbehaviour import Blame
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +43,8 @@ SILENCE_S = 20.0  # after a ping; any byte of the peer's counts
 CLOSE_S = 1.0
 _LEAST_BYTES, _MOST_BYTES = 64 * 1024, 256 * 1024  # taken from the machine at once
 
-Blame = Callable[[str, ProtocolError], None]
 
-
-def _blame_nobody(peer: str, error: ProtocolError) -> None:
+def _blame_nobody(peer: str, error: Exception) -> None:
     log.debug("%s: %s", peer, error)
 
 

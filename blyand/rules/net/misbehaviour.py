@@ -9,6 +9,7 @@ docs/protocols/misbehaviour.md
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from blyan_proto.errors import (
@@ -20,6 +21,9 @@ from blyan_proto.errors import (
     UnexpectedMessage,
 )
 from blyand.rules.verdict import Reject
+
+# (peer, error): whoever finds a fault of a peer says so through one of these
+Blame = Callable[[str, Exception], None]
 
 # Points by class; a subclass costs what the nearest class above it costs. Whatever is
 # not here costs nothing: our own faults, Ignore, Busy, TooSlow and the like.

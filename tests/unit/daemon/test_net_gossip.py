@@ -260,7 +260,7 @@ def test_verdicts():
             while not heard:
                 await trio.sleep(0.005)
             assert heard == [b"accept"]
-            assert blamed == ["UnexpectedMessage", "BadSignature"]
+            assert blamed == ["Reject", "BadSignature"]
             assert poisoned == [b"bug"]
 
     trio.run(main)

@@ -34,7 +34,7 @@ async def exchange(client, peer, size=1 << 20):
 
 async def raw_stream(host, peer, protocol):
     connection = host._connections.live(parse_peer_id(peer))[0]
-    return await circuit.open_raw(host._libp2p, connection, protocol, 5)
+    return await host._raw.open_on(connection, protocol, 5)
 
 
 def test_circuit_addresses():
