@@ -116,18 +116,24 @@ class Dialer:
         if peer in self._under_way or self._is_connected(peer):
             return await self._greeted(peer)
         addresses = self._book.addresses(peer)
-        ready = [one for one in addresses if now or self._is_ready(one)]
-        if not ready:
+        if not addresses:
             return False
         self._under_way[peer] = neighbourhood(addresses[0])
+        return await self._reach(peer, now)
+
+    async def _reach(self, peer: str, now: bool = False) -> bool:
+        """Dial a peer that is noted as under way; it no longer is, on return."""
         try:
+            addresses = self._book.addresses(peer)
+            ready = [one for one in addresses if now or self._is_ready(one)]
             for address in ready[:ADDRESSES_PER_DIAL]:
                 if await self._dial(address):
                     return True
-            self._book.failed(peer)
+            if ready:
+                self._book.failed(peer)
             return False
         finally:
-            self._under_way.pop(peer, None)
+            del self._under_way[peer]
 
     # Bootstrap
 
@@ -170,8 +176,7 @@ class Dialer:
                 await self._wake.wait()
 
     async def _try(self, peer: str) -> None:
-        self._under_way.pop(peer, None)  # it was only noted by _fill
-        await self.dial(peer)
+        await self._reach(peer)
         self._look()
 
     def _look(self) -> None:

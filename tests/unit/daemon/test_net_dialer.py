@@ -362,3 +362,23 @@ def test_a_peer_that_is_asked_for_is_dialled_even_after_a_failure():
         assert not await dialer.dial(B, now=True)  # not in the book
 
     run_on_jumping_clock(main)
+
+
+def test_an_anchor_that_is_asked_for_at_the_start_is_dialled_once():
+    async def main():
+        made = book()
+        made.learn(A, ["/ip4/8.8.8.1/tcp/1"], B, TELLER)
+        made.confirm(A, "/ip4/8.8.8.1/tcp/1")
+        made.set_anchors([A])
+        network = Network({A: 0.0})
+        network.takes_s = 2.0
+        dialer = Dialer(network, made, [], no_save, Random(1))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dialer.dial, A)
+            await trio.sleep(0.1)  # it is under way when the service starts
+            await nursery.start(dialer.run)
+            await trio.sleep(10)
+            assert network.gone and len(network.dials) == 1
+            nursery.cancel_scope.cancel()
+
+    run_on_jumping_clock(main)
