@@ -46,6 +46,8 @@ class LocalNetwork:
         """Announce and listen. Unavailable where there is no multicast."""
         task_status.started()
         ips = sorted({str(parse(one).ip) for one in self._plain()})
+        if not ips:
+            raise Unavailable("no IPv4 address to announce by multicast")
         try:
             daemon = await trio.to_thread.run_sync(
                 lambda: zeroconf.Zeroconf(interfaces=ips)
@@ -93,13 +95,13 @@ class LocalNetwork:
             try:
                 names.send_nowait(name)
             except (trio.WouldBlock, trio.BrokenResourceError):
-                pass
+                pass  # it announces itself again; or nobody listens any more
 
         def changed(zeroconf: Any, service_type: str, name: str, **what: Any) -> None:
             try:
                 token.run_sync_soon(note, name)  # the library calls from its thread
             except trio.RunFinishedError:
-                pass
+                pass  # the library's thread outlives the loop for a moment
 
         browser = await trio.to_thread.run_sync(
             lambda: zeroconf.ServiceBrowser(daemon, self._kind, handlers=[changed])

@@ -31,6 +31,12 @@ def test_what_is_heard_is_a_claim_and_filtered():
     assert entry.peer == B and not entry.reached_s and entry.source == "mdns"
 
 
+def test_a_node_without_an_ipv4_address_says_so_and_is_tried_again():
+    local = LocalNetwork(A, b"n" * 32, lambda: ["/ip6/::1/tcp/1"], node(A, b"", 1)[1])
+    with pytest.raises(Unavailable, match="no IPv4 address"):
+        trio.run(local.run)
+
+
 def test_two_nodes_on_a_link_find_each_other_and_a_third_network_stays_apart():
     async def main() -> None:
         one, first = node(A, b"n" * 32, 4001)
