@@ -21,6 +21,7 @@ from blyand.store.db import LevelStore
 from blyand.store.medium import sync_path
 
 MARKER = "blyan-backup"
+UNFINISHED = MARKER + ".unfinished"  # its name until the backup is complete
 VERSION = "1\n"
 _KEPT = ("config.toml", "genesis.json", "key", "passphrase")
 
@@ -40,15 +41,19 @@ def back_up(
     if to.resolve().is_relative_to(home.path.resolve()):
         raise ConfigFault(f"{to} is inside the home that it is to save")
     partial = to.with_name(to.name + ".partial")
+    if partial.exists():
+        if not (partial / UNFINISHED).exists():
+            raise ConfigFault(f"{partial} is not ours to replace; name another folder")
+        shutil.rmtree(partial)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700, parents=True)
+        (partial / UNFINISHED).write_text(VERSION)
         database.copy_to(partial / "db", lambda done: report("database", done, None))
         roots = blobs.roots(durable=True)
         paths = [blobs.path(root) for root in roots if blobs.has(root)]
         saved = _share(paths, home.blobs, partial / "blobs", report)
         _keep(home.path, partial)
-        (partial / MARKER).write_text(VERSION)
+        (partial / UNFINISHED).rename(partial / MARKER)
         for folder in (partial / "db", partial):
             sync_path(folder)
         if to.exists():
@@ -91,14 +96,21 @@ def restore(backup: Path, path: Path, report: Report) -> Home:
 def _keep(source: Path, target: Path) -> None:
     for name in _KEPT:
         if (source / name).exists():
-            shutil.copy2(source / name, target / name)
+            _copy(source / name, target / name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file, with its mode, durably."""
+    shutil.copy2(source, target)
+    with target.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _share(
     files: Iterable[Path], source: Path, target: Path, report: Report
 ) -> tuple[int, int]:
     """Put files below `target` as they stand below `source`; return number and bytes."""
-    every, size = list(files), 0
+    every, size, folders = list(files), 0, set()
     target.mkdir(mode=0o700, exist_ok=True)
     for done, file in enumerate(every, 1):
         place = target / file.relative_to(source)
@@ -110,7 +122,10 @@ def _share(
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
                 raise
-            shutil.copy2(file, place)
+            _copy(file, place)
         size += place.stat().st_size
+        folders.add(place.parent)
         report("blobs", done, len(every))
+    for folder in (*folders, target):
+        sync_path(folder)
     return len(every), size

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from blyan_tile.tblock import outline_of
-from blyand.backup import MARKER, back_up, restore
+from blyand.backup import MARKER, UNFINISHED, back_up, restore
 from blyand.errors import ConfigFault, StorageFault
 from blyand.home import create_home
 from blyand.store.blobs import BlobStore
@@ -86,6 +86,20 @@ def test_a_full_disk_leaves_nothing_behind(node, tmp_path, monkeypatch):
     with pytest.raises(StorageFault, match="No space left"):
         back_up(home, database, blobs, to, quiet)
     assert not to.exists() and not to.with_name("saved.partial").exists()
+
+
+def test_an_unfinished_backup_is_replaced_and_a_foreign_folder_is_not(node, tmp_path):
+    home, database, blobs = node
+    to = tmp_path / "saved"
+    partial = tmp_path / "saved.partial"
+    partial.mkdir()
+    (partial / "letter").write_text("dear")
+    with pytest.raises(ConfigFault, match="not ours"):
+        back_up(home, database, blobs, to, quiet)
+    assert (partial / "letter").exists()
+    (partial / UNFINISHED).write_text("")
+    assert back_up(home, database, blobs, to, quiet)[0] == 1
+    assert not (to / "letter").exists() and not (to / UNFINISHED).exists()
 
 
 def test_places_that_cannot_be_a_backup_or_a_home(node, tmp_path):
