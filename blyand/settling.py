@@ -41,7 +41,7 @@ async def settle(
         await base.disk_lane.run(intents.raise_sequence_to, account, known)
         await base.disk_lane.run(intents.settle)
         base.home.restored.unlink(missing_ok=True)
-        del base.alarms[ALARM]
+        base.alarms.pop(ALARM, None)  # later alarms may have taken its place
         base.settled.set()
     await trio.sleep_forever()
 

@@ -238,8 +238,8 @@ class Follower:
             self._got_news = bool(newer)
             pending = await _in_time(self._remote.pending, peer)
             await self._take(pending, peer)
-            if not newer:
-                self._level.add(peer)
+            if not newer:  # those that left are forgotten
+                self._level = (self._level & set(peers)) | {peer}
         except Unavailable as error:
             logger.debug("%s did not say what is new: %s", peer, error)
         except (Reject, ProtocolError) as error:
