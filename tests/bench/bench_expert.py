@@ -2,7 +2,7 @@
 
     python -m tests.bench.bench_expert [--calls 200] [--threads 1]
 
-Two processes over loopback TCP with noise and yamux: one serves /blyan/expert/1 with
+Two processes over loopback TCP, TLS and our muxer: one serves /blyan/expert/1 with
 the real server, batcher and blobs; this one calls it, one call at a time, in turns
 with the echo and the local computation, so that all three see the same machine.
 """
@@ -99,10 +99,10 @@ async def measure(address: str, calls: int) -> None:
         holder = Holder(Path(directory))
         async with (
             open_host(settings(2)) as host,
-            open_calls(host) as calls,
+            open_calls(host) as streams,
             trio.open_nursery() as nursery,
         ):
-            client = expert.Client(calls)
+            client = expert.Client(streams)
             await nursery.start(holder.batcher.run)
             peer = await host.connect(address)
             print(f"d {holder.model.architecture.width}, {calls} calls of each kind")

@@ -81,7 +81,7 @@ def main() -> None:
     print("| demo model, greedy, median of five | tokens/s | of one process |")
     print("| --- | --- | --- |")
     print(f"| one process, all experts local | {one:.0f} | 100 % |")
-    print(f"| four daemons, experts over noise + yamux | {four:.0f} | ", end="")
+    print(f"| four daemons, experts at their holders | {four:.0f} | ", end="")
     print(f"{100 * four / one:.0f} % |")
     print(f"\nexpert calls of one answer: {local} here, {remote} at peers; ", end="")
     print(f"the same tokens: {'yes' if tokens == answer else 'no'}")
