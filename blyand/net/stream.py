@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import trio
 from libp2p.abc import INetStream
 from libp2p.network.stream.exceptions import StreamEOF
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF
 
 from blyan_proto.codec import Choice, decode, encode
 from blyan_proto.errors import LimitExceeded, ProtocolError, UnexpectedMessage
@@ -28,7 +29,9 @@ from blyand.errors import (
     TooSlow,
     Unavailable,
 )
+from blyand.net.inflow import Inflow
 from blyand.net.link import UNKNOWN
+from blyand.net.mux.stream import MuxStream, Piece
 from blyand.net.traffic import Traffic as Traffic  # a part of its signature
 from blyand.net.wire import LOST
 from blyand.rules.net.misbehaviour import Blame
@@ -74,14 +77,16 @@ class MessageStream:
         self.draining = trio.Event()  # set when the serving side wants to end
         self._transport = transport
         self._meter = traffic.meter(protocol, link)
-        self._buffer = bytearray()
+        self._inflow = Inflow()
+        self._length: int | None = None  # of the frame whose prefix was read
         self._held = b""  # a result frame that travels with the next frame
         self._gone = False
         self._sending = trio.Lock()
-        # libp2p's stream does not pass it on; and only our own muxer has it.
+        # libp2p's stream takes two locks for each read and write, and knows no priority.
         muxed = getattr(transport, "muxed_stream", None)
-        if (prioritise := getattr(muxed, "set_priority", None)) is not None:
-            prioritise(bulk)
+        self._direct = muxed if isinstance(muxed, MuxStream) else None
+        if self._direct is not None:
+            self._direct.set_priority(bulk)
 
     async def __aenter__(self) -> MessageStream:
         return self
@@ -133,18 +138,16 @@ class MessageStream:
     ) -> tuple[bytes, bytes] | None:
         """Like `receive_or_end`, the frame cut after its first `head_bytes`."""
         with trio.move_on_after(deadline_s):
-            if not await self._fill(PREFIX_BYTES, may_end=True):
-                return None
-            length = int.from_bytes(self._buffer[:PREFIX_BYTES], "big")
-            if length > limit:
+            if self._length is None:
+                if not await self._fill(PREFIX_BYTES, may_end=True):
+                    return None
+                self._length = int.from_bytes(self._inflow.take(PREFIX_BYTES), "big")
+            if (length := self._length) > limit:
                 raise LimitExceeded(f"a frame of {length} bytes, at most {limit}")
-            whole = PREFIX_BYTES + length
-            await self._fill(whole)
-            with memoryview(self._buffer) as view:
-                cut = min(PREFIX_BYTES + head_bytes, whole)
-                head, body = bytes(view[PREFIX_BYTES:cut]), bytes(view[cut:whole])
-            del self._buffer[:whole]
-            return head, body
+            await self._fill(length)
+            self._length = None
+            head = self._inflow.take(min(head_bytes, length))
+            return head, self._inflow.take(length - len(head))
         raise TooSlow(f"{self.protocol}: nothing within {deadline_s:g} s")
 
     async def send_message(
@@ -216,10 +219,11 @@ class MessageStream:
     async def drain(self, limit: int) -> None:
         """Discard what the peer still sends, until it finishes or `limit` is reached."""
         while not self.ended and limit > 0:
-            self._buffer.clear()
+            self._inflow.clear()
+            self._length = None
             if not await self._fill(1, may_end=True):
                 return
-            limit -= len(self._buffer)
+            limit -= self._inflow.size
 
     async def _write(self, raw: bytes | memoryview) -> None:
         if self._gone:
@@ -227,7 +231,7 @@ class MessageStream:
         self.answered = True
         whole = False
         try:
-            await self._transport.write(raw)
+            await (self._direct or self._transport).write(raw)
             whole = True
         except LOST as error:
             raise NotHere(f"{self.protocol}: the stream is gone") from error
@@ -236,25 +240,27 @@ class MessageStream:
         self._meter.up.add(len(raw))
 
     async def _fill(self, size: int, may_end: bool = False) -> bool:
-        """Read until `size` bytes are buffered; False at a clean end (if it may be)."""
-        while (missing := size - len(self._buffer)) > 0:
+        """Read until `size` bytes are here; False at a clean end (if it may be)."""
+        while (missing := size - self._inflow.size) > 0:
             if self._gone:
                 raise NotHere(f"{self.protocol}: the stream is gone")
             try:
-                received = await self._transport.read(
-                    min(max(missing, _READ_AHEAD), _READ_MOST)
-                )
-            except StreamEOF as error:
+                pieces = await self._read(min(max(missing, _READ_AHEAD), _READ_MOST))
+            except (StreamEOF, MuxedStreamEOF) as error:
                 self.ended = True
-                if may_end and not self._buffer:
+                if may_end and not self._inflow.size:
                     return False
                 raise NotHere(f"{self.protocol}: the stream ended early") from error
             except LOST as error:
                 self._gone = True
                 raise NotHere(f"{self.protocol}: the stream is gone") from error
-            self._buffer += received
-            self._meter.down.add(len(received))
+            self._meter.down.add(self._inflow.put(pieces))
         return True
+
+    async def _read(self, most: int) -> list[Piece]:
+        if self._direct is not None:
+            return await self._direct.read_pieces(most)
+        return [await self._transport.read(most)]
 
 
 async def expect_ok(stream: MessageStream, deadline_s: float) -> None:

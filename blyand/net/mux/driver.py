@@ -263,7 +263,7 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
             self._free_slot()
         elif isinstance(event, Ponged):
             if self._ping is not None and event.token == self._ping[0]:
-                self.rtt_s = trio.current_time() - self._ping[1]
+                self.rtt_s = self.machine.rtt_s = trio.current_time() - self._ping[1]
                 self._ping = None
         elif isinstance(event, GoneAway):
             self._free_slot()  # whoever waits to open a stream learns it

@@ -58,6 +58,7 @@ class Machine:
     def __init__(self, initiator: bool) -> None:
         self.opened = 0  # open streams of ours, those being reset included
         self.gone_away = False  # by the peer or by us: nothing may be opened
+        self.rtt_s = 0.0  # a round trip, as far as it was measured
         self._next = 1 if initiator else 2
         self._theirs = 0 if initiator else -1  # the last stream that the peer opened
         self._accepted = 0
@@ -139,11 +140,11 @@ class Machine:
         self._drop(stream)
         self._late[identity] = stream.window  # `_on_open` bounds them
 
-    def consumed(self, identity: int, count: int) -> None:
+    def consumed(self, identity: int, count: int, now: float = 0.0) -> None:
         """Bytes of a stream were read by its user: the peer may send more."""
         stream = self._streams.get(identity)
         if stream is not None and not stream.ended:
-            if grant := stream.window.consumed(count):
+            if grant := stream.window.consumed(count, now, self.rtt_s):
                 self._grant(stream, grant)
                 self._wanted = True
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 from libp2p.abc import IMuxedStream
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _SMALL_BYTES = 4 * 1024  # pieces up to this are joined as they arrive
 _JOINED_BYTES = 64 * 1024
+_MOST = 1 << 62  # bytes: all there are
+
+Piece: TypeAlias = bytes | bytearray | memoryview
 
 
 class MuxStream(IMuxedStream):  # type: ignore[misc]
@@ -32,8 +35,7 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
         self.muxed_conn = self.conn = conn
         self.identity = identity
         self._ours = ours  # opened by us: what arrives is an answer
-        self._chunks: deque[bytes | bytearray] = deque()
-        self._place = 0  # in the first chunk
+        self._chunks: deque[Piece] = deque()
         self._readable: trio.Event | None = None
         self._writable: trio.Event | None = None
         self._writing = trio.Lock()
@@ -45,6 +47,10 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
         """Return at least one and at most `n` bytes (None, -1: what is here)."""
         if n == 0:
             return b""
+        return b"".join(await self.read_pieces(_MOST if n is None or n < 0 else n))
+
+    async def read_pieces(self, n: int) -> list[Piece]:
+        """Return at least one and at most `n` bytes, as they arrived, without a copy."""
         if not self._chunks:
             self.conn.pump()
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -56,27 +62,23 @@ class MuxStream(IMuxedStream):  # type: ignore[misc]
             if self._readable is None:
                 self._readable = trio.Event()
             await self._readable.wait()
-        received = self._take(n)
-        self.conn.machine.consumed(self.identity, len(received))
+        pieces, size = self._take(n)
+        self.conn.machine.consumed(self.identity, size, trio.current_time())
         self.conn.pump()
-        return received
+        return pieces
 
-    def _take(self, n: int | None) -> bytes:
-        chunk, place = self._chunks[0], self._place
-        rest = len(chunk) - place
-        if n is not None and 0 < n < rest:
-            self._place += n
-            return bytes(chunk[place : place + n])
-        self._chunks.popleft()
-        self._place = 0
-        first = bytes(chunk[place:] if place else chunk)
-        if n is None or n < 0 or not self._chunks or rest + len(self._chunks[0]) > n:
-            return first
-        # A turn of the reader costs more than a copy.
-        joined: list[bytes | bytearray] = [first]
-        while self._chunks and (rest := rest + len(self._chunks[0])) <= n:
-            joined.append(self._chunks.popleft())
-        return b"".join(joined)
+    def _take(self, n: int) -> tuple[list[Piece], int]:
+        pieces: list[Piece] = []
+        size, chunks = 0, self._chunks
+        while chunks and size < n:
+            piece = chunks.popleft()
+            if len(piece) > n - size:
+                view = memoryview(piece)
+                chunks.appendleft(view[n - size :])
+                piece = view[: n - size]
+            pieces.append(piece)
+            size += len(piece)
+        return pieces, size
 
     async def write(self, data: bytes | memoryview) -> None:
         """Return when all bytes were handed to the connection."""

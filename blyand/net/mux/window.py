@@ -35,13 +35,15 @@ class Budget:
 class Window:
     """The receiving side of one stream: what was granted, what came of it."""
 
-    __slots__ = ("size", "open", "_budget", "_unreturned")
+    __slots__ = ("size", "open", "_budget", "_unreturned", "_read", "_since")
 
     def __init__(self, budget: Budget) -> None:
         self.size = FIRST_CREDIT
         self.open = FIRST_CREDIT  # bytes that the peer may still send
         self._budget = budget
         self._unreturned = 0  # read, and not granted again yet
+        self._read = 0  # returned since `_since`
+        self._since = 0.0
 
     def grow_first(self) -> int:
         """Grow to the common size; return what to grant for it."""
@@ -53,17 +55,23 @@ class Window:
         if self.open < 0:
             raise LimitExceeded("the peer sends more than it was granted")
 
-    def consumed(self, count: int) -> int:
+    def consumed(self, count: int, now: float = 0.0, rtt_s: float = 0.0) -> int:
         """Bytes were read by the stream's user; return what to grant, 0 if it can wait.
 
-        A peer that has used half of its window before we return a quarter of it is
-        held up by the window: it doubles.
+        A window that holds its peer up doubles: the peer has used half of it before we
+        return an eighth, or all of it was read within two round trips of `rtt_s`.
         """
         self._unreturned += count
-        if self._unreturned < self.size // 4:
+        if self._unreturned < self.size // 8:
             return 0
-        held_up = self.open <= self.size // 2
         grant, self._unreturned = self._unreturned, 0
+        if not self._read:
+            self._since = now
+        self._read += grant
+        held_up = self.open <= self.size // 2
+        if self._read >= self.size:
+            held_up = held_up or now - self._since < 2 * rtt_s
+            self._read = 0
         self.open += grant
         if held_up:
             grant += self._grow(min(self.size, WINDOW_BYTES - self.size))

@@ -188,6 +188,21 @@ def test_windows_grow_only_while_they_hold_the_peer_up():
     assert other._budget.left == one._budget.left == window.BUDGET_BYTES
 
 
+@pytest.mark.parametrize("seconds, grows", [(0.19, True), (0.21, False)])
+def test_windows_grow_when_one_is_read_within_two_round_trips(seconds, grows):
+    """On a long road the reader is prompt, and the window is what limits."""
+    one, other = pair()
+    other.rtt_s = 0.1
+    stream = opened(one, other)
+    size, now = window.COMMON_BYTES // 8, 0.0
+    for _ in range(24):
+        one.send(stream, memoryview(bytes(size)))
+        exchange(one, other)
+        other.consumed(stream, size, now)
+        now += seconds / 7  # from the first of eight parts to the last
+    assert (other._streams[stream].window.size > window.COMMON_BYTES) is grows
+
+
 def test_what_a_stranger_can_make_us_hold():
     """Streams that nobody reads: their first credits and the budget, no more."""
     side = Machine(True)
