@@ -50,6 +50,7 @@ class TlsSession(BaseSession):  # type: ignore[misc]
         self._sending = trio.Lock()
         self._closed = False
         self._ended = False  # nothing more will arrive
+        self._drained = False  # the last read took all: the next would be in vain
         self._barren = 0  # bytes since the last content
 
     # What libp2p calls
@@ -128,18 +129,23 @@ class TlsSession(BaseSession):  # type: ignore[misc]
     async def receive(self, sink: Sink) -> None:
         """Wait for bytes and call `sink` once with all that are here.
 
-        The view is valid during the call only.
+        The view is valid during the call only. Others have had their turn meanwhile.
         """
         plain, _ = _buffers()
         while True:
             size = 0
             with memoryview(plain) as view:
-                while count := self._decrypt_into(view[size:]):
+                while self._undecrypted and (count := self._decrypt_into(view[size:])):
                     size += count
                 if size:
                     sink(view[:size])
                     return
             await self._fill()
+
+    @property
+    def _undecrypted(self) -> bool:
+        """False if OpenSSL would say that it wants more, which costs an exception."""
+        return bool(self._incoming.pending or self._incoming.eof or self._tls.pending())
 
     # OpenSSL and the wire
 
@@ -198,13 +204,19 @@ class TlsSession(BaseSession):  # type: ignore[misc]
         if self._barren > BARREN_BYTES:  # such as changes of keys, without end
             raise ConnectionClosedError("the peer sends records without content")
         _, scratch = _buffers()
-        with memoryview(scratch) as view:
-            size = self._wire.receive_nowait(view)
+        size = None
+        if not self._drained:
+            with memoryview(scratch) as view:
+                size = self._wire.receive_nowait(view)
+                self._drained = size is None or size < len(view)
+                if size:
+                    self._barren += self._incoming.write(view[:size])
             if size:
-                self._barren += self._incoming.write(view[:size])
+                await trio.lowlevel.checkpoint()
                 return
         if size is None:
             received = await self._wire.receive()
+            self._drained = False
             if received is None:
                 return  # the next turn reads
             size = self._incoming.write(received) if received else 0

@@ -23,7 +23,7 @@ class Channel(Protocol):
         """Wait until everything has left."""
 
     async def receive(self, sink: Sink) -> None:
-        """Wait for bytes and call `sink` once with them."""
+        """Wait for bytes, at least one turn, and call `sink` once with them."""
 
 
 class StockChannel:

@@ -228,7 +228,6 @@ class MuxConnection(IMuxedConn):  # type: ignore[misc]
         try:
             while True:
                 await self._channel.receive(self._take)
-                await trio.lowlevel.checkpoint()
         except BaseLibp2pError as error:
             log.debug("%s: %s", self.peer_id, error)
         except ProtocolError as error:
