@@ -119,7 +119,8 @@ def choose(known: Sequence[Known], taken: Collection[str], draw: Draw) -> Known 
     choice = [one for one in known if one.place not in taken] or list(known)
     if not choice:
         return None
-    choice = _mostly(choice, lambda one: not one.failures, draw)
+    fewest = min(one.failures for one in choice)
+    choice = _mostly(choice, lambda one: one.failures == fewest, draw)
     choice = _mostly(choice, lambda one: bool(one.reached_s), draw)
     places = sorted({one.place for one in choice})
     place = places[draw(len(places))]
