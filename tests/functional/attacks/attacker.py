@@ -171,8 +171,12 @@ class Attacker:
 
     async def thrown_out(self) -> str:
         """Wait until the victim ends the connection."""
+        try:
+            muxed = self.muxed
+        except EOFError:  # it was quick
+            return DISCONNECTED
         with trio.fail_after(PATIENCE_S):
-            await self.muxed.event_closed.wait()
+            await muxed.event_closed.wait()
         return DISCONNECTED
 
 
