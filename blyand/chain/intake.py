@@ -1,46 +1,43 @@
 """The one way in for a block: check, find its parents, store, tell.
 
 Blocks come by gossip (through `gossip_check`, which must be quick), as answers to our
-own requests, and from this node itself; all end in `_admit`. Bounds, each per peer and
-in all (DEC-C12): the arrival queue (full: gossip is ignored and comes back by sync),
-orphans (full: the oldest go), requests for ancestors; the pool has its own.
+own requests, and from this node itself; all end in `_admit`, by the group. Bounds, each per peer and in all (DEC-C12): the arrival queue (full: gossip is ignored
+and comes back by sync), orphans, requests for ancestors; the pool has its own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import trio
 
-from blyan_proto.block.block import Block, decode_block, encode_block
+from blyan_proto.block.block import Block, decode_block
 from blyan_proto.errors import ProtocolError
 from blyan_proto.genesis import Genesis
 from blyan_proto.protocols.blocks import MAX_IDS
+from blyand.chain.groups import GROUP, Groups, Refusal
+from blyand.chain.orphans import Arrived, Orphans
 from blyand.chain.pool import Pool
 from blyand.clock import Clock
 from blyand.compute import Threads
 from blyand.errors import Unavailable
-from blyand.events import BlockStored, Broadcast
+from blyand.events import Broadcast
 from blyand.net.gossip import Verdict
 from blyand.net.identity import peer_id_of
 from blyand.poison import PoisonBox
-from blyand.rules.chain.intake import Checked, check
+from blyand.rules.chain.intake import Checked, ParentUnknown, check
 from blyand.rules.verdict import Ignore, Reject
 from blyand.store.blocks import BlockStore
 from blyand.store.commit import GroupCommit
-from blyand.store.schema import Arrival
 
 logger = logging.getLogger(__name__)
 
 QUEUE = 1024
 QUEUE_PER_PEER = 256
-WORKERS = 4
-MAX_ORPHANS = 1024
-MAX_ORPHANS_PER_PEER = 256
-ORPHAN_S = 600.0  # how long an orphan waits for its parents
+WORKERS = 2  # while one's group is written, the other's is checked
 MAX_CONNECTING = 8  # peers that are asked for ancestors at once
 CONNECT_S = 20.0  # how long one of them may take
 SMALL_BYTES = 4096  # a block of this size decodes in less than a millisecond
@@ -57,12 +54,11 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Orphan:
-    """A checked block whose parents are not here."""
+class Admission:
+    """What became of one block of an answer."""
 
-    checked: Checked
-    peer: str
-    since_s: float  # trio time
+    id: bytes
+    error: Refusal | None = None  # None: it is stored, durably
 
 
 class Intake:
@@ -82,17 +78,17 @@ class Intake:
     ) -> None:
         self._genesis = genesis
         self._blocks = blocks
-        self._commit = commit
         self._pool = pool
-        self._events = events
         self._clock = clock
         self._lane = lane
         self._poison = poison
         self._sources = sources
+        self._groups = Groups(
+            genesis, blocks, commit, pool, events, clock, lane, poison
+        )
         self._send, self._receive = trio.open_memory_channel[tuple[Checked, str]](QUEUE)
         self._queued: Counter[str] = Counter()
-        self._under_way: dict[bytes, trio.Event] = {}
-        self._orphans: OrderedDict[bytes, Orphan] = OrderedDict()
+        self._orphans = Orphans()
         self._connecting: set[str] = set()
         self._nursery: trio.Nursery | None = None
 
@@ -126,22 +122,58 @@ class Intake:
     async def submit(
         self, block: Block, peer: str = "", *, is_final: bool = False
     ) -> None:
-        """Take in a block that we made or asked for; stored durably on return.
+        """Take in one block; stored durably on return. Like `submit_many`, but raises.
 
-        `is_final`: a final checkpoint orders it, so neither our clock nor our room
-        count. Raises Reject, or Ignore: an orphan is kept, its parents are asked for.
+        Reject, or Ignore: an orphan is kept, its parents are asked for.
         """
-        if self._blocks.has(block.id):
-            return
-        if block.id in self._poison and not is_final:
-            raise Ignore("this node fell over on the block before")
-        now_ms = block.header.time_ms if is_final else self._clock.now_ms()
-        with self._poison.containing("block", lambda: (block.id, encode_block(block))):
-            checked = await self._lane.run(check, block, self._genesis, now_ms)
-            if peer and not is_final:
-                self._pool.check_room(block.header.account)
-            await self._admit(checked, peer)
-        await self._release(block.id)
+        (admission,) = await self.submit_many([block], peer, is_final=is_final)
+        if admission.error is not None:
+            raise admission.error
+
+    async def submit_many(
+        self, blocks: Sequence[Block], peer: str, *, is_final: bool = False
+    ) -> list[Admission]:
+        """Take in the blocks of an answer, parents first; a bad one holds up no other.
+
+        Returns what became of each, in the order given: those without an error are
+        stored durably. Nobody is blamed: that is for the caller, who knows whom it
+        asked. `is_final`: a final checkpoint orders them, so neither our clock nor our
+        room count. `peer` "": we made them.
+        """
+        refused: dict[int, Refusal] = {}
+        waiting = []
+        for place, block in enumerate(blocks):
+            if block.id in self._poison and not is_final:
+                refused[place] = Ignore("this node fell over on the block before")
+            elif not self._blocks.has(block.id):
+                waiting.append(place)
+        waiting.sort(key=lambda place: blocks[place].header.height)
+        for start in range(0, len(waiting), GROUP):
+            group = waiting[start : start + GROUP]
+            verdicts = await self._groups.check(
+                [blocks[place] for place in group], is_final
+            )
+            coming: Counter[bytes] = Counter()
+            arrived: dict[bytes, Arrived] = {}
+            for place, verdict in zip(group, verdicts):
+                try:
+                    if not isinstance(verdict, Checked):
+                        raise verdict
+                    account = verdict.block.header.account
+                    if peer and not is_final:
+                        self._pool.check_room(account, coming[account])
+                    coming[account] += 1
+                    arrived[verdict.id] = Arrived(verdict, peer, is_final)
+                except (Reject, Ignore) as error:
+                    refused[place] = error
+            errors = await self._admit(arrived.values())
+            for place in group:
+                if why := errors.get(blocks[place].id):
+                    refused.setdefault(place, why)
+        return [
+            Admission(block.id, refused.get(place))
+            for place, block in enumerate(blocks)
+        ]
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -158,113 +190,104 @@ class Intake:
             task_status.started()
 
     async def _work(self) -> None:
-        async for checked, peer in self._receive.clone():
-            self._queued[peer] -= 1
-            if not self._queued[peer]:
-                del self._queued[peer]
-            if await self._admit_contained(checked, peer):
-                await self._release(checked.block.id)
+        async for first in self._receive.clone():
+            group = [first]
+            while len(group) < GROUP:
+                try:
+                    group.append(self._receive.receive_nowait())
+                except trio.WouldBlock:
+                    break
+            for _, peer in group:
+                self._queued[peer] -= 1
+                if not self._queued[peer]:
+                    del self._queued[peer]
+            errors = await self._admit(Arrived(*pair) for pair in group)
+            self._blame_authors((pair[0] for pair in group), errors)
+
+    def _blame_authors(
+        self, blocks: Iterable[Checked], errors: dict[bytes, Refusal]
+    ) -> None:
+        """Let the authors pay for what is wrong with their blocks.
+
+        Who forwarded one may not have had the parents that show it (DEC-A2).
+        """
+        for checked in blocks:
+            error = errors.get(checked.id)
+            if isinstance(error, Reject):
+                self._sources.blame(peer_id_of(checked.block.header.author), error)
+            elif error is not None:
+                logger.debug("block %s waits: %s", checked.id.hex()[:16], error)
 
     def _is_known(self, id: bytes) -> bool:
         return (
             id in self._pool
-            or id in self._under_way
+            or id in self._groups
             or id in self._orphans
             or self._blocks.has(id)
         )
 
-    async def _admit_contained(self, checked: Checked, peer: str) -> bool:
-        """Admit a block; True when it is stored now.
+    async def _admit(self, arrived: Iterable[Arrived]) -> dict[bytes, Refusal]:
+        """Store checked blocks and the orphans that waited for them.
 
-        Its author pays for what is wrong with it: who forwarded it may not have had the
-        parents that show it (DEC-A2).
+        Returns, by id, why one of `arrived` is not stored.
         """
-        block = checked.block
-        try:
-            with self._poison.containing(
-                "block", lambda: (block.id, encode_block(block))
-            ):
-                await self._admit(checked, peer)
-        except Reject as error:
-            self._sources.blame(peer_id_of(block.header.author), error)
-            return False
-        except (Ignore, Unavailable) as error:
-            logger.debug("a block of %s waits: %s", peer, error)
-            return False
-        return True
-
-    async def _admit(self, checked: Checked, peer: str) -> None:
-        block = checked.block
-        while block.id in self._under_way:
-            await self._under_way[block.id].wait()
-        if self._blocks.has(block.id):
-            return
-        if self._missing(block):
-            self._park(checked, peer)
-            raise Ignore("a parent is unknown")
-        self._under_way[block.id] = trio.Event()
-        try:
-            self._check_height(block)
-            arrival = Arrival(time_ms=self._clock.now_ms(), peer=peer)
-            with trio.CancelScope(shield=True):  # on disk and not in the pool is lost
-                await self._commit.submit(self._blocks.batch([block], arrival))
-            self._pool.add(block, keep=not peer)
-        finally:
-            self._orphans.pop(block.id, None)
-            self._under_way.pop(block.id).set()
-        self._events.publish(BlockStored(block))
-
-    def _missing(self, block: Block) -> list[bytes]:
-        return [p for p in block.header.parents if not self._blocks.has(p)]
-
-    def _check_height(self, block: Block) -> None:
-        heights = []
-        for parent in block.header.parents:
-            signed = self._blocks.signed_header(parent)
-            if signed is None:
-                raise Ignore("a parent is unknown")
-            if signed.header.chain != block.header.chain:
-                raise Reject("a parent on another chain")
-            heights.append(signed.header.height)
-        if block.header.height != (1 + max(heights) if heights else 0):
-            raise Reject("the height is not one more than the highest parent's")
+        errors: dict[bytes, Refusal] = {}
+        waiting = sorted(arrived, key=lambda one: one.height)
+        stored: list[bytes] = []
+        while waiting:
+            group, waiting = waiting[:GROUP], waiting[GROUP:]
+            for one in group:
+                self._orphans.discard(one.id)
+            refused = await self._groups.store(group)
+            again = []
+            for one in group:
+                error = refused.get(one.id)
+                if isinstance(error, ParentUnknown) and not self._park(one, error):
+                    again.append(one)  # its parents came while we looked
+                elif error is not None:
+                    errors[one.id] = error
+                else:
+                    stored.append(one.id)
+            waiting = again + waiting
+        freed = self._orphans.release(stored)
+        if freed:
+            self._blame_authors(
+                (one.checked for one in freed), await self._admit(freed)
+            )
+        return errors
 
     # Orphans
 
-    def _park(self, checked: Checked, peer: str) -> None:
-        """Keep a block until its parents are here, and ask its sender for them."""
-        if not peer:
-            return
-        now = trio.current_time()
-        self._orphans[checked.block.id] = Orphan(checked, peer, now)
-        self._orphans.move_to_end(checked.block.id)
-        while now - next(iter(self._orphans.values())).since_s > ORPHAN_S:
-            self._orphans.popitem(last=False)
-        own = [id for id, other in self._orphans.items() if other.peer == peer]
-        if len(own) > MAX_ORPHANS_PER_PEER:
-            del self._orphans[own[0]]
-        if len(self._orphans) > MAX_ORPHANS:
-            self._orphans.popitem(last=False)
+    def _park(self, one: Arrived, error: ParentUnknown) -> bool:
+        """Keep a block until its parents are here, and ask its sender for them.
+
+        False when they came in the meantime.
+        """
+        missing = tuple(p for p in error.missing if not self._blocks.has(p))
+        if not missing:
+            return False
+        if not one.peer:
+            return True
+        self._orphans.park(one, missing, trio.current_time())
         if self._nursery is not None and len(self._connecting) < MAX_CONNECTING:
-            if peer not in self._connecting:
-                self._connecting.add(peer)
-                self._nursery.start_soon(self._connect, peer)
+            if one.peer not in self._connecting:
+                self._connecting.add(one.peer)
+                self._nursery.start_soon(self._connect, one.peer)
+        return True
 
     async def _connect(self, peer: str) -> None:
         """Fetch what a peer's orphans wait for, and what that waits for in turn."""
         asked: set[bytes] = set()
         deadline = trio.current_time() + CONNECT_S
         try:
-            while wanted := self._wanted(peer, asked):
+            while wanted := sorted(self._orphans.wanted(peer) - asked)[:MAX_IDS]:
                 asked.update(wanted)
                 got: Sequence[Block] = ()
                 with trio.move_on_at(deadline):
                     got = await self._sources.fetch(peer, wanted)
-                for block in sorted(got, key=lambda block: block.header.height):
-                    try:
-                        await self.submit(block, peer)
-                    except Ignore as error:
-                        logger.debug("an ancestor from %s: %s", peer, error)
+                for one in await self.submit_many(got, peer):
+                    if isinstance(one.error, Reject):
+                        raise one.error
                 if trio.current_time() >= deadline:
                     break
         except (Reject, ProtocolError) as error:
@@ -273,29 +296,3 @@ class Intake:
             logger.debug("%s does not give ancestors: %s", peer, error)
         finally:
             self._connecting.discard(peer)
-
-    def _wanted(self, peer: str, asked: set[bytes]) -> list[bytes]:
-        missing = {
-            parent
-            for orphan in self._orphans.values()
-            if orphan.peer == peer
-            for parent in self._missing(orphan.checked.block)
-        }
-        return sorted(missing - asked - self._orphans.keys())[:MAX_IDS]
-
-    async def _release(self, parent: bytes) -> None:
-        """Admit the orphans that waited for a block, and those that waited for them."""
-        stored = deque([parent])
-        while stored and self._orphans:
-            parent = stored.popleft()
-            freed = [
-                orphan
-                for orphan in self._orphans.values()
-                if parent in orphan.checked.block.header.parents
-                and not self._missing(orphan.checked.block)
-            ]
-            for orphan in freed:
-                if await self._admit_contained(orphan.checked, orphan.peer):
-                    stored.append(orphan.checked.block.id)
-                else:
-                    self._orphans.pop(orphan.checked.block.id, None)

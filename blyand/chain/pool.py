@@ -78,9 +78,10 @@ class Pool:
         """Return the blocks with what is known about their waiting, oldest first."""
         return list(self._pending.values())
 
-    def check_room(self, account: bytes) -> None:
-        """Raise Ignore when this account already has its share pending."""
-        if len(self._by_account.get(account, ())) >= MAX_PENDING_PER_ACCOUNT:
+    def check_room(self, account: bytes, coming: int = 0) -> None:
+        """Raise Ignore when this account, with `coming` more, has its share pending."""
+        mine = len(self._by_account.get(account, ())) + coming
+        if mine >= MAX_PENDING_PER_ACCOUNT:
             raise Ignore("the author has too many blocks that no checkpoint took")
 
     def add(self, block: Block, *, keep: bool = False) -> None:

@@ -15,6 +15,7 @@ from blyan_proto.constants import MAX_BLOCK_BYTES
 from blyan_proto.errors import ProtocolError
 from blyan_proto.types import Chain
 from blyand.errors import Pruned
+from blyand.rules.chain.intake import Place, Verified
 from blyand.store.db import Store
 from blyand.store.schema import (
     CHILD,
@@ -43,11 +44,11 @@ class BlockStore:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def batch(self, blocks: Iterable[Block], arrival: Arrival = OWN) -> Batch:
-        """Return the writes that store `blocks`; blocks already here are left out."""
+    def batch(self, verified: Iterable[Verified], arrival: Arrival = OWN) -> Batch:
+        """Return the writes that store blocks; those already here are left out."""
         writes: Batch = []
-        for block in blocks:
-            key = block.id
+        for one in verified:
+            key, block = one.id, one.block
             if self.has(key):
                 continue
             writes.append(
@@ -58,9 +59,9 @@ class BlockStore:
             writes += _index(key, block.header)
         return writes
 
-    def put_many(self, blocks: Sequence[Block], arrival: Arrival = OWN) -> None:
-        """Store `blocks` as one batch, durable on return."""
-        self._store.write_batch(self.batch(blocks, arrival), sync=True)
+    def put_many(self, verified: Sequence[Verified], arrival: Arrival = OWN) -> None:
+        """Store blocks as one batch, durable on return."""
+        self._store.write_batch(self.batch(verified, arrival), sync=True)
 
     def has(self, block: bytes) -> bool:
         """True when the header of the block is here."""
@@ -70,6 +71,13 @@ class BlockStore:
         """Return the header and signature, which are kept for ever."""
         raw = self._store.get(HEADER + block)
         return None if raw is None else decode_own(SignedHeader, raw, MAX_BLOCK_BYTES)
+
+    def place_of(self, block: bytes) -> Place | None:
+        """Return what a child has to know of a block, None when it is unknown."""
+        signed = self.signed_header(block)
+        return (
+            None if signed is None else Place(signed.header.chain, signed.header.height)
+        )
 
     def get(self, block: bytes) -> Block | None:
         """Return the whole block, None when unknown. Pruned when only its header is here."""

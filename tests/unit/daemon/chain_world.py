@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +34,7 @@ from blyan_proto.genesis import DEVNET, Balance, Genesis
 from blyan_proto.signing import Purpose, SigningKey
 from blyan_proto.types import Role, bitmap
 from blyand.rules.chain.execute import Moment, Outcome, begin, execute
+from blyand.rules.chain.intake import Place, Verified, check, verify
 from blyand.rules.chain.order import order
 from blyand.rules.model.adoption import versions_of
 from blyand.rules.model.election import ranks
@@ -143,6 +145,20 @@ def child_of(
         height=1 + max(parent.header.height for parent in parents),
         **changed,
     )
+
+
+def verified(
+    genesis: Genesis, *blocks: Block, known: Sequence[Block] = ()
+) -> list[Verified]:
+    """Return blocks as the rules verify them, parents among them or `known`."""
+    places = {
+        block.id: Place(block.header.chain, block.header.height)
+        for block in (*known, *blocks)
+    }
+    return [
+        verify(check(block, genesis, block.header.time_ms), places.get)
+        for block in blocks
+    ]
 
 
 def beat(model: bytes | None = None, held: bytes = b"", load: int = 0) -> Heartbeat:

@@ -14,6 +14,7 @@ from blyan_proto.errors import ProtocolError
 from blyan_proto.signing import Purpose
 from blyan_proto.types import Chain
 from blyand.chain import intake as intakes
+from blyand.chain import orphans
 from blyand.events import BlockStored
 from blyand.net.gossip import Verdict
 from blyand.net.identity import peer_id_of
@@ -212,7 +213,7 @@ def test_an_orphan_waits_for_its_parents_by_whatever_way_they_come(node):
             await until(lambda: len(node.intake._orphans) == 2)
             assert not node.blocks.has(child.id)
             await node.intake.submit(parent, "b")
-            assert len(node.pool) == 3 and not node.intake._orphans
+            assert len(node.pool) == 3 and not len(node.intake._orphans)
 
     run(main)
 
@@ -225,7 +226,7 @@ def test_a_long_row_of_orphans_is_released_without_recursion(node):
                 await node.intake.submit(orphan, "a")
         assert len(node.intake._orphans) == 249
         await node.intake.submit(made[0], "b")
-        assert len(node.pool) == 250 and not node.intake._orphans
+        assert len(node.pool) == 250 and not len(node.intake._orphans)
 
     run(main)
 
@@ -238,15 +239,15 @@ def test_a_false_orphan_is_its_own_authors_fault(node):
         with pytest.raises(Ignore):
             await node.intake.submit(lie, "liar")
         await node.intake.submit(parent)  # our own: nothing must reach its maker
-        assert node.blocks.has(parent.id) and not node.intake._orphans
+        assert node.blocks.has(parent.id) and not len(node.intake._orphans)
         assert [peer for peer, _ in node.blamed] == [peer_id_of(lie.header.author)]
 
     run(main)
 
 
 def test_orphans_are_bounded_per_peer_and_in_all(node, monkeypatch):
-    monkeypatch.setattr(intakes, "MAX_ORPHANS_PER_PEER", 5)
-    monkeypatch.setattr(intakes, "MAX_ORPHANS", 12)
+    monkeypatch.setattr(orphans, "MAX_ORPHANS_PER_PEER", 5)
+    monkeypatch.setattr(orphans, "MAX_ORPHANS", 12)
 
     async def main():
         honest = chain(node, 2)[1]
@@ -257,8 +258,7 @@ def test_orphans_are_bounded_per_peer_and_in_all(node, monkeypatch):
                 fake = block(node, parents=(bytes([n]) * 32,), height=1, sequence=n + 2)
                 with pytest.raises(Ignore):
                     await node.intake.submit(fake, peer)
-                held = [o.peer for o in node.intake._orphans.values()]
-                assert held.count(peer) <= 5
+                assert node.intake._orphans.count_of(peer) <= 5
         assert honest.id in node.intake._orphans, "others' budgets are their own"
         for n in range(20):
             fake = block(node, parents=(bytes([n]) * 32,), height=1, sequence=n + 90)
@@ -277,14 +277,14 @@ def test_orphans_do_not_wait_for_ever(node):
         )
         with pytest.raises(Ignore):
             await node.intake.submit(old, "a")
-        await trio.sleep(intakes.ORPHAN_S + 1)
+        await trio.sleep(orphans.ORPHAN_S + 1)
         with pytest.raises(Ignore):
             await node.intake.submit(old, "b")
         assert old.id in node.intake._orphans, "sent again, it waits anew"
-        await trio.sleep(intakes.ORPHAN_S + 1)
+        await trio.sleep(orphans.ORPHAN_S + 1)
         with pytest.raises(Ignore):
             await node.intake.submit(new, "a")
-        assert list(node.intake._orphans) == [new.id]
+        assert len(node.intake._orphans) == 1 and new.id in node.intake._orphans
 
     run(main)
 
@@ -454,13 +454,13 @@ def test_one_block_from_many_sides_is_stored_once(node):
 def test_submit_returns_when_the_block_is_durable_even_if_another_way_was_first(node):
     async def main():
         made, gate = block(node), trio.Event()
-        commit = node.intake._commit.submit
+        commit = node.intake._groups._commit.submit
 
         async def slowly(batch):
             await gate.wait()
             await commit(batch)
 
-        node.intake._commit.submit = slowly
+        node.intake._groups._commit.submit = slowly
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.intake.submit, made, "a")
             await trio.testing.wait_all_tasks_blocked()
@@ -482,13 +482,13 @@ def test_submit_returns_when_the_block_is_durable_even_if_another_way_was_first(
 def test_a_caller_that_gives_up_leaves_no_half_taken_block(node):
     async def main():
         made, gate = block(node), trio.Event()
-        commit = node.intake._commit.submit
+        commit = node.intake._groups._commit.submit
 
         async def slowly(batch):
             await gate.wait()
             await commit(batch)
 
-        node.intake._commit.submit = slowly
+        node.intake._groups._commit.submit = slowly
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as scope:
                 nursery.start_soon(_after, gate, scope)
@@ -527,3 +527,134 @@ def test_strangers_may_write_too(node):
         assert made.id in node.pool
 
     run(main)
+
+
+# Answers: many blocks at once
+
+
+def test_an_answer_is_taken_in_whatever_its_order(node):
+    async def main():
+        made = chain(node, 300)
+        mixed = made[::-1] + made[:5]
+        outcomes = await node.intake.submit_many(mixed, "a")
+        assert outcomes == [intakes.Admission(block.id) for block in mixed]
+        assert len(node.pool) == 300 and all(node.blocks.has(b.id) for b in made)
+
+    run(main)
+
+
+def test_a_bad_block_of_an_answer_holds_up_no_other(node):
+    async def main():
+        first, second, third = chain(node, 3)
+        lie = child_of(node.genesis, node.keys[1], beat(load=8), first, sequence=10)
+        lie = resigned(node, lie, height=2)
+        forged = replace(block(node, author=2), signature=bytes(63) + b"\1")
+        swapped = replace(third, payload=b"\x80")  # the id is that of an honest block
+        orphan = block(node, parents=(bytes(32),), height=1, sequence=11)
+        answer = [lie, orphan, third, forged, swapped, second, first]
+        outcomes = await node.intake.submit_many(answer, "a")
+        kinds = [type(one.error) for one in outcomes]
+        unknown, good = rules.ParentUnknown, type(None)
+        assert kinds == [Reject, unknown, good, Reject, Reject, good, good]
+        assert [one.id for one in outcomes] == [one.id for one in answer]
+        assert len(node.pool) == 3 and not node.blamed, "whom to blame knows the caller"
+
+    run(main)
+
+
+def test_a_parent_that_claims_to_be_higher_than_its_child_is_a_lie_at_once(node):
+    async def main():
+        first, second, third = chain(node, 3)
+        high = resigned(node, second, height=9)
+        child = child_of(node.genesis, node.keys[1], beat(load=5), high, sequence=5)
+        child = resigned(node, child, height=2)
+        outcomes = await node.intake.submit_many([child, high, first], "a")
+        assert [type(one.error) for one in outcomes] == [Reject, Reject, type(None)]
+        assert not len(node.intake._orphans)
+
+    run(main)
+
+
+def test_an_answer_fills_no_authors_share_twice_over(node, monkeypatch):
+    monkeypatch.setattr("blyand.chain.pool.MAX_PENDING_PER_ACCOUNT", 3)
+
+    async def main():
+        made = chain(node, 5)
+        outcomes = await node.intake.submit_many(made, "a")
+        assert [one.error is None for one in outcomes] == [True] * 3 + [False] * 2
+        assert len(node.pool) == 3
+        outcomes = await node.intake.submit_many(made, "a", is_final=True)
+        assert all(one.error is None for one in outcomes)
+
+    run(main)
+
+
+def test_what_a_checkpoint_orders_does_not_fill_the_pool(node):
+    async def main():
+        made = chain(node, 5)
+        await node.intake.submit_many(made, "a", is_final=True)
+        assert not len(node.pool) and all(node.blocks.has(b.id) for b in made)
+
+    run(main)
+
+
+@pytest.mark.parametrize("place", ["check_many", "verify"])
+def test_a_bug_on_one_block_of_an_answer_costs_that_block_only(
+    node, monkeypatch, place
+):
+    async def main():
+        made = [block(node, beat(load=n), sequence=n + 1) for n in range(9)]
+        bad = made[4]
+        honest = getattr(rules, "check" if place == "check_many" else "verify")
+
+        def fall(one, *args):
+            if getattr(one, "block", one) == bad:
+                raise ZeroDivisionError("a bug of ours")
+            return honest(one, *args)
+
+        if place == "verify":
+            monkeypatch.setattr("blyand.chain.groups.verify", fall)
+        else:
+            monkeypatch.setattr(rules, "check", fall)
+        outcomes = await node.intake.submit_many(made, "a")
+        assert [one.error is None for one in outcomes].count(False) == 1
+        assert outcomes[4].error is not None and bad.id in node.poison
+        assert len(node.pool) == 8 and not node.blamed
+
+    run(main)
+
+
+def test_answers_of_several_peers_at_once_wait_for_one_anothers_parents(node):
+    async def main():
+        made = chain(node, 40)
+        commit = node.intake._groups._commit.submit
+
+        async def slowly(batch):
+            await trio.sleep(0.1)
+            await commit(batch)
+
+        node.intake._groups._commit.submit = slowly
+        outcomes = []
+
+        async def give(part, peer):
+            outcomes.extend(await node.intake.submit_many(part, peer))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(give, made[:20], "a")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            nursery.start_soon(give, made[20:], "b")
+            nursery.start_soon(give, made[10:30], "c")
+        assert all(one.error is None for one in outcomes), outcomes
+        assert len(node.pool) == 40
+
+    run(main)
+
+
+def test_only_the_rules_check_and_verify():
+    for cls in (rules.Checked, rules.Verified):
+        with pytest.raises(TypeError):
+            cls(None, b"")
+        with pytest.raises(TypeError, match="only the rules"):
+            cls(None, b"", None)
+        with pytest.raises(TypeError, match="only the rules"):
+            cls(None, b"", rules._Seal())

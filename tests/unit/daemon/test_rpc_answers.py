@@ -44,7 +44,7 @@ from blyan_proto.rpc import peer as peer_spec
 from blyan_proto.rpc import tile as tile_spec
 from blyan_proto.rpc import train as train_spec
 from blyan_proto.rpc.methods import all_methods
-from blyan_proto.signing import SigningKey
+from blyan_proto.signing import Purpose, SigningKey
 from blyan_proto.types import Chain, Role, bitmap
 from blyan_tile.create import create, model_of, run_preset
 from blyan_tile.layout import layout_of
@@ -81,6 +81,7 @@ from blyand.rpc.ordering import Ordering
 from blyand.rpc.publishing import Publishing
 from blyand.rpc.resolve import model_called
 from blyand.rpc.tally import Tally
+from blyand.rules.chain import intake as intake_rules
 from blyand.rules.model.model import add_weights
 from blyand.rules.model.model import create as create_model
 from blyand.rules.model.schedule import write_schedule
@@ -167,7 +168,7 @@ class World:
         return self.machine.view
 
     def block(self, payload, subject="", time_ms=5, parents=()):
-        """Make a block, stored and pending; signatures are not what is tested."""
+        """Make a block, stored and pending."""
         kind, raw = kind_of(payload), encode_payload(payload)
         self._sequence += 1
         header = Header(
@@ -191,8 +192,14 @@ class World:
             time_ms=time_ms,
             nonce=0,
         )
-        made = Block(header, bytes(64), raw)
-        self.blocks.put_many([made])
+        signature = KEY.sign(Purpose.BLOCK, GENESIS.id, header)
+        made = Block(header, signature, raw)
+        checked = intake_rules.check(made, GENESIS, time_ms)
+        # A parent that is not here any more was once.
+        before = intake_rules.Place(kind.chain, len(parents) - 1)
+        place_of = self.blocks.place_of
+        verified = intake_rules.verify(checked, lambda id: place_of(id) or before)
+        self.blocks.put_many([verified])
         self.pool.add(made)
         return made
 

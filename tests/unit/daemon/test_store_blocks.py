@@ -6,9 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from blyan_proto.block.block import Block
-from blyan_proto.block.header import INLINE, NO_LAYER, Header
-from blyan_proto.block.payload import payload_digest
+from blyan_proto.block.economy import Transfer
 from blyan_proto.checkpoint import (
     Checkpoint,
     FinalCheckpoint,
@@ -25,33 +23,28 @@ from blyand.store.db import open_store
 from blyand.store.memory import MemoryStore
 from blyand.store.schema import CHILD, HEADER, Arrival
 from blyand.store.state import State
+from tests.unit.daemon.chain_world import (
+    child_of,
+    genesis_of,
+    key,
+    sign_block,
+    verified,
+)
 
-ACCOUNT = b"a" * 20
+KEY = key("author")
+GENESIS = genesis_of([KEY], bytes(32))
+ACCOUNT = KEY.account
 
 
-def block(sequence=1, parents=(), height=None, payload=b"payload", account=ACCOUNT):
-    header = Header(
-        version=1,
-        network=bytes(32),
-        chain=Chain.LEDGER,
-        kind=34,
-        height=(1 if parents else 0) if height is None else height,
-        parents=tuple(sorted(parents)),
-        anchor_height=0,
-        anchor=bytes(32),
-        meta_ref=None,
-        subject="",
-        layer=NO_LAYER,
-        payload_type=INLINE,
-        payload_bytes=len(payload),
-        payload_digest=payload_digest(payload),
-        account=account,
-        author=b"\x02" + bytes(32),
-        sequence=sequence,
-        time_ms=1,
-        nonce=0,
-    )
-    return Block(header, bytes(64), payload)
+def block(sequence=1, parents=(), amount=1, **changed):
+    payload = Transfer(1, ACCOUNT, amount, 0, "")
+    if not parents:
+        return sign_block(GENESIS, KEY, payload, sequence=sequence, **changed)
+    return child_of(GENESIS, KEY, payload, *parents, sequence=sequence, **changed)
+
+
+def put(blocks, *some, **arrival):
+    blocks.put_many(verified(GENESIS, *some), **arrival)
 
 
 def final(height, blocks=(), round=0):
@@ -85,9 +78,9 @@ def store(request, tmp_path):
 def test_blocks_and_indexes(store):
     blocks = BlockStore(store)
     first = block(1)
-    twin = block(1, payload=b"another")
-    child = block(2, parents=(first.id, twin.id))
-    blocks.put_many([first, twin, child], Arrival(time_ms=7, peer="p"))
+    twin = block(1, amount=2)
+    child = block(2, parents=(first, twin))
+    put(blocks, first, twin, child, arrival=Arrival(time_ms=7, peer="p"))
     assert blocks.get(child.id) == child and blocks.has(child.id)
     assert blocks.get(bytes(32)) is None and not blocks.has(bytes(32))
     assert set(blocks.by_author(ACCOUNT, 1)) == {first.id, twin.id}
@@ -99,13 +92,15 @@ def test_blocks_and_indexes(store):
     assert [key for key, _ in blocks.headers(Chain.LEDGER, 1)] == [child.id]
     assert list(blocks.headers(Chain.META)) == []
     assert {arrival for _, arrival in blocks.pending()} == {Arrival(7, "p")}
-    assert blocks.batch([first]) == []
+    assert blocks.place_of(child.id) == (Chain.LEDGER, 1)
+    assert blocks.place_of(bytes(32)) is None
+    assert blocks.batch(verified(GENESIS, first)) == []
 
 
 def test_checkpoint_orders_blocks_with_its_state(store):
     blocks, checkpoints = BlockStore(store), CheckpointStore(store)
     some = [block(n) for n in (1, 2, 3)]
-    blocks.put_many(some)
+    put(blocks, *some)
     last = final(1, [some[0].id, some[1].id])
     changes = {b"balance": b"5", b"gone": None}
     checkpoints.commit_checkpoint(last, changes, [(0, ""), (3, "é" * 300)])
@@ -140,7 +135,7 @@ def test_checkpoints_by_height(store):
 
 def test_forget_execution(store):
     blocks, checkpoints = BlockStore(store), CheckpointStore(store)
-    blocks.put_many([block(1)])
+    put(blocks, block(1))
     last = final(1, [block(1).id])
     checkpoints.commit_checkpoint(last, {b"k": b"v"}, [(0, "")])
     checkpoints.forget_execution()
@@ -153,8 +148,8 @@ def test_forget_execution(store):
 def test_prune_and_expire(store):
     blocks, checkpoints = BlockStore(store), CheckpointStore(store)
     kept, dropped = block(1), block(2)
-    child = block(3, parents=(dropped.id,))
-    blocks.put_many([kept, dropped, child])
+    child = block(3, parents=(dropped,))
+    put(blocks, kept, dropped, child)
     checkpoints.commit_checkpoint(final(1, [kept.id]), {}, [(0, "")])
     blocks.prune([kept.id])
     with pytest.raises(Pruned):
@@ -169,8 +164,8 @@ def test_prune_and_expire(store):
 def test_reindex_restores_what_a_repair_lost(store):
     blocks = BlockStore(store)
     parent = block(1)
-    child = block(2, parents=(parent.id,))
-    blocks.put_many([parent, child])
+    child = block(2, parents=(parent,))
+    put(blocks, parent, child)
     before = list(store.scan(b""))
     lying = dataclasses.replace(child.header, nonce=9)
     raw = store.get(HEADER + child.id)
