@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated
 
 from blyan_proto.block.economy import Registration
@@ -103,12 +104,17 @@ class Genesis:
     @property
     def id(self) -> bytes:
         """The network's name: 32 bytes."""
-        return digest(Domain.GENESIS, encode(self))
+        return _id(self)
 
     @property
     def sequencer(self) -> Validator:
         """The validator that orders blocks until the set agrees by votes."""
         return self.validators[0]
+
+
+@lru_cache(maxsize=8)  # every block that comes is held against it
+def _id(genesis: Genesis) -> bytes:
+    return digest(Domain.GENESIS, encode(genesis))
 
 
 MAX_GENESIS_BYTES = 1024 * 1024

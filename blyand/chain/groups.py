@@ -25,7 +25,7 @@ from blyand.store.blocks import BlockStore
 from blyand.store.commit import GroupCommit
 from blyand.store.schema import Arrival, Batch
 
-GROUP = 256  # blocks of one job and one batch: 20 ms of signatures
+GROUP = 128  # blocks of one job and one batch: 10 ms of signatures
 INLINE = 4  # so few find their parents sooner on the loop than in a thread
 
 Refusal = Reject | Ignore

@@ -96,8 +96,12 @@ def check(block: Block, genesis: Genesis, now_ms: int) -> Checked:
 
     Cheapest first (POL-08): what is wrong with the format or the work costs no signature.
     """
+    return _check(block, genesis, genesis.id, now_ms)
+
+
+def _check(block: Block, genesis: Genesis, network: bytes, now_ms: int) -> Checked:
     header = block.header
-    if header.network != genesis.id:
+    if header.network != network:
         raise Reject("a block of another network")
     try:
         check_wellformed(block)
@@ -122,10 +126,11 @@ def check_many(
     `now_ms` None: a final checkpoint orders them, so our clock does not count. An
     exception that is no verdict is a bug, and met the block after the last verdict.
     """
+    network = genesis.id
     for block in blocks:
         clock_ms = block.header.time_ms if now_ms is None else now_ms
         try:
-            verdicts.append(check(block, genesis, clock_ms))
+            verdicts.append(_check(block, genesis, network, clock_ms))
         except (Reject, Ignore) as verdict:
             verdicts.append(verdict)
 

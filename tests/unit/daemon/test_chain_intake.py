@@ -605,7 +605,7 @@ def test_a_bug_on_one_block_of_an_answer_costs_that_block_only(
     async def main():
         made = [block(node, beat(load=n), sequence=n + 1) for n in range(9)]
         bad = made[4]
-        honest = getattr(rules, "check" if place == "check_many" else "verify")
+        honest = getattr(rules, "_check" if place == "check_many" else "verify")
 
         def fall(one, *args):
             if getattr(one, "block", one) == bad:
@@ -615,7 +615,7 @@ def test_a_bug_on_one_block_of_an_answer_costs_that_block_only(
         if place == "verify":
             monkeypatch.setattr("blyand.chain.groups.verify", fall)
         else:
-            monkeypatch.setattr(rules, "check", fall)
+            monkeypatch.setattr(rules, "_check", fall)
         outcomes = await node.intake.submit_many(made, "a")
         assert [one.error is None for one in outcomes].count(False) == 1
         assert outcomes[4].error is not None and bad.id in node.poison
