@@ -46,6 +46,17 @@ def digest(domain: Domain, *parts: bytes) -> bytes:
     return hasher.digest()
 
 
+def begun(domain: Domain, size: int, head: bytes) -> blake3:
+    """Return a hasher of one part of `size` bytes, of which `head` is already in it.
+
+    With the rest it gives what `digest` gives for the whole part.
+    """
+    hasher = blake3(derive_key_context=domain.value)
+    hasher.update(size.to_bytes(8, "little"))
+    hasher.update(head)
+    return hasher
+
+
 def leaf_digest(chunk: bytes | memoryview) -> bytes:
     """Return the Merkle leaf of one chunk (no length prefix: the leaf count binds it)."""
     return blake3(chunk, derive_key_context=Domain.LEAF.value).digest()

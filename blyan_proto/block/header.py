@@ -68,13 +68,3 @@ class Header:
 @lru_cache(maxsize=8192)
 def _id(header: Header) -> bytes:
     return digest(Domain.BLOCK, encode(header))
-
-
-def work_digest(header: Header) -> int:
-    """Return the number whose leading zero bits are the header's anti-spam work."""
-    return int.from_bytes(digest(Domain.WORK, encode(header)), "big")
-
-
-def has_work(header: Header, bits: int) -> bool:
-    """True when the header's nonce meets a difficulty of `bits` leading zero bits."""
-    return work_digest(header) >> (256 - bits) == 0 if bits else True

@@ -1,9 +1,10 @@
-"""Making our own blocks: sequence, parents, anchor, signature, intake, gossip."""
+"""Making our own blocks: sequence, parents, anchor, work, signature, intake, gossip."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -11,12 +12,15 @@ import trio
 from blyan_proto.block.block import Block, encode_block
 from blyan_proto.block.header import INLINE, NO_LAYER, Header
 from blyan_proto.block.payload import encode_payload, kind_of, payload_digest
+from blyan_proto.block.work import FIRST_NONCE, find_nonce
 from blyan_proto.constants import FORMAT_VERSION, MAX_PARENTS
 from blyan_proto.signing import Purpose, SigningKey
 from blyand.chain.intake import Intake
 from blyand.chain.machine import Machine
 from blyand.chain.pool import Pool
 from blyand.clock import Clock
+from blyand.errors import TooSlow
+from blyand.rules.chain.intake import difficulty
 from blyand.rules.records import TIPS, USED
 from blyand.store.intents import IntentLog
 
@@ -24,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 REPEAT_S = 2.0  # how long an own block may stay unordered before it is announced again
 REPEAT_BLOCKS = 64
+TRIES = 1024  # nonces of one job: a millisecond or two without the loop
+WORK_S = 120.0  # how long a nonce may be sought
 
 Publish = Callable[[bytes], Awaitable[None]]
 
@@ -62,12 +68,19 @@ class Author:
         layer: int = NO_LAYER,
         meta_ref: bytes | None = None,
     ) -> Block:
-        """Make, store durably and announce a block with this payload (DEC-D1)."""
+        """Make, store durably and announce a block with this payload (DEC-D1).
+
+        TooSlow when this machine does not find its anti-spam work in time.
+        """
         await self._settled.wait()
         async with self._turn:  # sequences enter the pool in their order
             spent = self._spent()
             sequence = await self._machine.lane.run(self._reserve, spent)
-            block = self._sign(payload, sequence, subject, layer, meta_ref)
+            raw = encode_payload(payload)
+            header = self._header(payload, raw, sequence, subject, layer, meta_ref)
+            header = await self._with_work(header)
+            signature = self._key.sign(Purpose.BLOCK, header.network, header)
+            block = Block(header, signature, raw)
             await self._intake.submit(block)
         await self._publish(encode_block(block))
         return block
@@ -82,21 +95,42 @@ class Author:
         self._intents.raise_sequence_to(self._key.account, spent)
         return self._intents.reserve_sequence(self._key.account)
 
-    def _sign(
+    async def _with_work(self, header: Header) -> Header:
+        """Return the header with a nonce of the difficulty of its anchor's state.
+
+        In slices: between two of them the loop goes on, and the caller may give up.
+        """
+        bits = difficulty(self._machine.genesis, header.anchor_height)
+        if not bits:
+            return header
+        first = FIRST_NONCE
+        with trio.move_on_after(WORK_S):
+            while True:
+                nonce = await self._machine.lane.run(
+                    find_nonce, header, bits, first, TRIES
+                )
+                if nonce is not None:
+                    return replace(header, nonce=nonce)
+                first += TRIES
+        raise TooSlow(
+            f"this network asks for {bits} bits of work for a block, and this machine "
+            f"did not find them in {WORK_S:g} s: try again, or use a faster machine"
+        )
+
+    def _header(
         self,
         payload: Any,
+        raw: bytes,
         sequence: int,
         subject: str,
         layer: int,
         meta_ref: bytes | None,
-    ) -> Block:
+    ) -> Header:
         kind = kind_of(payload)
-        raw = encode_payload(payload)
         heights = self._parents(kind.chain)
-        network = self._machine.genesis.id
-        header = Header(
+        return Header(
             version=FORMAT_VERSION,
-            network=network,
+            network=self._machine.genesis.id,
             chain=kind.chain,
             kind=kind.code,
             height=1 + max(heights.values()) if heights else 0,
@@ -115,7 +149,6 @@ class Author:
             time_ms=self._clock.now_ms(),
             nonce=0,
         )
-        return Block(header, self._key.sign(Purpose.BLOCK, network, header), raw)
 
     def _parents(self, chain: int) -> dict[bytes, int]:
         """Return the parents (id -> height): ordered tips, and our own pending block.

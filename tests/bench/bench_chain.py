@@ -32,7 +32,6 @@ import trio
 from blyan_proto.block.block import Block, decode_block, encode_block
 from blyan_proto.block.economy import Transfer
 from blyan_proto.constants import FORMAT_VERSION
-from blyan_proto.genesis import Genesis
 from blyan_proto.protocols.blocks import MAX_IDS, PROTOCOL_ID
 from blyan_proto.signing import SigningKey
 from blyand.chain.intake import Intake, Sources

@@ -21,6 +21,7 @@ from blyan_proto.block.block import Block, encode_block
 from blyan_proto.block.economy import Hardware, Heartbeat, Registration
 from blyan_proto.block.header import INLINE, NO_LAYER, Header
 from blyan_proto.block.payload import encode_payload, kind_of, payload_digest
+from blyan_proto.block.work import FIRST_NONCE, find_nonce
 from blyan_proto.codec import Choice, encode
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.framing import frame
@@ -203,6 +204,11 @@ class Hostile:
             nonce=0,
         )
         header = replace(header, **changes)
+        if "nonce" not in changes:
+            bits = self.genesis.parameters.work_bits
+            nonce = find_nonce(header, bits, FIRST_NONCE, 1 << 20)
+            assert nonce is not None
+            header = replace(header, nonce=nonce)
         return Block(header, self.key.sign(Purpose.BLOCK, header.network, header), raw)
 
     def _tip(self, chain: Chain) -> tuple[tuple[bytes, ...], int]:

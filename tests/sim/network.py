@@ -297,7 +297,7 @@ def make_network(
         name="simulation",
         salt=source.randbytes(32),
         time_ms=1_699_999_999_000,
-        parameters=replace(DEVNET, **parameters),
+        parameters=replace(DEVNET, **{"work_bits": 0, **parameters}),
         validators=(Validator(keys[0].public, 1, tail),),
         participants=tuple(registration(key) for key in keys),
         balances=tuple(Balance(key.account, 1_000) for key in keys),

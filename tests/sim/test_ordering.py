@@ -19,7 +19,7 @@ def run(main) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_nodes_agree_on_order_and_state_under_loss(tmp_path, seed):
     async def main() -> None:
-        _, nodes, _ = make_network(4, seed, tmp_path, loss=0.3)
+        _, nodes, _ = make_network(4, seed, tmp_path, loss=0.3, work_bits=8)
         async with trio.open_nursery() as nursery:
             for index, node in enumerate(nodes):
                 nursery.start_soon(_run, node, index == 0)

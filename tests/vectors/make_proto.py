@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ GENESIS = Genesis(
     name="vector",
     salt=hash_of("salt"),
     time_ms=TIME_MS,
-    parameters=DEVNET,
+    parameters=replace(DEVNET, work_bits=0),
     validators=(VALIDATOR,),
     participants=(REGISTRATION,),
     balances=(Balance(KEY.account, 10_000_000), Balance(OTHER.account, 250)),

@@ -16,7 +16,7 @@ from dataclasses import InitVar, dataclass
 from typing import NamedTuple
 
 from blyan_proto.block.block import Block, check_block_signature, check_wellformed
-from blyan_proto.block.header import has_work
+from blyan_proto.block.work import has_work
 from blyan_proto.checkpoint import FinalCheckpoint, VoteStage, validators_root
 from blyan_proto.errors import BadSignature, DecodeError
 from blyan_proto.genesis import Genesis

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import trio
 
-from blyan_proto.block.block import check_block_signature, decode_block
+from blyan_proto.block.block import check_block_signature, decode_block, encode_block
+from blyan_proto.block.work import has_work
+from blyan_proto.genesis import DEVNET
+from blyan_proto.signing import Purpose
 from blyan_proto.types import Chain
+from blyand.errors import TooSlow
+from blyand.net.gossip import Verdict
 from blyand.rules.records import TIPS, USED
+from blyand.rules.verdict import Reject
 from blyand.store.intents import IntentLog
-from tests.unit.daemon.chain_node import Node, run
+from tests.unit.daemon.chain_node import Node, run, until
 from tests.unit.daemon.chain_world import beat, dataset, sign_block
 
 
@@ -187,5 +195,81 @@ def test_what_no_checkpoint_took_is_announced_again(node):
             node.published.clear()
             await trio.sleep(5)
             assert node.published == []
+
+    run(main)
+
+
+# Anti-spam work (POL-02)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two nodes of a network that asks for 12 bits: 4,096 tries on average."""
+    (tmp_path / "other").mkdir()
+    more = {"parameters": replace(DEVNET, work_bits=12)}
+    return Node(tmp_path, me=1, **more), Node(tmp_path / "other", me=2, **more)
+
+
+def test_a_block_carries_the_work_that_its_network_asks_for(pair):
+    async def main():
+        node, other = pair
+        async with other.running():
+            for n in range(3):
+                made = await node.author.make(beat(load=n))
+                assert has_work(made.header, 12)
+                raw = node.published[-1]
+                assert await other.intake.gossip_check("a", raw) is Verdict.ACCEPT
+            await until(lambda: len(other.pool) == 3)
+        final = await node.order(*node.pool)
+        assert len(final.checkpoint.blocks) == 3
+        assert all(node.blocks.outcome(id).code == 0 for id in final.checkpoint.blocks)
+
+    run(main)
+
+
+def test_another_nonce_is_refused_before_the_signature_is_looked_at(pair):
+    async def main():
+        node, other = pair
+        made = await node.author.make(beat())
+        nonce = next(
+            n for n in range(99) if not has_work(replace(made.header, nonce=n), 12)
+        )
+        header = replace(made.header, nonce=nonce)
+        for signature in (
+            made.signature,
+            node.keys[1].sign(Purpose.BLOCK, header.network, header),
+        ):
+            lazy = replace(made, header=header, signature=signature)
+            with pytest.raises(Reject, match="nonce"):
+                await other.intake.gossip_check("a", encode_block(lazy))
+            with pytest.raises(Reject, match="nonce"):
+                await other.intake.submit(lazy, "a")
+
+    run(main)
+
+
+def test_work_that_is_too_hard_ends_in_a_sentence_and_costs_no_turn(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("blyand.chain.author.TRIES", 8)
+    node = Node(tmp_path, me=1, parameters=replace(DEVNET, work_bits=200))
+
+    async def main():
+        slices = 0
+
+        async def slowly(fn, *args):
+            nonlocal slices
+            slices += 1
+            await trio.sleep(1.0)
+            return fn(*args)
+
+        node.lane.run = slowly
+        with pytest.raises(TooSlow, match="200 bits of work"):
+            await node.author.make(beat())
+        assert slices > 100, "in slices: the loop runs between them"
+        with trio.move_on_after(5) as scope:
+            await node.author.make(beat())
+        assert scope.cancelled_caught, "whoever asked may give up"
+        assert not node.published and not len(node.pool)
 
     run(main)

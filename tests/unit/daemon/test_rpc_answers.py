@@ -124,7 +124,7 @@ GENESIS = Genesis(
     name="test",
     salt=bytes(32),
     time_ms=1_000_000,
-    parameters=DEVNET,
+    parameters=dataclasses.replace(DEVNET, work_bits=0),
     validators=(Validator(KEY.public, 1, bytes(32)),),
     participants=(registration(KEY), registration(OTHER)),
     balances=(Balance(KEY.account, 10**9),),

@@ -4,7 +4,8 @@ from dataclasses import fields, replace
 
 import pytest
 
-from blyan_proto.block.header import Header, has_work, work_digest
+from blyan_proto.block.header import Header
+from blyan_proto.block.work import FIRST_NONCE, find_nonce, has_work, work_digest
 from blyan_proto.codec import decode, encode
 from blyan_proto.errors import DecodeError, ProtocolError
 from blyan_proto.types import Chain
@@ -90,3 +91,23 @@ def test_work_is_leading_zero_bits_of_the_digest():
     assert all(has_work(header, bits) for bits in range(zeros + 1))
     assert not has_work(header, zeros + 1) and not has_work(header, 255)
     assert header.id != HEADER.id
+
+
+def test_a_nonce_is_found_where_the_whole_header_shows_it():
+    for bits in (1, 5, 9):
+        nonce = find_nonce(HEADER, bits, FIRST_NONCE, 1 << 16)
+        before = range(FIRST_NONCE, nonce)
+        assert has_work(replace(HEADER, nonce=nonce), bits)
+        assert not any(has_work(replace(HEADER, nonce=n), bits) for n in before)
+    assert find_nonce(HEADER, 0, FIRST_NONCE, 1) == FIRST_NONCE
+    assert find_nonce(HEADER, 250, FIRST_NONCE, 100) is None
+
+
+def test_the_expected_tries_are_two_to_the_bits():
+    """400 headers at 6 bits: the mean of a geometric law, five deviations of the mean."""
+    tries = []
+    for sequence in range(1, 401):
+        header = replace(HEADER, sequence=sequence)
+        found = find_nonce(header, 6, FIRST_NONCE, 1 << 12)
+        tries.append(found - FIRST_NONCE + 1)
+    assert abs(sum(tries) / len(tries) - 64) < 5 * 64 / 20
