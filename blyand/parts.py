@@ -156,7 +156,11 @@ def build_ledger(base: Base) -> Ledger:
         base.clock,
         base.chain_lane,
         base.poison,
-        Sources(client.fetch, base.blame),
+        Sources(
+            client.fetch,
+            base.blame,
+            lambda account: NODES.get(machine.view, account) is not None,
+        ),
     )
     checkpoints = sync_ends.Client(base.host)
     follower = Follower(

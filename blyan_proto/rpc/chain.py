@@ -7,6 +7,7 @@ from blyan_proto.rpc.parts import Progress
 from blyan_proto.rpc.spec import (
     LONG_DEADLINE_S,
     Address,
+    Hex,
     Id,
     JsonObject,
     Key,
@@ -107,7 +108,7 @@ class Stats:
     refused: int = arg("of these, ordered without effect")
     pending: int = arg("blocks held that no checkpoint has ordered yet")
     authors: int = arg("accounts that made an ordered block")
-    equivocations: int = arg("author sequences with several different blocks")
+    equivocations: int = arg("authors that made two blocks under one count: evidence")
     blobs: int = arg("files of tensors, deltas and datasets held")
     blob_bytes: int = arg("bytes of these files")
     state_entries: int = arg("records of the executed state")
@@ -189,6 +190,49 @@ class Block:
 block = declare(
     Method("chain.block", GetBlock, Block, errors=(BLOCK_UNKNOWN,), public=True)
 )
+
+
+@record
+class GetEvidence:
+    """List the proofs that an author made two blocks under one sequence of a chain."""
+
+    account: Address | None = arg(
+        "only against this account", default=None, positional=True
+    )
+    limit: int = arg("most proofs to list", default=100, low=1, high=1000)
+
+
+@record
+class SignedHeader:
+    """One half of a proof: a header that the author signed."""
+
+    id: Id = arg("block id, the digest of the header")
+    author: Key = arg("key that signed it")
+    time_ms: int = arg("author's clock, Unix milliseconds")
+    header: Hex = arg("its canonical bytes")
+    signature: Hex = arg("64 bytes, purpose `block`")
+
+
+@record
+class DoubleBlock:
+    """Two blocks of one author where only one may be."""
+
+    account: Address = arg("whose blocks they are")
+    chain: str = arg("A, B, C or D")
+    sequence: int = arg("the count that both bear")
+    first: SignedHeader = arg("the block with the lower id")
+    second: SignedHeader = arg("the other one")
+
+
+@record
+class Evidence:
+    """The proofs that this node keeps: at most one for each author and chain."""
+
+    total: int = arg("proofs kept, of this account or of all")
+    proofs: list[DoubleBlock] = arg("by account and chain")
+
+
+evidence = declare(Method("chain.evidence", GetEvidence, Evidence, public=True))
 
 
 @record

@@ -158,7 +158,7 @@ class Author:
         tips = TIPS.get(self._machine.view, bytes([chain]))
         heights = {tip.block: tip.height for tip in tips.tips} if tips else {}
         self._abandoned = {id for id in self._abandoned if id in self._pool}
-        own = self._pool.newest_of(self._key.account, chain, self._abandoned)
+        own = self._pool.newest_of(self._key.public, chain, self._abandoned)
         if own is not None:
             while len(heights) >= MAX_PARENTS:
                 heights.pop(min(heights, key=lambda id: (heights[id], id)))
@@ -179,7 +179,7 @@ class Author:
         while True:
             await trio.sleep(REPEAT_S)
             old = self._clock.now_ms() - int(REPEAT_S * 1000)
-            own = self._pool.of(self._key.account)
+            own = self._pool.of(self._key.public)
             late = [block for block in own if block.header.time_ms < old]
             for block in late[:REPEAT_BLOCKS]:
                 await self._publish(encode_block(block))

@@ -7,7 +7,7 @@ block. An item on which our own code falls over costs that item alone (DEC-C2).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -44,6 +44,7 @@ class Groups:
         clock: Clock,
         lane: Threads,
         poison: PoisonBox,
+        is_registered: Callable[[bytes], bool],
     ) -> None:
         self._genesis = genesis
         self._blocks = blocks
@@ -53,6 +54,7 @@ class Groups:
         self._clock = clock
         self._lane = lane
         self._poison = poison
+        self._is_registered = is_registered
         self._under_way: dict[bytes, trio.Event] = {}
 
     def __contains__(self, id: bytes) -> bool:
@@ -167,7 +169,8 @@ class Groups:
                 del later[one.id]
                 verdicts.append(error)
                 continue
-            writes += self._blocks.batch([verified], Arrival(now_ms, one.peer))
+            arrival = Arrival(now_ms, one.peer)
+            writes += self._blocks.batch([verified], arrival, self._is_registered)
             places[one.id] = later.pop(one.id)
             verdicts.append(verified)
 

@@ -47,10 +47,11 @@ FetchBlocks = Callable[[str, Sequence[bytes]], Awaitable[Sequence[Block]]]
 
 @dataclass(frozen=True)
 class Sources:
-    """What intake needs of the network."""
+    """What intake needs of the network and of the state."""
 
     fetch: FetchBlocks
     blame: Callable[[str, Exception], None]
+    is_registered: Callable[[bytes], bool] = lambda account: False
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,15 @@ class Intake:
         self._poison = poison
         self._sources = sources
         self._groups = Groups(
-            genesis, blocks, commit, pool, events, clock, lane, poison
+            genesis,
+            blocks,
+            commit,
+            pool,
+            events,
+            clock,
+            lane,
+            poison,
+            sources.is_registered,
         )
         self._send, self._receive = trio.open_memory_channel[tuple[Checked, str]](QUEUE)
         self._queued: Counter[str] = Counter()
@@ -109,7 +118,7 @@ class Intake:
             checked = await self._lane.run(
                 check, block, self._genesis, self._clock.now_ms()
             )
-            self._pool.check_room(block.header.account)
+            self._pool.check_room(block.header.author)
             self._send.send_nowait((checked, peer))
         except (ProtocolError, Reject) as error:
             logger.info("refused a block of %s: %s", peer, error)
@@ -159,10 +168,10 @@ class Intake:
                 try:
                     if not isinstance(verdict, Checked):
                         raise verdict
-                    account = verdict.block.header.account
+                    author = verdict.block.header.author
                     if peer and not is_final:
-                        self._pool.check_room(account, coming[account])
-                    coming[account] += 1
+                        self._pool.check_room(author, coming[author])
+                    coming[author] += 1
                     arrived[verdict.id] = Arrived(verdict, peer, is_final)
                 except (Reject, Ignore) as error:
                     refused[place] = error

@@ -16,7 +16,7 @@ from blyan_proto.block.block import Block
 from blyan_proto.block.payload import KINDS
 from blyan_proto.constants import MIB
 from blyan_proto.types import CHAIN_ORDER
-from blyand.rules.chain.intake import MAX_PENDING_PER_ACCOUNT
+from blyand.rules.chain.intake import MAX_PENDING_PER_AUTHOR
 from blyand.rules.verdict import Ignore
 
 MAX_BLOCKS = 16_384
@@ -60,7 +60,7 @@ class Pool:
     def __init__(self) -> None:
         self._pending: dict[bytes, Pending] = {}  # oldest first
         self._keys: list[Key] = []  # sorted: parents before children
-        self._by_account: dict[bytes, dict[bytes, Block]] = {}
+        self._by_author: dict[bytes, dict[bytes, Block]] = {}
         self._bytes = 0
         self._chosen: set[bytes] = set()  # by the last `ready`: about to be ordered
         self._dropped: list[bytes] = []
@@ -78,10 +78,13 @@ class Pool:
         """Return the blocks with what is known about their waiting, oldest first."""
         return list(self._pending.values())
 
-    def check_room(self, account: bytes, coming: int = 0) -> None:
-        """Raise Ignore when this account, with `coming` more, has its share pending."""
-        mine = len(self._by_account.get(account, ())) + coming
-        if mine >= MAX_PENDING_PER_ACCOUNT:
+    def check_room(self, author: bytes, coming: int = 0) -> None:
+        """Raise Ignore when this key, with `coming` more, has its share pending.
+
+        A share is a key's, not an account's: anybody can name anybody's account.
+        """
+        mine = len(self._by_author.get(author, ())) + coming
+        if mine >= MAX_PENDING_PER_AUTHOR:
             raise Ignore("the author has too many blocks that no checkpoint took")
 
     def add(self, block: Block, *, keep: bool = False) -> None:
@@ -94,7 +97,7 @@ class Pool:
         )
         self._pending[id] = pending
         insort(self._keys, pending.key)
-        self._by_account.setdefault(block.header.account, {})[id] = block
+        self._by_author.setdefault(block.header.author, {})[id] = block
         self._bytes += pending.bytes
         if len(self._pending) > MAX_BLOCKS or self._bytes > MAX_BYTES:
             self.drop(self._oldest())
@@ -105,10 +108,10 @@ class Pool:
         if pending is None:
             return
         del self._keys[bisect_left(self._keys, pending.key)]
-        account = pending.block.header.account
-        del self._by_account[account][id]
-        if not self._by_account[account]:
-            del self._by_account[account]
+        author = pending.block.header.author
+        del self._by_author[author][id]
+        if not self._by_author[author]:
+            del self._by_author[author]
         self._bytes -= pending.bytes
 
     def drop(self, ids: Iterable[bytes]) -> None:
@@ -129,20 +132,20 @@ class Pool:
         dropped, self._dropped = self._dropped, []
         return [id for id in dropped if id not in self._pending]
 
-    def of(self, account: bytes) -> list[Block]:
-        """Return the pending blocks of an account, by ascending sequence."""
-        own = self._by_account.get(account, {}).values()
+    def of(self, author: bytes) -> list[Block]:
+        """Return the pending blocks that a key signed, by ascending sequence."""
+        own = self._by_author.get(author, {}).values()
         return sorted(own, key=lambda block: block.header.sequence)
 
     def newest_of(
-        self, account: bytes, chain: int, without: Collection[bytes] = ()
+        self, author: bytes, chain: int, without: Collection[bytes] = ()
     ) -> Block | None:
-        """Return the account's pending block with the highest sequence on a chain.
+        """Return a key's pending block with the highest sequence on a chain.
 
         Not one that stands on a block of `without`, directly or over others of its own.
         """
         newest, dead = None, set(without)
-        for block in self.of(account):
+        for block in self.of(author):
             if block.header.chain == chain:
                 if block.id in dead or not dead.isdisjoint(block.header.parents):
                     dead.add(block.id)

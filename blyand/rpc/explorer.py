@@ -9,6 +9,7 @@ from statistics import median
 
 import trio
 
+from blyan_proto.codec import encode
 from blyan_proto.rpc import chain as spec
 from blyan_proto.types import Chain
 from blyand.chain.machine import Machine
@@ -17,6 +18,8 @@ from blyand.rpc.bind import Answers, Emit
 from blyand.rpc.chain import Ledger, newest, pending, plain
 from blyand.rpc.tally import Tally
 from blyand.store.blobs import BlobStore
+from blyand.store.equivocations import Equivocations
+from blyand.store.schema import SignedHeader
 
 RECENT = 100  # checkpoints behind the median interval
 EXPORTED_AT_ONCE = 256
@@ -32,7 +35,7 @@ def bind(
     state_entries: Callable[[], int],
     lane: Threads,
 ) -> None:
-    """Bind chain.stats and chain.export. `lane` reads the database."""
+    """Bind chain.stats, chain.evidence and chain.export. `lane` reads the database."""
 
     @answers(spec.stats)
     async def stats(params: spec.GetStats) -> spec.Stats:
@@ -55,13 +58,18 @@ def bind(
             refused=sum(kind.refused for kind in kinds),
             pending=len(waiting),
             authors=len(counts.authors),
-            equivocations=counts.equivocations,
+            equivocations=await lane.run(len, ledger.blocks.equivocations),
             blobs=sum(len(blobs.roots(durable=kind)) for kind in (True, False)),
             blob_bytes=blobs.total_bytes,
             state_entries=state_entries(),
             checkpoint_s=await lane.run(interval_s, ledger, height),
             kinds=kinds,
         )
+
+    @answers(spec.evidence)
+    async def evidence(params: spec.GetEvidence) -> spec.Evidence:
+        held = ledger.blocks.equivocations
+        return await lane.run(evidence_of, held, params.account, params.limit)
 
     @answers(spec.export)
     async def export(params: spec.ExportChain, emit: Emit) -> spec.Exported:
@@ -75,6 +83,40 @@ def bind(
             if number % EXPORTED_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
         return spec.Exported(blocks=len(blocks))
+
+
+def evidence_of(
+    held: Equivocations, account: bytes | None, limit: int
+) -> spec.Evidence:
+    """Return at most `limit` proofs, of one author or of all. Blocking."""
+    found: list[spec.DoubleBlock] = []
+    total = 0
+    for one in held:
+        header = one.first.header
+        if account not in (None, header.account):
+            continue
+        total += 1
+        if len(found) < limit:
+            found.append(
+                spec.DoubleBlock(
+                    account=header.account,
+                    chain=header.chain.letter,
+                    sequence=header.sequence,
+                    first=_half_of(one.first),
+                    second=_half_of(one.second),
+                )
+            )
+    return spec.Evidence(total=total, proofs=found)
+
+
+def _half_of(signed: SignedHeader) -> spec.SignedHeader:
+    return spec.SignedHeader(
+        id=signed.header.id,
+        author=signed.header.author,
+        time_ms=signed.header.time_ms,
+        header=encode(signed.header),
+        signature=signed.signature,
+    )
 
 
 def interval_s(ledger: Ledger, height: int) -> float | None:

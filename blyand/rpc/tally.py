@@ -29,7 +29,6 @@ class Counts:
 
     kinds: dict[tuple[Chain, str], Count] = field(default_factory=dict)
     authors: set[bytes] = field(default_factory=set)
-    equivocations: int = 0  # author sequences with several blocks
 
     def of(self, chain: Chain) -> int:
         """Return the ordered blocks of a chain."""
@@ -43,7 +42,6 @@ class Tally:
         self._blocks, self._checkpoints = blocks, checkpoints
         self._height = 0
         self._counts = Counts()
-        self._doubled: set[tuple[bytes, int]] = set()
         self._counting = trio.Lock()  # the lane may have several threads
 
     async def upto(self, height: int, lane: Threads) -> Counts:
@@ -71,10 +69,6 @@ class Tally:
         count.refused += bool(outcome and outcome.code)
         count.payload_bytes += header.payload_bytes
         self._counts.authors.add(header.account)
-        place = (header.account, header.sequence)
-        if len(self._blocks.by_author(*place)) > 1 and place not in self._doubled:
-            self._doubled.add(place)
-            self._counts.equivocations += 1
 
 
 def kind_name(header: Header) -> str:

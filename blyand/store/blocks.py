@@ -6,17 +6,19 @@ header without its place or the other way round. Reads are blocking and short.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from blyan_proto.block.block import Block
 from blyan_proto.block.header import Header
 from blyan_proto.codec import decode, encode
 from blyan_proto.constants import MAX_BLOCK_BYTES
 from blyan_proto.errors import ProtocolError
+from blyan_proto.signing import account_of
 from blyan_proto.types import Chain
 from blyand.errors import Pruned
 from blyand.rules.chain.intake import Place, Verified
 from blyand.store.db import Store
+from blyand.store.equivocations import Equivocations
 from blyand.store.schema import (
     CHILD,
     HEADER,
@@ -43,20 +45,29 @@ class BlockStore:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.equivocations = Equivocations(store)
 
-    def batch(self, verified: Iterable[Verified], arrival: Arrival = OWN) -> Batch:
-        """Return the writes that store blocks; those already here are left out."""
+    def batch(
+        self,
+        verified: Iterable[Verified],
+        arrival: Arrival = OWN,
+        is_registered: Callable[[bytes], bool] = lambda account: False,
+    ) -> Batch:
+        """Return the writes that store blocks; those already here are left out.
+
+        `is_registered`: of whom a proof of equivocation is kept however many there are.
+        """
         writes: Batch = []
         for one in verified:
             key, block = one.id, one.block
             if self.has(key):
                 continue
-            writes.append(
-                (HEADER + key, encode(SignedHeader(block.header, block.signature)))
-            )
+            signed = SignedHeader(block.header, block.signature)
+            writes.append((HEADER + key, encode(signed)))
             writes.append((PAYLOAD + key, block.payload))
             writes.append((PENDING + key, encode(arrival)))
             writes += _index(key, block.header)
+            writes += self.equivocations.batch(signed, is_registered)
         return writes
 
     def put_many(self, verified: Sequence[Verified], arrival: Arrival = OWN) -> None:
@@ -89,16 +100,16 @@ class BlockStore:
             raise Pruned(f"the payload of block {block.hex()} is no longer kept")
         return Block(signed.header, signed.signature, payload)
 
-    def by_author(self, account: bytes, sequence: int) -> tuple[bytes, ...]:
-        """Return the ids under an author's count; two are an equivocation."""
-        prefix = author_key(account, sequence)
-        return tuple(key[-32:] for key, _ in self._store.scan(prefix))
-
     def highest_sequence(self, account: bytes) -> int:
-        """Return the author's largest sequence among the blocks here, 0 for none."""
+        """Return the largest sequence among an account's blocks here, 0 for none.
+
+        Not of those that another key signed: anybody can name anybody's account.
+        """
         prefix = author_key(account, 0)[:-8]
         for key, _ in self._store.scan(prefix, reverse=True):
-            return int.from_bytes(key[-40:-32], "big")
+            signed = self.signed_header(key[-32:])
+            if signed is not None and account_of(signed.header.author) == account:
+                return signed.header.sequence
         return 0
 
     def ids(self) -> list[bytes]:
@@ -158,13 +169,14 @@ class BlockStore:
             block = key[1:]
             writes: Batch
             try:
-                header = decode(SignedHeader, raw, MAX_BLOCK_BYTES).header
-                sound = header.id == block
+                signed = decode(SignedHeader, raw, MAX_BLOCK_BYTES)
+                sound = signed.header.id == block
             except ProtocolError:
                 sound = False
             if sound:
                 count += 1
-                writes = _index(block, header)
+                writes = _index(block, signed.header)
+                writes += self.equivocations.batch(signed, lambda account: True)
                 if self._store.get(ORDERED + block) is None:
                     writes.append((PENDING + block, encode(OWN)))
             else:

@@ -68,6 +68,7 @@ ORDERED = b"O"
 PLACE = b"H"
 AUTHOR = b"S"
 CHILD = b"C"
+EQUIVOCATION = b"E"
 CHECKPOINT = b"F"
 EXECUTED = b"X"
 
@@ -80,6 +81,7 @@ TABLE = (
     Row(PLACE, "chain u8, height u64, block id 32", "empty"),
     Row(AUTHOR, "account 20, sequence u64, block id 32", "empty"),
     Row(CHILD, "parent id 32, block id 32", "empty"),
+    Row(EQUIVOCATION, "account 20, chain u8", "Equivocation (equivocations.py)"),
     Row(CHECKPOINT, "height u64", "FinalCheckpoint"),
     Row(EXECUTED, "key of the executed state", "its value"),
 )

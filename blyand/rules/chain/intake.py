@@ -25,7 +25,7 @@ from blyan_proto.types import Chain
 from blyand.rules.verdict import Ignore, Reject
 
 MAX_AHEAD_MS = 60_000  # a clock may be this far ahead of ours
-MAX_PENDING_PER_ACCOUNT = 2048
+MAX_PENDING_PER_AUTHOR = 2048
 
 
 class _Seal:

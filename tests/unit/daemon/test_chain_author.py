@@ -199,6 +199,32 @@ def test_what_no_checkpoint_took_is_announced_again(node):
     run(main)
 
 
+def test_a_stranger_who_names_our_account_leads_us_nowhere(node, monkeypatch):
+    """His blocks are not ours: neither parents of ours nor part of our share."""
+    monkeypatch.setattr("blyand.chain.pool.MAX_PENDING_PER_AUTHOR", 3)
+
+    async def main():
+        account = node.keys[1].account
+        for n in range(3):
+            false = sign_block(
+                node.genesis,
+                node.keys[2],
+                beat(load=n),
+                account=account,
+                sequence=2**63 + n,
+                meta_ref=b"\1" * 32,  # no checkpoint ever takes it
+            )
+            await node.intake.submit(false, "a")
+        ours = await node.author.make(beat())
+        assert ours.header.parents == () and ours.header.sequence == 1
+        node.pool.check_room(ours.header.author)
+        assert node.blocks.highest_sequence(account) == 1
+        await node.order(ours)
+        assert node.blocks.outcome(ours.id).code == 0
+
+    run(main)
+
+
 # Anti-spam work (POL-02)
 
 

@@ -378,7 +378,7 @@ def test_the_queue_is_bounded_in_all(tmp_path, monkeypatch):
 def test_an_author_has_a_bounded_share_except_for_us_and_final_blocks(
     node, monkeypatch
 ):
-    monkeypatch.setattr("blyand.chain.pool.MAX_PENDING_PER_ACCOUNT", 3)
+    monkeypatch.setattr("blyand.chain.pool.MAX_PENDING_PER_AUTHOR", 3)
 
     async def main():
         for n in range(3):
@@ -576,7 +576,7 @@ def test_a_parent_that_claims_to_be_higher_than_its_child_is_a_lie_at_once(node)
 
 
 def test_an_answer_fills_no_authors_share_twice_over(node, monkeypatch):
-    monkeypatch.setattr("blyand.chain.pool.MAX_PENDING_PER_ACCOUNT", 3)
+    monkeypatch.setattr("blyand.chain.pool.MAX_PENDING_PER_AUTHOR", 3)
 
     async def main():
         made = chain(node, 5)

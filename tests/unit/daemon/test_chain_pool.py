@@ -137,14 +137,14 @@ def test_blobs_are_asked_for_only_where_nothing_else_is_unknown():
 
 
 def test_one_account_has_a_bounded_share(monkeypatch):
-    monkeypatch.setattr(pools, "MAX_PENDING_PER_ACCOUNT", 3)
+    monkeypatch.setattr(pools, "MAX_PENDING_PER_AUTHOR", 3)
     pool = filled(*chain_of(3))
     with pytest.raises(Ignore):
-        pool.check_room(KEYS[0].account)
-    pool.check_room(KEYS[1].account)
+        pool.check_room(KEYS[0].public)
+    pool.check_room(KEYS[1].public)
     pool.remove(next(iter(pool)).id)
-    pool.check_room(KEYS[0].account)
-    assert intake_rules.MAX_PENDING_PER_ACCOUNT > 3
+    pool.check_room(KEYS[0].public)
+    assert intake_rules.MAX_PENDING_PER_AUTHOR > 3
 
 
 def test_a_flood_costs_the_oldest_but_never_our_own(monkeypatch):
@@ -197,19 +197,19 @@ def test_counts_go_with_the_blocks():
     for one in list(pool):
         pool.remove(one.id)
         pool.remove(one.id)
-    assert len(pool) == 0 and pool.of(KEYS[0].account) == [] and ready(pool) == []
+    assert len(pool) == 0 and pool.of(KEYS[0].public) == [] and ready(pool) == []
 
 
-def test_own_blocks_are_found_by_account_and_chain():
+def test_own_blocks_are_found_by_key_and_chain():
     made, data = chain_of(3), block(dataset(), sequence=9)
     pool = filled(made[2], data, made[0], made[1], block(beat(), 1))
-    assert pool.of(KEYS[0].account) == [*made, data]
-    assert pool.newest_of(KEYS[0].account, made[0].header.chain) == made[2]
-    assert pool.newest_of(KEYS[0].account, data.header.chain) == data
-    assert pool.newest_of(KEYS[2].account, 0) is None
+    assert pool.of(KEYS[0].public) == [*made, data]
+    assert pool.newest_of(KEYS[0].public, made[0].header.chain) == made[2]
+    assert pool.newest_of(KEYS[0].public, data.header.chain) == data
+    assert pool.newest_of(KEYS[2].public, 0) is None
     chain = made[0].header.chain
-    assert pool.newest_of(KEYS[0].account, chain, {made[1].id}) == made[0]
-    assert pool.newest_of(KEYS[0].account, chain, {made[0].id, data.id}) is None
+    assert pool.newest_of(KEYS[0].public, chain, {made[1].id}) == made[0]
+    assert pool.newest_of(KEYS[0].public, chain, {made[0].id, data.id}) is None
 
 
 def test_references_and_blobs_of_each_kind():

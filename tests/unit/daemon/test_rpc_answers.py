@@ -31,6 +31,7 @@ from blyan_proto.checkpoint import (
     VoteStage,
     VoteStatement,
 )
+from blyan_proto.codec import decode
 from blyan_proto.errors import BadSignature, DecodeError
 from blyan_proto.genesis import DEVNET, Balance, Genesis
 from blyan_proto.protocols.hello import Greeting
@@ -44,7 +45,7 @@ from blyan_proto.rpc import peer as peer_spec
 from blyan_proto.rpc import tile as tile_spec
 from blyan_proto.rpc import train as train_spec
 from blyan_proto.rpc.methods import all_methods
-from blyan_proto.signing import Purpose, SigningKey
+from blyan_proto.signing import Purpose, SigningKey, check_signature
 from blyan_proto.types import Chain, Role, bitmap
 from blyan_tile.create import create, model_of, run_preset
 from blyan_tile.layout import layout_of
@@ -623,6 +624,29 @@ def test_statistics_count_what_is_ordered(world):
         assert kind.payload_bytes == 2 * one.header.payload_bytes
         assert stats.state_entries == len(world.state)
         assert stats == await world.ask("chain.stats")
+
+    trio.run(main)
+
+
+def test_two_blocks_under_one_sequence_are_shown_with_what_proves_them(world):
+    bind_chain(world)
+    one = world.block(Transfer(1, OTHER.account, 1, 0, ""))
+    world._sequence = 0
+    two = world.block(Transfer(1, OTHER.account, 2, 0, ""))
+
+    async def main():
+        found = await world.ask("chain.evidence")
+        (proof,) = found.proofs
+        assert (proof.account, proof.chain, proof.sequence) == (KEY.account, "C", 1)
+        assert {proof.first.id, proof.second.id} == {one.id, two.id}
+        for half in (proof.first, proof.second):
+            header = decode(Header, half.header, 4096)
+            assert header.id == half.id and header.author == half.author
+            network, author = header.network, header.author
+            check_signature(Purpose.BLOCK, network, header, author, half.signature)
+        assert await world.ask("chain.evidence", account=KEY.account) == found
+        assert (await world.ask("chain.evidence", account=OTHER.account)).total == 0
+        assert (await world.ask("chain.stats")).equivocations == 1
 
     trio.run(main)
 

@@ -24,6 +24,7 @@ from blyand.store.memory import MemoryStore
 from blyand.store.schema import CHILD, HEADER, Arrival
 from blyand.store.state import State
 from tests.unit.daemon.chain_world import (
+    beat,
     child_of,
     genesis_of,
     key,
@@ -83,15 +84,16 @@ def test_blocks_and_indexes(store):
     put(blocks, first, twin, child, arrival=Arrival(time_ms=7, peer="p"))
     assert blocks.get(child.id) == child and blocks.has(child.id)
     assert blocks.get(bytes(32)) is None and not blocks.has(bytes(32))
-    assert set(blocks.by_author(ACCOUNT, 1)) == {first.id, twin.id}
-    assert blocks.by_author(ACCOUNT, 3) == () == blocks.by_author(b"b" * 20, 1)
     assert blocks.highest_sequence(ACCOUNT) == 2
     assert blocks.highest_sequence(b"b" * 20) == 0
+    loud = sign_block(GENESIS, key("other"), beat(), account=ACCOUNT, sequence=2**63)
+    put(blocks, loud)
+    assert blocks.highest_sequence(ACCOUNT) == 2, "another key signed it"
     assert blocks.children(first.id) == (child.id,)
-    assert [header.height for _, header in blocks.headers(Chain.LEDGER)] == [0, 0, 1]
+    assert [header.height for _, header in blocks.headers(Chain.LEDGER)] == [0, 0, 0, 1]
     assert [key for key, _ in blocks.headers(Chain.LEDGER, 1)] == [child.id]
     assert list(blocks.headers(Chain.META)) == []
-    assert {arrival for _, arrival in blocks.pending()} == {Arrival(7, "p")}
+    assert {arrival for _, arrival in blocks.pending()} == {Arrival(7, "p"), OWN}
     assert blocks.place_of(child.id) == (Chain.LEDGER, 1)
     assert blocks.place_of(bytes(32)) is None
     assert blocks.batch(verified(GENESIS, first)) == []
@@ -157,7 +159,7 @@ def test_prune_and_expire(store):
     assert blocks.signed_header(kept.id).header == kept.header
     blocks.expire([child.id, dropped.id, kept.id])
     assert blocks.get(dropped.id) is None and blocks.children(dropped.id) == ()
-    assert blocks.by_author(ACCOUNT, 2) == () and list(blocks.pending()) == []
+    assert blocks.highest_sequence(ACCOUNT) == 1 and list(blocks.pending()) == []
     assert blocks.has(kept.id)
 
 
