@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -12,13 +13,16 @@ from pathlib import Path
 from blyand.backup import restore
 from blyand.compute import choose_threads, thread_environment
 from blyand.config import Config, load_config
-from blyand.errors import ConfigFault, LocalFault, StorageFault
+from blyand.errors import ConfigFault, Damaged, DiskFull, LocalFault, StorageFault
 from blyand.home import Home, open_home
 from blyand.initialise import Made, initialise
 from blyand.log import logging_to
 from blyand.supervise import leaves
 
+log = logging.getLogger(__name__)
+
 FAILED, MISUSED = 1, 2
+MAX_REPAIRS = 3  # of the database in the life of one process; then the disk is to blame
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = args.command(args)
         return code
-    except (ConfigFault, StorageFault) as error:
+    except (ConfigFault, StorageFault, DiskFull) as error:
         print(f"blyand: {error}", file=sys.stderr)
         return FAILED
 
@@ -147,15 +151,20 @@ def _serve(home: Home, config: Config) -> int:
 
     from blyand import daemon
 
-    try:
-        trio.run(daemon.run, home, config)
-    except (LocalFault, BaseExceptionGroup) as error:
-        for leaf in leaves(error):
-            if not isinstance(leaf, LocalFault):
+    for repairs_left in reversed(range(MAX_REPAIRS + 1)):
+        try:
+            trio.run(daemon.run, home, config)
+            return 0
+        except (LocalFault, DiskFull, BaseExceptionGroup) as error:
+            faults = list(leaves(error))
+            if not all(isinstance(one, (LocalFault, DiskFull)) for one in faults):
                 raise
-            print(f"blyand: {leaf}", file=sys.stderr)
-        return FAILED
-    return 0
+        if not repairs_left or not any(isinstance(one, Damaged) for one in faults):
+            break
+        log.warning("%s; this node starts again and repairs it", faults[0])
+    for fault in faults:
+        print(f"blyand: {fault}", file=sys.stderr)
+    return FAILED
 
 
 if __name__ == "__main__":

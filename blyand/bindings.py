@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -82,7 +82,11 @@ def bind_all(
             meeting=base.meeting,
             holder=models.holder,
             learner=models.learner if learns else None,
-            warnings=lambda: [*stores.warnings, *base.alarms.values()],
+            warnings=lambda: [
+                *_troubles(base, ledger),
+                *stores.warnings,
+                *base.alarms.values(),
+            ],
         ),
         roles=roles,
         stop=stop,
@@ -151,6 +155,7 @@ def bind_all(
         ledger=chains,
         blobs=stores.blobs,
         state_root=stores.checkpoints.stored_state_root,
+        has_holes=lambda: ledger.mender.has_holes,
         lane=base.disk_lane,
     )
     expert.bind(answers, holders=holders, latency_ms=latency_ms)
@@ -191,3 +196,17 @@ def bind_all(
         liveness_ms=base.genesis.parameters.liveness_span_ms,
     )
     return answers
+
+
+def _troubles(base: Base, ledger: Ledger) -> Iterator[str]:
+    """Yield what the operator should know of the disk, as it is now."""
+    if base.stores.database.full:
+        yield f"{base.stores.database.full}: nothing new is stored until there is"
+    if ledger.mender.missing:
+        yield (
+            f"{ledger.mender.missing} were lost with a damaged database; peers are asked "
+            "for them"
+        )
+    lost = len(base.stores.blobs.lost)
+    if lost:
+        yield f"{lost} damaged blobs are removed and not back; the log names them"

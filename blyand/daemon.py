@@ -201,6 +201,7 @@ async def run(home: Home, config: Config) -> None:
                 Service("relaying", relaying.run),
                 Service("intake", ledger.intake.run),
                 Service("follower", ledger.follower.run),
+                Service("mender", ledger.mender.run),
                 Service("settling", functools.partial(settling.settle, base, ledger)),
                 Service("author", ledger.author.run),
                 Service("fetcher", fetcher.run),

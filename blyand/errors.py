@@ -37,12 +37,27 @@ class StaleVersion(Unavailable):
     """The peer no longer, or does not yet, serve the version that was named (DEC-B8)."""
 
 
+class DiskFull(Unavailable):
+    """This machine has no room: nothing new is kept until there is some again.
+
+    Not a LocalFault, since it passes without a restart: reads go on, whoever writes
+    tries again later, and callers are told that this node cannot now.
+    """
+
+
 class LocalFault(Exception):
     """This machine cannot: disk, device or settings. Ends the daemon; blames no peer."""
 
 
 class StorageFault(LocalFault):
     """The disk refused, or what it holds is damaged."""
+
+
+class Damaged(StorageFault):
+    """The database does not give what was written to it.
+
+    It is marked, so that the next opening repairs it; `__main__` opens it again at once.
+    """
 
 
 class ComputeFault(LocalFault):

@@ -23,6 +23,7 @@ from blyand.chain.author import Author
 from blyand.chain.follow import Follower, Remote
 from blyand.chain.intake import Intake, Sources
 from blyand.chain.machine import Machine
+from blyand.chain.mending import Givers, Mender
 from blyand.chain.pool import Pool, blobs_of
 from blyand.clock import Clock
 from blyand.compute import Threads, Worker, choose_device, choose_memory_bytes
@@ -102,6 +103,7 @@ class Ledger:
     intake: Intake
     follower: Follower
     author: Author
+    mender: Mender
 
     @property
     def view(self) -> View:
@@ -188,7 +190,14 @@ def build_ledger(base: Base) -> Ledger:
         functools.partial(base.host.gossip.publish, topics.BLOCK),
         base.settled,
     )
-    return Ledger(machine, pool, intake, follower, author)
+    mender = Mender(
+        base.stores.database,
+        base.stores.blocks,
+        base.stores.checkpoints,
+        base.disk_lane,
+        Givers(base.peers, checkpoints.fetch, client.fetch, base.blame),
+    )
+    return Ledger(machine, pool, intake, follower, author, mender)
 
 
 def build_models(

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from blyand.home import Home
+from blyand.rules.records import CLOCK
 from blyand.store.blobs import BlobStore
 from blyand.store.blocks import BlockStore
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.commit import GroupCommit
 from blyand.store.db import LevelStore, open_store
 from blyand.store.intents import IntentLog
+from blyand.store.mend import find_holes, name_holes
+from blyand.store.migrations import STEPS
+from blyand.store.schema import META_HOLES
 from blyand.store.state import State
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,36 +39,68 @@ class Stores:
 
 @contextmanager
 def open_stores(home: Home) -> Iterator[Stores]:
-    """Open what is on disk, repaired as far as it can be. StorageFault."""
-    database = open_store(home.database)
-    blobs = BlobStore(home.blobs)
-    intents = IntentLog(home.intents)
-    warnings = []
+    """Open what is on disk, repaired as far as it can be. StorageFault, DiskFull."""
+    database = open_store(home.database, STEPS)
     try:
-        blocks, checkpoints = BlockStore(database), CheckpointStore(database)
-        if database.repaired:
-            blocks.reindex()
-            warnings.append("the database was damaged and repaired; see the log")
-        state = State.load(database)
-        newest = checkpoints.at(checkpoints.executed_height)
-        if newest is not None and state.root != newest.checkpoint.state_root:
-            checkpoints.forget_execution()  # DEC-D4: execute again from the genesis
-            state = State()
-            warnings.append("executed state was lost; it is being executed again")
-        if intents.damaged:
-            warnings.append("the intent log is damaged; peers are asked before signing")
-        commit = GroupCommit(database)
-        yield Stores(
-            database,
-            blocks,
-            checkpoints,
-            state,
-            blobs,
-            intents,
-            commit,
-            tuple(warnings),
-        )
+        blobs = BlobStore(home.blobs)
+        try:
+            intents = IntentLog(home.intents)
+            try:
+                yield _stores(database, blobs, intents)
+            finally:
+                intents.close()
+        finally:
+            blobs.close()
     finally:
-        intents.close()
-        blobs.close()
         database.close()
+
+
+def _stores(database: LevelStore, blobs: BlobStore, intents: IntentLog) -> Stores:
+    """Return the stores, indexed and executed as far as the database is whole."""
+    warnings = []
+    blocks, checkpoints = BlockStore(database), CheckpointStore(database)
+    if database.repaired:
+        blocks.reindex()
+    state = State.load(database)
+    is_executed = _is_executed(database, state, checkpoints)
+    if database.repaired:
+        holes = find_holes(blocks, checkpoints)
+        name_holes(holes)
+        is_executed = is_executed and not holes.lacks_outcomes
+        warnings.append("the database was damaged and repaired; look at the disk")
+        database.write_batch([(META_HOLES, b"")], sync=True)
+    if not is_executed:
+        checkpoints.forget_execution()  # DEC-D4: execute again from the genesis
+        blocks.drop_unwhole()  # they are needed, so they are fetched
+        state = State()
+        warnings.append("executed state was lost; it is being executed again")
+    if database.repaired:
+        database.mended()
+    if intents.damaged:
+        warnings.append("the intent log is damaged; peers are asked before signing")
+    for warning in warnings:
+        logger.warning("%s", warning)
+    return Stores(
+        database,
+        blocks,
+        checkpoints,
+        state,
+        blobs,
+        intents,
+        GroupCommit(database),
+        tuple(warnings),
+    )
+
+
+def _is_executed(
+    database: LevelStore, state: State, checkpoints: CheckpointStore
+) -> bool:
+    """True when the stored state is the one of the checkpoint that it says it is after."""
+    height, clock = checkpoints.executed_height, CLOCK.get(state)
+    if height != (clock.height if clock else 0):
+        return False
+    newest = checkpoints.at(height) if height else None
+    if newest is None:
+        # Only the genesis tells whether its state is whole; making it anew is cheap.
+        return not height and not database.repaired
+    return newest.checkpoint.state_root == state.root

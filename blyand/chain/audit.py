@@ -16,11 +16,12 @@ from blyand.store.checkpoints import CheckpointStore
 
 
 def check_block(
-    blocks: BlockStore, id: bytes, network: bytes
+    blocks: BlockStore, id: bytes, network: bytes, *, mending: bool = False
 ) -> tuple[str | None, bool]:
     """Check one block: digests, signature, payload, parents, height.
 
-    Returns what is wrong, and whether its payload was pruned (which is no fault).
+    Returns what is wrong, and whether its payload was pruned (which is no fault, unless
+    a damaged database is `mending`: then nobody knows).
     """
     try:
         signed = blocks.signed_header(id)
@@ -44,6 +45,8 @@ def check_block(
     try:
         block = blocks.get(id)
     except Pruned:
+        if mending:
+            return "its payload is gone; peers are asked for it", False
         return None, True
     assert block is not None
     try:

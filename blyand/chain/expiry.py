@@ -7,6 +7,7 @@ import logging
 from blyand.chain.machine import Machine
 from blyand.chain.pool import Pool
 from blyand.compute import Threads
+from blyand.errors import DiskFull
 from blyand.store.blocks import BlockStore
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,10 @@ class Expiry:
         dropped = self._pool.take_dropped()
         if dropped:
             logger.info("%d pending blocks given up", len(dropped))
-            await self._lane.run(self._blocks.expire, dropped)
+            try:
+                await self._lane.run(self._blocks.expire, dropped)
+            except DiskFull as error:  # they are dropped again after the next start
+                logger.info("they stay on the disk: %s", error)
 
     async def _drop_old(self) -> None:
         entries = [one for one in self._pool.entries() if one.anchor_ms is None]

@@ -11,6 +11,7 @@ from blyan_proto.block.economy import Hardware, Heartbeat, Registration
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.genesis import Genesis
 from blyan_proto.types import bitmap
+from blyand.errors import Unavailable
 from blyand.events import Broadcast, CheckpointFinalised, HeldChanged
 from blyand.rules.records import MODELS, NODES, ModelRecord
 from blyand.rules.verdict import Ignore
@@ -57,7 +58,7 @@ class Member:
                 try:
                     if self._is_following():
                         await self._speak()
-                except Ignore as error:  # said again with the next beat
+                except (Ignore, Unavailable) as error:  # said again with the next beat
                     logger.info("not said now: %s", error)
                 with trio.move_on_after(CHECK_S):
                     await facts.receive()

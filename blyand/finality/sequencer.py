@@ -28,7 +28,7 @@ from blyan_proto.genesis import Genesis
 from blyan_proto.signing import Purpose, SigningKey
 from blyand.clock import Clock
 from blyand.compute import Threads
-from blyand.errors import Halted
+from blyand.errors import DiskFull, Halted
 from blyand.finality.beacon import BeaconChain
 from blyand.poison import Poisoned
 from blyand.rules.records import Clock as ChainClock
@@ -38,6 +38,7 @@ from blyand.store.intents import IntentLog
 logger = logging.getLogger(__name__)
 
 SETTLE_S = 5.0  # how long peers may take to show a checkpoint that this node signed
+FULL_S = 2.0  # before a disk that was full is tried again
 FRESH_S = 2.0  # how long a node without memory of its votes listens first
 
 
@@ -117,6 +118,11 @@ class Sequencer:
                 self._chain.drop(error.identity)
             except Reject as error:  # a peer showed this height in the meantime
                 logger.warning("a checkpoint of this node is not needed: %s", error)
+            except (
+                DiskFull
+            ) as error:  # a vote that was noted is never given: see _round
+                logger.warning("no checkpoint is made: %s", error)
+                await trio.sleep(FULL_S)
 
     async def _settle(self) -> None:
         """Wait, after a restart, for what peers know of our own signatures (DEC-A9).

@@ -25,11 +25,13 @@ def bind(
     blobs: BlobStore,
     state_root: Callable[[], tuple[int, bytes]],
     lane: Threads,
+    has_holes: Callable[[], bool] = lambda: False,
 ) -> None:
     """Bind chain.verify.
 
     `state_root` reads the stored state whole and returns the height it is after and its
-    root. `lane` reads and hashes.
+    root. `has_holes`: what a damaged database lost is not all back. `lane` reads and
+    hashes.
     """
 
     @answers(spec.verify)
@@ -42,13 +44,16 @@ def bind(
 
         blocks, store = ledger.blocks, ledger.checkpoints
         ids = await lane.run(blocks.ids)
-        pruned = 0
+        pruned, mending = 0, await lane.run(has_holes)
         for at in range(0, len(ids), AT_ONCE):
             some = ids[at : at + AT_ONCE]
             for id, (problem, was_pruned) in zip(
                 some,
                 await lane.run(
-                    lambda: [check_block(blocks, id, genesis.id) for id in some]
+                    lambda: [
+                        check_block(blocks, id, genesis.id, mending=mending)
+                        for id in some
+                    ]
                 ),
             ):
                 note("block", id, problem)

@@ -20,6 +20,7 @@ from blyand.rules.chain.intake import Place, Verified
 from blyand.store.db import Store
 from blyand.store.equivocations import Equivocations
 from blyand.store.schema import (
+    AUTHOR,
     CHILD,
     HEADER,
     ORDERED,
@@ -77,6 +78,10 @@ class BlockStore:
     def has(self, block: bytes) -> bool:
         """True when the header of the block is here."""
         return self._store.get(HEADER + block) is not None
+
+    def is_whole(self, block: bytes) -> bool:
+        """True when the block is here with its payload."""
+        return self.has(block) and self._store.get(PAYLOAD + block) is not None
 
     def signed_header(self, block: bytes) -> SignedHeader | None:
         """Return the header and signature, which are kept for ever."""
@@ -158,12 +163,28 @@ class BlockStore:
         """Drop the payloads of blocks past their retention; headers stay (DEC-B9)."""
         self._store.write_batch([(PAYLOAD + key, None) for key in blocks], sync=False)
 
+    def index_of(self, block: bytes) -> Batch:
+        """Return the index entries of a block that is here."""
+        signed = self.signed_header(block)
+        return [] if signed is None else _index(block, signed.header)
+
+    def put_back(self, block: Block) -> None:
+        """Store an ordered block that a repaired database lost, durable on return."""
+        signed = encode(SignedHeader(block.header, block.signature))
+        whole = [(HEADER + block.id, signed), (PAYLOAD + block.id, block.payload)]
+        writes: Batch = [*whole, *_index(block.id, block.header)]
+        self._store.write_batch(writes, sync=True)
+
     def reindex(self) -> int:
         """Write every index again from the headers; for a repaired database.
 
-        A block whose id is not the digest of its header is dropped, so that it is
-        fetched again. Returns how many blocks are here.
+        A block whose id is not the digest of its header, and a pending one without its
+        payload, is dropped, so that it is fetched again. Returns how many are here.
         """
+        for prefix in (PLACE, AUTHOR, CHILD, PENDING):
+            for key, _ in self._store.scan(prefix):
+                if not self.has(key[-32:]):
+                    self._store.write_batch([(key, None)], sync=False)
         count = 0
         for key, raw in self._store.scan(HEADER):
             block = key[1:]
@@ -173,17 +194,31 @@ class BlockStore:
                 sound = signed.header.id == block
             except ProtocolError:
                 sound = False
-            if sound:
+            is_ordered = self._store.get(ORDERED + block) is not None
+            if sound and (is_ordered or self.is_whole(block)):
                 count += 1
                 writes = _index(block, signed.header)
                 writes += self.equivocations.batch(signed, lambda account: True)
-                if self._store.get(ORDERED + block) is None:
+                if not is_ordered:
                     writes.append((PENDING + block, encode(OWN)))
             else:
-                writes = [(prefix + block, None) for prefix in (HEADER, PAYLOAD)]
+                writes = self._without(block, signed.header if sound else None)
             self._store.write_batch(writes, sync=False)
         self._store.write_batch([], sync=True)
         return count
+
+    def drop_unwhole(self) -> None:
+        """Forget the blocks without payload, to fetch them; for executing all again."""
+        for key, raw in self._store.scan(HEADER):
+            if not self.is_whole(key[1:]):
+                header = decode_own(SignedHeader, raw, MAX_BLOCK_BYTES).header
+                self._store.write_batch(self._without(key[1:], header), sync=False)
+        self._store.write_batch([], sync=True)
+
+    def _without(self, block: bytes, header: Header | None) -> Batch:
+        rows = (HEADER, PAYLOAD, PENDING)
+        indexed = [] if header is None else [key for key, _ in _index(block, header)]
+        return [(key, None) for key in (*(row + block for row in rows), *indexed)]
 
 
 def _index(block: bytes, header: Header) -> Batch:

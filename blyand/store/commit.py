@@ -1,15 +1,24 @@
-"""Group commit: many submissions, one synced batch, one wake-up (DEC-D1)."""
+"""Group commit: many submissions, one synced batch, one wake-up (DEC-D1).
+
+While the disk is full every submission is refused at once, and the database is tried
+again with a growing delay; so nothing waits in memory for a disk that may stay full.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections import deque
+from collections.abc import Iterable
 
 import trio
 
-from blyand.errors import StorageFault
+from blyand.errors import DiskFull, StorageFault
 from blyand.store.db import Store
 from blyand.store.schema import Batch
 
+logger = logging.getLogger(__name__)
+
+FIRST_TRY_S, LONGEST_TRY_S = 0.5, 15.0  # delays between tries while the disk is full
 GROUP_OPERATIONS = 4096  # most writes in one batch: about a millisecond of LevelDB
 GROUP_BYTES = 4 * 1024 * 1024  # and most bytes, unless one submission is larger
 
@@ -19,7 +28,7 @@ class _Submission:
         self.batch = batch
         self.bytes = sum(len(key) + len(value or b"") for key, value in batch)
         self.done = trio.Event()
-        self.fault: StorageFault | None = None
+        self.fault: StorageFault | DiskFull | None = None
 
 
 class GroupCommit:
@@ -34,12 +43,14 @@ class GroupCommit:
         self._waiting: deque[_Submission] = deque()
         self._changed = trio.Condition()
         self._closed = False
+        self._full: DiskFull | None = None
         self._limiter = trio.CapacityLimiter(1)
 
     async def submit(self, batch: Batch) -> None:
         """Write `batch`; it is durable on return. Submissions keep their order.
 
-        StorageFault when it could not be written. If cancelled, it may or may not be.
+        DiskFull, and nothing is written, while there is no room; StorageFault when it
+        could not be written. If cancelled, it may or may not be.
         """
         submission = _Submission(batch)
         async with self._changed:
@@ -47,6 +58,8 @@ class GroupCommit:
                 await self._changed.wait()
             if self._closed:
                 raise StorageFault("the database no longer takes writes")
+            if self._full is not None:
+                raise DiskFull(str(self._full))
             self._waiting.append(submission)
             self._changed.notify_all()
         await submission.done.wait()
@@ -56,7 +69,10 @@ class GroupCommit:
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve submissions until cancelled. A write that fails ends the service."""
+        """Serve submissions until cancelled.
+
+        A write that fails ends the service, unless only room is lacking.
+        """
         task_status.started()
         group: list[_Submission] = []
         fault = StorageFault("the database was closed before the write")
@@ -68,7 +84,10 @@ class GroupCommit:
                     group = self._take()
                     self._changed.notify_all()
                 # Not abandoned on cancel: what was written is also acknowledged.
-                await trio.to_thread.run_sync(self._write, group, limiter=self._limiter)
+                try:
+                    await self._write(group)
+                except DiskFull as error:
+                    await self._wait_for_room(group, error)
                 for submission in group:
                     submission.done.set()
                 group = []
@@ -77,9 +96,7 @@ class GroupCommit:
             raise
         finally:
             self._closed = True
-            for submission in [*group, *self._waiting]:
-                submission.fault = fault
-                submission.done.set()
+            _refuse([*group, *self._waiting], fault)
             self._waiting.clear()
             with trio.CancelScope(shield=True):
                 async with self._changed:
@@ -98,6 +115,32 @@ class GroupCommit:
             group.append(self._waiting.popleft())
         return group
 
-    def _write(self, group: list[_Submission]) -> None:
+    async def _wait_for_room(self, group: list[_Submission], error: DiskFull) -> None:
+        """Refuse everything until the database takes writes again."""
+        self._full = error
+        delay_s = FIRST_TRY_S
+        logger.error("%s; nothing new is stored until there is room", error)
+        while self._full is not None:
+            async with self._changed:
+                _refuse([*group, *self._waiting], self._full)
+                self._waiting.clear()
+                self._changed.notify_all()
+            await trio.sleep(delay_s)
+            delay_s = min(2 * delay_s, LONGEST_TRY_S)
+            try:
+                await self._write([])
+                self._full = None
+            except DiskFull as still:
+                self._full = still
+
+    async def _write(self, group: list[_Submission]) -> None:
         batch = [write for submission in group for write in submission.batch]
-        self._store.write_batch(batch, sync=True)
+        await trio.to_thread.run_sync(
+            lambda: self._store.write_batch(batch, sync=True), limiter=self._limiter
+        )
+
+
+def _refuse(submissions: Iterable[_Submission], fault: StorageFault | DiskFull) -> None:
+    for submission in submissions:
+        submission.fault = fault
+        submission.done.set()

@@ -1,21 +1,35 @@
 """The ordered key-value database under every index: LevelDB, opened with suspicion.
 
 `Store` is what the rest of the store uses; `memory.MemoryStore` is its twin for
-simulations. Only this file imports plyvel. TILE facts: a lenient open may leave holes.
+simulations. `level` opens the files; this file keeps them open for everybody.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import plyvel
 
-from blyand.errors import StorageFault
+from blyand.errors import Damaged, DiskFull, StorageFault
+from blyand.store.gate import Gate
+from blyand.store.level import (
+    ERRORS,
+    check_room,
+    fault,
+    forget_damage,
+    mark_damage,
+    open_level,
+    open_suspiciously,
+    text_of,
+)
 from blyand.store.medium import sync_path
+from blyand.store.migrate import Steps, check_version, migrate, version_of
 from blyand.store.schema import (
     META_CLEAN,
     META_SCHEMA,
@@ -27,7 +41,7 @@ from blyand.store.schema import (
 logger = logging.getLogger(__name__)
 
 COPIED_AT_ONCE = 1000  # entries in one batch of a copy
-BLOOM_BITS = 10  # per key: a miss costs 6 us instead of a disk read
+READ_AT_ONCE = 64  # most pairs that a scan takes in one turn: 4 MiB of payloads
 
 
 class Store(Protocol):
@@ -58,7 +72,13 @@ class Store(Protocol):
 
 
 class LevelStore:
-    """A `Store` in LevelDB; made by `open_store`."""
+    """A `Store` in LevelDB; made by `open_store`.
+
+    Strategy. When a write fails, LevelDB's log ends in a torn record, and what is written
+    behind that is lost at the next start without a word. So nothing more is written
+    before the database was closed and opened again, which the next writer does as soon
+    as there is room. Readers and scans pass a gate, and go on afterwards.
+    """
 
     def __init__(
         self, path: Path, database: Any, *, repaired: bool, was_clean: bool
@@ -67,166 +87,179 @@ class LevelStore:
         self._database = database
         self.repaired = repaired
         self.was_clean = was_clean
+        self._gate = Gate()
+        self._writing = threading.Lock()
+        self._openings = 1
+        self._torn: DiskFull | StorageFault | None = None  # why the last write failed
+
+    @property
+    def full(self) -> str | None:
+        """Why writes are refused now, in a sentence; None while they are not."""
+        return str(self._torn) if isinstance(self._torn, DiskFull) else None
 
     def get(self, key: bytes) -> bytes | None:
-        try:
-            value: bytes | None = self._database.get(key, verify_checksums=True)
-        except (plyvel.Error, RuntimeError) as error:
-            raise self._unreadable(error) from error
+        with self._gate:
+            try:
+                value: bytes | None = self._database.get(key, verify_checksums=True)
+            except ERRORS as error:
+                raise self._unreadable(error) from error
         return value
 
     def write_batch(self, batch: Batch, *, sync: bool) -> None:
-        try:
-            with self._database.write_batch(sync=sync) as written:
-                for key, value in batch:
-                    if value is None:
-                        written.delete(key)
-                    else:
-                        written.put(key, value)
-        except (plyvel.Error, RuntimeError) as error:
-            raise StorageFault(f"cannot write to the database: {error}") from error
+        """As `Store` says. DiskFull: nothing was written; try again later."""
+        with self._writing:
+            if self._torn is not None:
+                self._open_again(self._torn)
+            try:
+                with self._gate, self._database.write_batch(sync=sync) as written:
+                    for key, value in batch:
+                        if value is None:
+                            written.delete(key)
+                        else:
+                            written.put(key, value)
+            except ERRORS as error:
+                failed = fault("cannot write to the database", error)
+                if isinstance(error, plyvel.Error):
+                    self._torn = failed
+                raise failed from error
 
     def scan(
         self, prefix: bytes, *, start: bytes = b"", reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
-        try:
+        low, end = prefix + start, after(prefix)
+        with self._gate:
             # LevelDB fixes an iterator's view when it is made, so make it now.
-            pairs = self._database.iterator(
-                start=None if reverse else prefix + start,
-                stop=after(prefix),
-                reverse=reverse,
-                verify_checksums=True,
-            )
-        except (plyvel.Error, RuntimeError) as error:
-            raise self._unreadable(error) from error
-        # In reverse, plyvel 1.5.1 finds nothing if the last key is `start` itself.
-        return self._guarded(pairs, prefix + start)
+            pairs = self._iterator(low, end, reverse)
+            return self._in_turns(pairs, self._openings, low, end, reverse)
 
     def copy_to(self, path: Path, report: Callable[[int], None]) -> None:
         """Write the database as it stands now into a new one in the folder `path`.
 
-        Writers are not held up. `report` hears how many entries are copied. StorageFault.
+        Writers are not held up. `report` hears how many entries are copied. DiskFull,
+        StorageFault.
         """
         try:
-            made = _open(path, paranoid=True)
+            made = open_level(path, paranoid=True)
             with self._database.snapshot() as snapshot:
                 with snapshot.iterator(verify_checksums=True) as pairs:
-                    for count, some in enumerate(_batches(pairs), 1):
+                    count = 0
+                    while some := self._some(pairs, COPIED_AT_ONCE):
                         with made.write_batch() as written:
                             for key, value in some:
                                 written.put(key, value)
-                        report(count * COPIED_AT_ONCE)
+                        report(count := count + len(some))
             made.put(META_CLEAN, b"\x01", sync=True)
             made.close()
-        except (plyvel.Error, RuntimeError, OSError) as error:
-            raise StorageFault(f"cannot copy the database: {error}") from error
+        except (*ERRORS, OSError) as error:
+            raise fault("cannot copy the database", error) from error
+
+    def mended(self) -> None:
+        """Whoever opened the store has noted what a repair lost."""
+        forget_damage(self._path)
 
     def close(self) -> None:
         if self._database.closed:
             return
         try:
-            self.write_batch([(META_CLEAN, b"\x01")], sync=True)
+            if self._torn is None:
+                self.write_batch([(META_CLEAN, b"\x01")], sync=True)
+        except DiskFull as error:
+            logger.warning("the stop is not noted as clean: %s", error)
         finally:
-            self._database.close()
+            with self._gate.alone():
+                self._database.close()
 
-    def _guarded(self, pairs: Any, lowest: bytes) -> Iterator[tuple[bytes, bytes]]:
+    # Inside
+
+    def _open_again(self, why: DiskFull | StorageFault) -> None:
+        if not isinstance(why, DiskFull):
+            raise StorageFault(f"the database failed before: {why}")
+        check_room(self._path)
+        with self._gate.alone():
+            self._database.close()
+            self._database, repaired = open_suspiciously(self._path)
+            self._openings += 1
+        if repaired:
+            raise Damaged("the database was damaged when the disk was full")
+        self._torn = None
+        logger.warning("there is room again; the database takes writes")
+
+    def _iterator(self, low: bytes, end: bytes | None, reverse: bool) -> Any:
+        # In reverse, plyvel 1.5.1 finds nothing if the last key is `start` itself.
         try:
-            with pairs:
-                for key, value in pairs:
-                    if key < lowest:
-                        return
-                    yield key, value
-        except (plyvel.Error, RuntimeError) as error:
+            return self._database.iterator(
+                start=None if reverse else low,
+                stop=end,
+                reverse=reverse,
+                verify_checksums=True,
+            )
+        except ERRORS as error:
             raise self._unreadable(error) from error
 
+    def _in_turns(
+        self, pairs: Any, opening: int, low: bytes, end: bytes | None, reverse: bool
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield pairs, the first one soon; after an opening, go on behind the last."""
+        count = 1
+        try:
+            while True:
+                with self._gate:
+                    if opening != self._openings:
+                        pairs = self._iterator(low, end, reverse)
+                        opening = self._openings
+                    some = self._some(pairs, count)
+                for key, value in some:
+                    if key < low:
+                        return
+                    yield key, value
+                if len(some) < count:
+                    return
+                if reverse:
+                    end = some[-1][0]
+                else:
+                    low = some[-1][0] + b"\0"
+                count = min(4 * count, READ_AT_ONCE)
+        finally:
+            with self._gate:
+                pairs.close()
+
+    def _some(self, pairs: Iterator[Any], count: int) -> list[tuple[bytes, bytes]]:
+        with self._gate:
+            try:
+                return list(islice(pairs, count))
+            except ERRORS as error:
+                raise self._unreadable(error) from error
+
     def _unreadable(self, error: Exception) -> StorageFault:
-        if isinstance(error, plyvel.CorruptionError):
-            _damage_mark(self._path).touch(mode=0o600)  # the next open repairs
+        if isinstance(error, plyvel.Error):
+            mark_damage(self._path)
+            return Damaged(f"the database is damaged: {text_of(error)}")
         return StorageFault(f"cannot read the database: {error}")
 
 
-def open_store(path: Path) -> LevelStore:
-    """Open or create the database in the folder `path`.
+def open_store(path: Path, steps: Steps = MappingProxyType({})) -> LevelStore:
+    """Open or create the database in the folder `path`, migrated by `steps`.
 
     StorageFault in one sentence when it cannot be opened, is in use, or was written by
-    another version. The caller closes it.
+    another version; DiskFull. The caller closes it.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     is_new = not any(path.iterdir())
     if is_new:
         sync_path(path.parent)
-    database, repaired = _open_suspiciously(path)
+    database, repaired = open_suspiciously(path)
+    store = LevelStore(path, database, repaired=repaired, was_clean=is_new)
     try:
-        version = database.get(META_SCHEMA)
-        if version is None and not is_new and not repaired and any(database):
+        known = store.get(META_SCHEMA) is not None
+        if known:
+            check_version(path, version_of(store)[0], steps)
+            store.was_clean = store.get(META_CLEAN) is not None
+            migrate(store, steps)
+        elif not is_new and not repaired and any(True for _ in store.scan(b"")):
             raise StorageFault(f"{path} is a LevelDB, but not one of blyand's")
-        _check_version(path, version)
-        was_clean = is_new or database.get(META_CLEAN) is not None
-        with database.write_batch(sync=True) as written:
-            written.put(META_SCHEMA, SCHEMA_VERSION.to_bytes(4, "big"))
-            written.delete(META_CLEAN)
+        version = SCHEMA_VERSION.to_bytes(4, "big")
+        store.write_batch([(META_SCHEMA, version), (META_CLEAN, None)], sync=True)
     except BaseException:
         database.close()
         raise
-    return LevelStore(path, database, repaired=repaired, was_clean=was_clean)
-
-
-def _batches(pairs: Iterable[Any]) -> Iterator[list[Any]]:
-    rest = iter(pairs)
-    while some := list(islice(rest, COPIED_AT_ONCE)):
-        yield some
-
-
-def _check_version(path: Path, raw: bytes | None) -> None:
-    if raw is None:
-        return
-    version = int.from_bytes(raw, "big")
-    if version != SCHEMA_VERSION:
-        raise StorageFault(
-            f"the database in {path} has schema {version} and this blyand knows "
-            f"{SCHEMA_VERSION}: run the blyand that wrote it, or begin with a new home"
-        )
-
-
-def _damage_mark(path: Path) -> Path:
-    return path.with_name(path.name + ".damaged")
-
-
-def _open_suspiciously(path: Path) -> tuple[Any, bool]:
-    """Return (database, whether damage had to be overlooked to open it)."""
-    # Without CURRENT, LevelDB would start an empty database and erase the old tables.
-    headless = not (path / "CURRENT").exists() and any(path.glob("*.l[do][bg]"))
-    if not headless and not _damage_mark(path).exists():
-        for paranoid in (True, False):
-            try:
-                return _open(path, paranoid=paranoid), not paranoid
-            except plyvel.Error as error:
-                if not _is_damage(error):
-                    raise StorageFault(f"cannot open the database: {error}") from error
-                logger.warning("the database in %s is damaged: %s", path, error)
-    try:
-        plyvel.repair_db(str(path), paranoid_checks=True)
-        database = _open(path, paranoid=False)
-    except plyvel.Error as error:
-        raise StorageFault(f"cannot repair the database: {error}") from error
-    _damage_mark(path).unlink(missing_ok=True)
-    return database, True
-
-
-def _open(path: Path, *, paranoid: bool) -> Any:
-    return plyvel.DB(
-        str(path),
-        create_if_missing=True,
-        paranoid_checks=paranoid,
-        bloom_filter_bits=BLOOM_BITS,
-    )
-
-
-def _is_damage(error: Exception) -> bool:
-    """True for a file that is wrong, short or missing; not for a lock or a full disk."""
-    text = str(error)
-    return (
-        isinstance(error, plyvel.CorruptionError)
-        or "No such file" in text
-        or "missing files" in text
-    )
+    return store

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blyan_proto.checkpoint import VoteStage
-from blyand.errors import LocalFault, StorageFault
+from blyand.errors import DiskFull, LocalFault, StorageFault
 from blyand.store.medium import Medium
-from blyand.store.partial import pread
 
 NAME = "log"
 SLOT_BYTES = 128
@@ -169,13 +168,14 @@ class IntentLog:
     def _append(self, slot: _Slot) -> None:
         if self._broken:
             raise StorageFault("the intent log is closed or failed before")
-        if self._slots >= max(COMPACT_SLOTS, 2 * self._compacted):
-            self._compact()
         try:
-            self._medium.write(
-                self._fd, self._slots * SLOT_BYTES, slot.pack(self._slots)
-            )
-            self._medium.sync(self._fd)
+            if self._slots >= max(COMPACT_SLOTS, 2 * self._compacted):
+                self._compact()
+            raw, at = slot.pack(self._slots), self._slots * SLOT_BYTES
+            self._medium.write(self._fd, at, raw)
+            self._sync(self._fd)
+        except DiskFull:
+            raise  # what was written of the slot is written over by the next one
         except BaseException:
             self._broken = True  # what is on disk is unknown until the next start
             raise
@@ -197,7 +197,7 @@ class IntentLog:
             self._head_floors[slot.key] = max(floor, slot.a)
 
     def _load(self) -> None:
-        raw = pread(self._fd, 0, os.fstat(self._fd).st_size)
+        raw = self._medium.read(self._fd, 0, os.fstat(self._fd).st_size)
         count = len(raw) // SLOT_BYTES
         last_is_torn = False
         for index in range(count):
@@ -256,12 +256,28 @@ class IntentLog:
         self._medium.unlink(f"{NAME}.new")
         fd = self._medium.create(f"{NAME}.new")
         raw = b"".join(slot.pack(index) for index, slot in enumerate(slots))
-        self._medium.write(fd, 0, raw)
-        self._medium.sync(fd)
-        self._medium.rename(f"{NAME}.new", NAME)
-        self._medium.sync_folder("")
+        try:
+            self._medium.write(fd, 0, raw)
+            self._sync(fd)
+        except BaseException:
+            self._medium.close_file(fd)  # the old file stands
+            raise
+        try:
+            self._medium.rename(f"{NAME}.new", NAME)
+            self._medium.sync_folder("")
+        except BaseException:
+            self._broken = True  # which file stands is unknown until the next start
+            self._medium.close_file(fd)
+            raise
         self._slots = self._compacted = len(slots)
         return fd
+
+    def _sync(self, fd: int) -> None:
+        """Sync a file. A disk that is full says so before; here it is a fault of its own."""
+        try:
+            self._medium.sync(fd)
+        except DiskFull as error:
+            raise StorageFault(f"the intent log is not on the disk: {error}") from error
 
 
 def _head_key(group: str, run: bytes) -> bytes:

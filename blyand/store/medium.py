@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from blyand.errors import StorageFault
+from blyand.errors import DiskFull, StorageFault
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: a pipe that somebody put in a file's place must not make us wait.
 _FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ABSENT = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EISDIR)
 
 
@@ -33,7 +34,10 @@ class Entry:
 
 
 class Medium:
-    """Files under `root` on a real disk. Every failure of the disk is a StorageFault."""
+    """Files under `root` on a real disk.
+
+    A failure of the disk is a StorageFault, but DiskFull when only room is lacking.
+    """
 
     def __init__(self, root: Path) -> None:
         with _faults(f"open {root}"):
@@ -79,6 +83,15 @@ class Medium:
             written = 0
             while written < len(view):
                 written += os.pwrite(fd, view[written:], offset + written)
+
+    def read(self, fd: int, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes at `offset`; fewer where the file ends."""
+        parts = []
+        with _faults("read"):
+            while size and (part := os.pread(fd, size, offset)):
+                parts.append(part)
+                offset, size = offset + len(part), size - len(part)
+        return b"".join(parts)
 
     def truncate(self, fd: int, size: int) -> None:
         """Cut the file to `size` bytes."""
@@ -191,7 +204,16 @@ def _faults(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageFault(f"cannot {action}: {error.strerror or error}") from error
+        raise fault_of(action, error) from error
+
+
+def fault_of(action: str, error: OSError) -> DiskFull | StorageFault:
+    """Return what a failure of the disk is to the rest of the daemon."""
+    if error.errno in _FULL:
+        return DiskFull(
+            f"cannot {action}: the disk is full ({error.strerror}); make room"
+        )
+    return StorageFault(f"cannot {action}: {error.strerror or error}")
 
 
 def sync_path(folder: Path) -> None:

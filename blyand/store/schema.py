@@ -73,7 +73,7 @@ CHECKPOINT = b"F"
 EXECUTED = b"X"
 
 TABLE = (
-    Row(META, "name", "schema: u32; clean: u8; executed: u64 height; others: raw"),
+    Row(META, "name", "schema: u32; executed: u64 height; clean, holes, migrating"),
     Row(HEADER, "block id 32", "SignedHeader"),
     Row(PAYLOAD, "block id 32", "payload bytes; absent once pruned"),
     Row(PENDING, "block id 32", "Arrival; absent once ordered"),
@@ -88,6 +88,8 @@ TABLE = (
 
 META_SCHEMA = META + b"schema"
 META_CLEAN = META + b"clean"  # there only while the database is closed in order
+META_MIGRATING = META + b"migrating"  # u32 from which version, and the step's own place
+META_HOLES = META + b"holes"  # there while what a repair lost is not all back
 META_EXECUTED = META + b"executed"  # height of the checkpoint that the state is after
 
 

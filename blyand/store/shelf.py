@@ -108,6 +108,9 @@ class Shelf:
             raise NotHere(f"blob {root.hex()} is not here")
         try:
             yield fd
+        except OSError as error:  # the disk does not give what it took
+            self.lose(root, error)
+            raise NotHere(f"blob {root.hex()} cannot be read") from error
         finally:
             self._medium.close_file(fd)
 

@@ -12,6 +12,7 @@ import trio
 
 from blyan_proto.block.model import Adoption
 from blyan_proto.constants import FORMAT_VERSION
+from blyand.errors import Unavailable
 from blyand.events import Broadcast, CheckpointFinalised
 from blyand.rules.model.adoption import versions_of
 from blyand.rules.model.model import heads_root
@@ -75,7 +76,7 @@ class Adopter:
                 ),
                 meta_ref=model.id,
             )
-        except Ignore as error:  # tried again after the next checkpoint
+        except (Ignore, Unavailable) as error:  # tried again after the next checkpoint
             logger.info("not adopted now: %s", error)
             return
         self._adopted[record.id] = round

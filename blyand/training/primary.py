@@ -37,7 +37,7 @@ from blyan_proto.types import Role
 from blyan_tile import delta as deltas
 from blyan_tile.layout import Group
 from blyand.compute import Threads
-from blyand.errors import NotHere, Unavailable
+from blyand.errors import Unavailable
 from blyand.events import Broadcast, RoundClosed
 from blyand.rules.model import update as rules
 from blyand.rules.model.election import contributors, ranks, seat_of
@@ -231,7 +231,7 @@ class Primary:
             logger.warning("%s: a head for this round is out", place.group.name)
             collecting.promised = True
             return
-        except (NotHere, ProtocolError) as error:
+        except (Unavailable, ProtocolError) as error:
             logger.warning("no update for %s: %s", place.group.name, error)
             collecting.again = trio.current_time() + AGAIN_S
             collecting.publishing = False
