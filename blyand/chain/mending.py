@@ -92,6 +92,7 @@ class Mender:
         holes = find_holes(self._blocks, self._checkpoints)
         if holes.lacks_outcomes:  # of a checkpoint that only came back now
             self._checkpoints.forget_execution()
+            self._blocks.drop_unwhole()
             raise Damaged("what came of some blocks is lost; all is executed again")
         if holes:
             return holes
