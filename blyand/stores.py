@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from blyand.home import Home
-from blyand.rules.records import CLOCK
 from blyand.store.blobs import BlobStore
 from blyand.store.blocks import BlockStore
 from blyand.store.checkpoints import CheckpointStore
@@ -62,7 +61,7 @@ def _stores(database: LevelStore, blobs: BlobStore, intents: IntentLog) -> Store
     if database.repaired:
         blocks.reindex()
     state = State.load(database)
-    is_executed = _is_executed(database, state, checkpoints)
+    is_executed = _is_executed(state, checkpoints)
     if database.repaired:
         holes = find_holes(blocks, checkpoints)
         name_holes(holes)
@@ -73,6 +72,7 @@ def _stores(database: LevelStore, blobs: BlobStore, intents: IntentLog) -> Store
         checkpoints.forget_execution()  # DEC-D4: execute again from the genesis
         blocks.drop_unwhole()  # they are needed, so they are fetched
         state = State()
+    if not is_executed and checkpoints.latest() is not None:
         warnings.append("executed state was lost; it is being executed again")
     if database.repaired:
         database.mended()
@@ -92,15 +92,11 @@ def _stores(database: LevelStore, blobs: BlobStore, intents: IntentLog) -> Store
     )
 
 
-def _is_executed(
-    database: LevelStore, state: State, checkpoints: CheckpointStore
-) -> bool:
-    """True when the stored state is the one of the checkpoint that it says it is after."""
-    height, clock = checkpoints.executed_height, CLOCK.get(state)
-    if height != (clock.height if clock else 0):
-        return False
+def _is_executed(state: State, checkpoints: CheckpointStore) -> bool:
+    """True when the stored state is the one of the checkpoint that it says it is after.
+
+    Before the first checkpoint nobody here can tell; the genesis is quickly made anew.
+    """
+    height = checkpoints.executed_height
     newest = checkpoints.at(height) if height else None
-    if newest is None:
-        # Only the genesis tells whether its state is whole; making it anew is cheap.
-        return not height and not database.repaired
-    return newest.checkpoint.state_root == state.root
+    return newest is not None and newest.checkpoint.state_root == state.root

@@ -25,6 +25,7 @@ from blyand.store.schema import (
     CHECKPOINT,
     EXECUTED,
     HEADER,
+    META_EXECUTED,
     META_HOLES,
     ORDERED,
     PAYLOAD,
@@ -208,6 +209,7 @@ def test_what_is_lost_is_named_and_the_rest_is_served_meanwhile(past, home, capl
             assert f"lost with the damaged database: block {block.hex()}" in caplog.text
         holes = find_holes(stores.blocks, stores.checkpoints)
         assert set(holes.blocks) == {headless, empty} and not holes.checkpoints
+        assert index_keys(stores.database) == rebuilt(stores.database)
         said = {one for one in problems(stores, past) if one}
         assert f"it orders block {headless.hex()[:16]}, which is not here" in said
         assert "payload is gone" in str(
@@ -236,6 +238,14 @@ def test_lost_execution_is_done_again(past, home, row):
         assert "executed again" in stores.warnings[-1]
         trio.run(catch_up, home, past, stores)
         check_whole(stores, past)
+
+
+def test_forgetting_what_was_executed_may_be_interrupted(past, home):
+    with open_stores(home) as stores:
+        rows = [key for key, _ in stores.database.scan(EXECUTED)]
+        lost = [META_EXECUTED, *rows[::2], *(row for row in rows if b"clock" in row)]
+        stores.database.write_batch([(key, None) for key in lost], sync=True)
+    settle(home, past)
 
 
 def test_a_lost_outcome_of_a_lost_checkpoint_is_noticed_later(past, home):
