@@ -16,7 +16,8 @@ from pathlib import Path
 
 import trio
 
-from blyand.errors import ConfigFault
+from blyand.errors import ConfigFault, DiskFull, StorageFault
+from blyand.store.medium import Medium
 
 log = logging.getLogger(__name__)
 
@@ -191,17 +192,19 @@ def read_or_none(path: Path) -> bytes | None:
 
 
 async def replace_file(path: Path, raw: bytes) -> None:
-    """Put `raw` in a file's place. A disk that refuses is logged: it can be lost."""
+    """Put `raw` in a file's place, durable on return.
+
+    A disk that refuses is logged: it can be lost.
+    """
 
     def replace() -> None:
-        draft = path.with_suffix(".new")
-        with draft.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        medium = Medium(path.parent)
+        try:
+            medium.put(path.name, raw)
+        finally:
+            medium.close()
 
     try:
         await trio.to_thread.run_sync(replace)
-    except OSError as error:
+    except (StorageFault, DiskFull) as error:
         log.warning("cannot save %s: %s", path, error)

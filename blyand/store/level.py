@@ -13,7 +13,7 @@ from typing import Any
 import plyvel
 
 from blyand.errors import DiskFull, StorageFault
-from blyand.store.medium import fault_of, sync_path
+from blyand.store.medium import Medium, fault_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +78,12 @@ def check_room(path: Path) -> None:
 def mark_damage(path: Path) -> None:
     """Make the next opening repair the database."""
     try:
-        _mark(path).touch(mode=0o600)
-        sync_path(path.parent)
-    except OSError as error:
+        medium = Medium(path.parent)
+        try:
+            medium.put(_mark(path).name, b"")
+        finally:
+            medium.close()
+    except (StorageFault, DiskFull) as error:
         logger.warning("cannot note that %s is damaged: %s", path, error)
 
 

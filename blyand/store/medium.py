@@ -1,6 +1,6 @@
 """The one door to the files of one folder: every durable operation, and nothing else.
 
-Blobs and intents use a `Medium` alone, so that a test can put a recording one in its
+Blobs, intents and the small files of the home use a `Medium` alone, so that a test can put a recording one in its
 place and replay what a power cut would have left (DEC-D2). Names are relative to the
 root, at most one folder deep; no link is ever followed (DEC-C6).
 """
@@ -116,6 +116,22 @@ class Medium:
             self._folder(new) as (new_folder, new_base),
         ):
             os.rename(old_base, new_base, src_dir_fd=old_folder, dst_dir_fd=new_folder)
+
+    def put(self, name: str, raw: bytes) -> None:
+        """Put a small file with these bytes in a name's place, durable on return.
+
+        Whatever happens, the name stands for the old bytes or for the new ones.
+        """
+        draft = f"{name}.new"
+        self.unlink(draft)
+        fd = self.create(draft)
+        try:
+            self.write(fd, 0, raw)
+            self.sync(fd)
+        finally:
+            self.close_file(fd)
+        self.rename(draft, name)
+        self.sync_folder(name.rpartition("/")[0])
 
     def adopt(self, path: Path, new: str) -> None:
         """Move a file from elsewhere on the same file system to the name `new`."""
