@@ -225,10 +225,10 @@ def materialise(root, left):
 
 
 def recorded(folder, workload, kill_at, skip=(), nth=None):
-    """Run `workload` until it is killed, then again in a new process; return the log."""
+    """Run `workload`, until it is killed and then again if it is; return the log."""
     log = Log()
     folder.mkdir(exist_ok=True)
-    for life in (kill_at, None):
+    for life in (None,) if kill_at is None else (kill_at, None):
         medium = Recording(folder / "lived", log, skip, nth)
         medium.kill_at = life
         try:
