@@ -90,6 +90,21 @@ class NetSection:
     region: str = option(
         "", "Name of the place this node stands in; near peers are asked first."
     )
+    upload_kib_s: int = option(
+        0,
+        "Blobs sent to all peers together, a second; equal shares for all who ask. "
+        "0: no limit. Small messages are never limited.",
+        unit="KiB/s",
+    )
+    upload_peer_kib_s: int = option(
+        0, "Blobs sent to one peer, a second. 0: no limit.", unit="KiB/s"
+    )
+    uploads: int = option(
+        32,
+        "Requests for blobs answered at once; above it, and above a peer's share, BUSY.",
+        low=1,
+        high=4096,
+    )
     max_peers: int = option(
         64, "Connected peers above which strangers are refused.", low=1, high=4096
     )

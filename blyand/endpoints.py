@@ -8,7 +8,7 @@ from blyan_proto.protocols import delta as delta_proto
 from blyan_proto.protocols import expert as expert_proto
 from blyan_proto.protocols import providers as providers_proto
 from blyan_proto.protocols import sync as sync_proto
-from blyand.parts import Base, Ledger, Models
+from blyand.parts import Base, Ledger, Models, build_uploads
 from blyand.protocols import blobs as blobs_ends
 from blyand.protocols import blocks as blocks_ends
 from blyand.protocols import delta as delta_ends
@@ -34,9 +34,10 @@ def serve_streams(
     )
     host.handle(
         blobs_proto.PROTOCOL_ID,
-        blobs_ends.serve(stores.blobs.outline, stores.blobs.read_leaf),
+        blobs_ends.serve(stores.blobs, base.disk_lane, build_uploads(base)),
         concurrency=16,
-        deadline_s=blobs_proto.DEADLINE_S,
+        total=blobs_proto.MAX_STREAMS,
+        deadline_s=None,
         bulk=True,
     )
     host.handle(

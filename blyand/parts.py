@@ -47,6 +47,8 @@ from blyand.protocols import sync as sync_ends
 from blyand.protocols.expert import Client as ExpertClient
 from blyand.protocols.fetch import Fetcher
 from blyand.protocols.meeting import Meeting
+from blyand.protocols.uploads import Uploads
+from blyand.rules.net.uploads import UploadLimits
 from blyand.rules.records import NODES
 from blyand.rules.view import View
 from blyand.stores import Stores
@@ -134,7 +136,18 @@ def build_fetcher(base: Base) -> Fetcher:
         base.disk_lane,
         base.peers,
         base.directory.reach_providers,
+        base.directory.known_providers,
+        base.metrics,
     )
+
+
+def build_uploads(base: Base) -> Uploads:
+    """Return what bounds the blobs that peers take from this node."""
+    net = base.config.net
+    limits = UploadLimits(
+        net.uploads, net.upload_kib_s << 10, net.upload_peer_kib_s << 10
+    )
+    return Uploads(limits, base.metrics)
 
 
 def build_ledger(base: Base) -> Ledger:

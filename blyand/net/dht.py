@@ -147,6 +147,10 @@ class Directory:
                 self._fruitless.popitem(last=False)
         return tuple(found)
 
+    def known_providers(self, key: bytes) -> int:
+        """Return how many say here, without asking anybody, that they have `key`."""
+        return len(self._here(key))
+
     async def reach_providers(self, key: bytes) -> tuple[str, ...]:
         """Return providers of `key` that are connected now, after dialling them."""
         reached = []

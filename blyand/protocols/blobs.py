@@ -1,15 +1,23 @@
 """/blyan/blobs/1, both ends: outlines, then leaves, each checked as it comes.
-docs/protocols/blobs.md"""
+
+A client keeps one stream to a donor for as long as it takes leaves of a blob, and asks
+for the next ones before the last have come. docs/protocols/blobs.md
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from typing import Protocol
 
+from blyan_proto.codec import decode
 from blyan_proto.constants import LEAF_BYTES
 from blyan_proto.errors import BadProof, UnexpectedMessage
 from blyan_proto.protocols.blobs import (
     DEADLINE_S,
-    LEAVES_PER_REQUEST,
+    IDLE_S,
+    LEAF_S,
     MAX_ANSWER_BYTES,
     MAX_REQUEST_BYTES,
     PROTOCOL_ID,
@@ -18,16 +26,19 @@ from blyan_proto.protocols.blobs import (
     GetOutline,
     Leaf,
     OutlineOf,
+    leaf_head,
 )
 from blyan_proto.protocols.result import ResultCode
-from blyan_tile.tblock import Outline, parse_outline
+from blyan_tile.tblock import HASH_BYTES, Outline, parse_outline
+from blyand.compute import Threads
+from blyand.errors import NotHere, Unavailable
 from blyand.net.host import Host
-from blyand.net.stream import MessageStream, Serve, expect_ok
+from blyand.net.stream import CODES, MessageStream, Serve, expect_ok, requesting
+from blyand.protocols.uploads import Uploads
 
 MAX_LEAF_MESSAGE_BYTES = LEAF_BYTES + 64
 FIRST_WORD_S = 6.0  # until a peer says whether it has a blob
-
-TakeLeaf = Callable[[int, bytes], Awaitable[None]]
+READ_LEAVES = 4  # by one call of the disk lane
 
 
 class Client:
@@ -36,62 +47,138 @@ class Client:
     def __init__(self, host: Host) -> None:
         self._host = host
 
-    async def outline(self, peer: str, blob: bytes) -> Outline:
+    @asynccontextmanager
+    async def open(self, peer: str, blob: bytes) -> AsyncIterator[Conversation]:
+        """Give a conversation with a connected peer about one blob.
+
+        A ProtocolError that leaves the block is blamed on the peer. NotHere, TooSlow.
+        """
+        stream = await self._host.open_stream(peer, PROTOCOL_ID, bulk=True)
+        async with requesting(stream, self._host.blame):
+            yield Conversation(stream, blob)
+
+
+class Conversation:
+    """A stream on which one blob is asked for. One task uses it.
+
+    What a peer answers instead of OK is raised where its answer is awaited: Busy,
+    NotHere, Pruned, Unavailable. The conversation is over then.
+    """
+
+    def __init__(self, stream: MessageStream, blob: bytes) -> None:
+        self._stream, self._blob = stream, blob
+        self._asked: deque[int] = deque()  # leaves of each range without an answer
+        self._left = 0  # of the range that is coming
+
+    async def outline(self) -> Outline:
         """Return the blob's outline, checked against its id. BadProof when it lies.
 
         TooSlow after `FIRST_WORD_S` without a word: another peer is asked then.
         """
-        async with self._host.request(
-            peer, PROTOCOL_ID, DEADLINE_S, bulk=True
-        ) as stream:
-            await stream.send_message(GetOutline(blob), REQUEST)
-            await stream.close_write()
-            await expect_ok(stream, FIRST_WORD_S)
-            sent = await stream.receive_message(OutlineOf, MAX_ANSWER_BYTES, DEADLINE_S)
-            outline = parse_outline(sent.header, sent.quant, sent.leaves)
-            if outline.root != blob:
-                raise BadProof("an outline of another blob")
+        await self._stream.send_message(GetOutline(self._blob), REQUEST)
+        await expect_ok(self._stream, FIRST_WORD_S)
+        sent = await self._stream.receive_message(
+            OutlineOf, MAX_ANSWER_BYTES, DEADLINE_S
+        )
+        outline = parse_outline(sent.header, sent.quant, sent.leaves)
+        if outline.root != self._blob:
+            raise BadProof("an outline of another blob")
         return outline
 
-    async def leaves(
-        self, peer: str, blob: bytes, first: int, count: int, take: TakeLeaf
-    ) -> None:
-        """Hand consecutive leaves to `take` as they arrive; it raises BadProof."""
-        async with self._host.request(
-            peer, PROTOCOL_ID, DEADLINE_S, bulk=True
-        ) as stream:
-            await stream.send_message(GetLeaves(blob, first, count), REQUEST)
-            await stream.close_write()
-            await expect_ok(stream, FIRST_WORD_S)
-            for index in range(first, first + count):
-                leaf = await stream.receive_message(
-                    Leaf, MAX_LEAF_MESSAGE_BYTES, DEADLINE_S
-                )
-                if leaf.index != index:
-                    raise UnexpectedMessage("a leaf that was not asked for")
-                await take(index, leaf.body)
+    async def ask(self, first: int, count: int) -> None:
+        """Ask for consecutive leaves; they come after those asked for before."""
+        await self._stream.send_message(GetLeaves(self._blob, first, count), REQUEST)
+        self._asked.append(count)
+
+    async def leaf(self, index: int, size: int) -> bytes:
+        """Return the next leaf that was asked for, `index` of `size` bytes, unchecked.
+
+        TooSlow after `LEAF_S`: whoever is slower is replaced.
+        """
+        if not self._left:
+            await expect_ok(self._stream, FIRST_WORD_S)
+            self._left = self._asked.popleft()
+        head = leaf_head(index, size)
+        limit = MAX_LEAF_MESSAGE_BYTES
+        parts = await self._stream.receive_parts(len(head), limit, LEAF_S)
+        if parts is None:
+            raise NotHere(f"{PROTOCOL_ID}: the peer ended the stream")
+        if parts[0] != head or len(parts[1]) != size:
+            decode(Leaf, b"".join(parts), limit)  # says what is wrong with its form
+            raise UnexpectedMessage("a leaf that was not asked for")
+        self._left -= 1
+        return parts[1]
 
 
-def serve(
-    outline_of: Callable[[bytes], Outline],
-    read_leaf: Callable[[bytes, int], bytes],
-) -> Serve:
-    """Return the handler over this node's blobs; both callables raise NotHere."""
+class Blobs(Protocol):
+    """The blobs of a node; both raise NotHere or Pruned."""
+
+    def outline(self, root: bytes) -> Outline: ...
+
+    def read_leaf(self, root: bytes, index: int) -> bytes: ...
+
+
+def serve(blobs: Blobs, lane: Threads, uploads: Uploads) -> Serve:
+    """Return the handler over this node's blobs; serve it without a deadline."""
+
+    def read(blob: bytes, first: int, last: int) -> list[bytes]:
+        last = min(last, first + READ_LEAVES)
+        return [blobs.read_leaf(blob, index) for index in range(first, last)]
 
     async def answer(stream: MessageStream) -> None:
-        request = await stream.receive_message(REQUEST, MAX_REQUEST_BYTES, DEADLINE_S)
-        outline = outline_of(request.blob)
-        if isinstance(request, GetOutline):
-            await stream.send_result(ResultCode.OK)
-            await stream.send_message(
-                OutlineOf(outline.header, outline.quant, outline.leaves)
-            )
-            return
-        last = request.first + request.count
-        if request.count > LEAVES_PER_REQUEST or last > len(outline.leaves):
-            raise UnexpectedMessage("leaves that the blob does not have, or too many")
-        await stream.send_result(ResultCode.OK)
-        for index in range(request.first, last):
-            await stream.send_message(Leaf(index, read_leaf(request.blob, index)))
+        while not stream.draining.is_set():
+            raw = await stream.receive_or_end(MAX_REQUEST_BYTES, IDLE_S)
+            if raw is None:
+                return
+            request = REQUEST.decode(raw, MAX_REQUEST_BYTES)
+            with ExitStack() as held:
+                try:
+                    held.enter_context(uploads.place(stream.peer))
+                    outline = await lane.run(blobs.outline, request.blob)
+                    found: list[bytes] = []
+                    if isinstance(request, GetLeaves):
+                        last = _end_of(request, outline)
+                        found = await lane.run(read, request.blob, request.first, last)
+                except Unavailable as error:
+                    await stream.send_result(code_of(error))
+                    return
+                await stream.send_result(ResultCode.OK)
+                if isinstance(request, GetLeaves):
+                    await send_leaves(stream, request, found)
+                else:
+                    await _send_outline(stream, outline, uploads)
+
+    async def send_leaves(
+        stream: MessageStream, request: GetLeaves, found: list[bytes]
+    ) -> None:
+        index, last = request.first, request.first + request.count
+        while index < last:
+            if not found:
+                found = await lane.run(read, request.blob, index, last)
+            for body in found:
+                await uploads.turn(stream, len(body))
+                await stream.send(body, DEADLINE_S, head=leaf_head(index, len(body)))
+                index += 1
+            found = []
 
     return answer
+
+
+def _end_of(request: GetLeaves, outline: Outline) -> int:
+    last: int = request.first + request.count
+    if last > len(outline.leaves):
+        raise UnexpectedMessage("leaves that the blob does not have")
+    return last
+
+
+async def _send_outline(
+    stream: MessageStream, outline: Outline, uploads: Uploads
+) -> None:
+    await uploads.turn(stream, len(outline.leaves) * HASH_BYTES)
+    sent = OutlineOf(outline.header, outline.quant, outline.leaves)
+    await stream.send_message(sent, deadline_s=DEADLINE_S)
+
+
+def code_of(error: Unavailable) -> ResultCode:
+    """Return how a server says that it cannot."""
+    return next(code for kind, code in CODES if isinstance(error, kind))

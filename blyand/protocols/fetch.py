@@ -1,19 +1,25 @@
-"""Getting a blob: from whoever has it, leaf by leaf, once however often it is asked for."""
+"""Getting blobs: who asks for which, and which are fetched next; once for all who ask.
+
+How one blob comes from its donors is `gather`'s. In the background, what fewest peers
+are known to have comes first, so that it is not lost with them.
+"""
 
 from __future__ import annotations
 
+import heapq
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
-from blyan_proto.errors import ProtocolError
-from blyan_proto.protocols.blobs import LEAVES_PER_REQUEST
 from blyand.compute import Threads
-from blyand.errors import NotHere, TooSlow, Unavailable
+from blyand.errors import NotHere, Pruned, Unavailable
+from blyand.metrics import Metrics
 from blyand.protocols.blobs import Client
+from blyand.protocols.gather import Gathering
+from blyand.rules.net.swarm import Out
 from blyand.store.blobs import BlobStore
 
 logger = logging.getLogger(__name__)
@@ -21,8 +27,10 @@ logger = logging.getLogger(__name__)
 MAX_AT_ONCE = 8  # blobs under way for those who wait for them
 MAX_WANTED_AT_ONCE = 16  # blobs under way in the background
 MAX_WANTED_PER_HINT = 4  # of them named by one author: nobody's take all the places
-ATTEMPTS_PER_PEER = 2
+WEIGHED = 32  # wants of one author that are compared by rarity
+UNKNOWN = 2  # providers of a blob of which nothing is known here
 WANTED_AGAIN_S = 2.0  # a wanted blob that nobody had is tried again after this
+PRUNED_AGAIN_S = 30.0  # one that peers dropped for good
 WANTED_S = 60.0  # a want that nobody renews is given up
 COOL_OFF_S = 60.0  # a peer that let us wait goes last for this long
 MAX_SLOW = 1024
@@ -33,7 +41,7 @@ class _Fetch:
     """A blob under way."""
 
     over: trio.Event
-    asked: set[str] = field(default_factory=set)  # peers that did not give it
+    asked: dict[str, Out] = field(default_factory=dict)  # peers that did not give it
 
 
 @dataclass
@@ -43,11 +51,16 @@ class _Want:
     hints: tuple[str, ...]
     renewed_s: float
     again_s: float = 0.0  # not before
+    tries: int = 0
     is_under_way: bool = False
 
 
 async def _nobody(blob: bytes) -> Sequence[str]:
     return ()
+
+
+def _unknown(blob: bytes) -> int:
+    return 0
 
 
 class Fetcher:
@@ -60,13 +73,19 @@ class Fetcher:
         lane: Threads,
         peers: Callable[[], Sequence[str]],
         elsewhere: Callable[[bytes], Awaitable[Sequence[str]]] = _nobody,
+        providers: Callable[[bytes], int] = _unknown,
+        metrics: Metrics | None = None,
     ) -> None:
-        """`elsewhere(blob)` finds and connects others where no connected peer has it."""
+        """`elsewhere(blob)` finds and connects others where no connected peer has it.
+
+        `providers(blob)`: how many are known here to have it, without asking anybody.
+        """
         self._client = client
         self._blobs = blobs
         self._lane = lane
         self._peers = peers
-        self._elsewhere = elsewhere
+        self._elsewhere, self._providers = elsewhere, providers
+        self._metrics = metrics or Metrics()
         self._under_way: dict[bytes, _Fetch] = {}
         self._limit = trio.CapacityLimiter(MAX_AT_ONCE)
         self._wanted: dict[bytes, _Want] = {}
@@ -84,7 +103,8 @@ class Fetcher:
         """Return when the blob is in the store; `hints` are asked first.
 
         NotHere when neither they nor any connected peer, nor one that the directory
-        knows, gave all of it, or when it has more than `most_bytes` of data.
+        knows, gave all of it, or when it has more than `most_bytes` of data. Pruned
+        when some of them had dropped it, Busy when they let us wait for too long.
         """
         if not self._blobs.has(blob) and blob not in self._under_way:
             async with self._limit:
@@ -112,7 +132,9 @@ class Fetcher:
                 return
             await other.over.wait()
             # It may have been cancelled, and may not have asked those that we would.
-            if other.asked >= {*hints, *self._peers()} and not self._blobs.has(blob):
+            if other.asked.keys() >= {*hints, *self._peers()} and not self._blobs.has(
+                blob
+            ):
                 raise NotHere(f"no peer gave blob {blob.hex()[:16]}")
 
     def want(self, blob: bytes, hints: Sequence[str] = ()) -> None:
@@ -147,25 +169,42 @@ class Fetcher:
                 del self._wanted[blob]
         under_way = Counter(w.hints for w in self._wanted.values() if w.is_under_way)
         begun = []
-        for blob, want in self._wanted.items():
+        for blob, want in self._ripe(now):
             if under_way.total() >= MAX_WANTED_AT_ONCE:
                 break
-            if want.is_under_way or want.again_s > now:
-                continue
             if under_way[want.hints] < MAX_WANTED_PER_HINT:
                 under_way[want.hints] += 1
                 begun.append(blob)
         return begun
 
+    def _ripe(self, now: float) -> list[tuple[bytes, _Want]]:
+        """Return what may begin: the least tried first, of those the rarest, the oldest."""
+        of_author: defaultdict[tuple[str, ...], list[tuple[bytes, _Want]]]
+        of_author = defaultdict(list)
+        for blob, want in self._wanted.items():
+            if not want.is_under_way and want.again_s <= now:
+                of_author[want.hints].append((blob, want))
+        ripe = (
+            one
+            for wants in of_author.values()
+            for one in heapq.nsmallest(WEIGHED, wants, key=lambda one: one[1].tries)
+        )
+
+        def rank(one: tuple[bytes, _Want]) -> tuple[int, int]:
+            return one[1].tries, self._providers(one[0]) or UNKNOWN
+
+        return sorted(ripe, key=rank)
+
     async def _try(self, blob: bytes) -> None:
-        want = self._wanted.pop(blob)
-        self._wanted[blob] = want  # to the end of the queue
+        want = self._wanted[blob]
+        want.tries += 1
         try:
             await self._get(blob, want.hints, durable=True)
             del self._wanted[blob]
         except Unavailable as error:
             logger.debug("still without blob %s: %s", blob.hex()[:16], error)
-            want.again_s = trio.current_time() + WANTED_AGAIN_S
+            wait_s = PRUNED_AGAIN_S if isinstance(error, Pruned) else WANTED_AGAIN_S
+            want.again_s = trio.current_time() + wait_s
         finally:
             want.is_under_way = False
             self._wake.set()
@@ -178,65 +217,27 @@ class Fetcher:
         most_bytes: int | None,
         fetch: _Fetch,
     ) -> None:
-        now = trio.current_time()
-        peers = list(dict.fromkeys([*hints, *self._peers()]))
-        # Stable: among the quick ones, those who should have it stay first.
-        peers.sort(key=lambda peer: now - self._slow.get(peer, -1e9) < COOL_OFF_S)
+        gathering = Gathering(
+            blob,
+            self._client,
+            self._blobs,
+            self._lane,
+            self._metrics,
+            self._let_us_wait,
+            most_bytes,
+        )
+        fetch.asked = gathering.swarm.out
+        told = [peer for peer in hints if not self._is_slow(peer)]
+        others = [peer for peer in (*hints, *self._peers()) if peer not in told]
+        others.sort(key=self._is_slow)  # stable: hints before the others
+        await gathering.run(told, others, self._elsewhere, durable)
 
-        async def gave(asked: Sequence[str]) -> bool:
-            for peer in asked:
-                if await self._gave(peer, blob, durable, most_bytes):
-                    return True
-                fetch.asked.add(peer)
-            return False
-
-        if await gave(peers):
-            return
-        others = [one for one in await self._elsewhere(blob) if one not in peers]
-        if not await gave(others):
-            raise NotHere(f"no peer gave blob {blob.hex()[:16]}")
-
-    async def _gave(
-        self, peer: str, blob: bytes, durable: bool, most_bytes: int | None
-    ) -> bool:
-        """Fetch a blob from one peer; False when it does not give all of it."""
-        for _ in range(ATTEMPTS_PER_PEER):
-            try:
-                await self._from(peer, blob, durable, most_bytes)
-                return True
-            except Unavailable as error:
-                logger.debug("%s: blob %s: %s", peer, blob.hex()[:16], error)
-                if isinstance(error, TooSlow):
-                    self._let_us_wait(peer)
-                break
-            except ProtocolError as error:  # the host has blamed the peer for it
-                logger.info("%s: blob %s: %s", peer, blob.hex()[:16], error)
-        return False
+    def _is_slow(self, peer: str) -> bool:
+        since = self._slow.get(peer)
+        return since is not None and trio.current_time() - since < COOL_OFF_S
 
     def _let_us_wait(self, peer: str) -> None:
         self._slow.pop(peer, None)
         self._slow[peer] = trio.current_time()
         if len(self._slow) > MAX_SLOW:
             del self._slow[next(iter(self._slow))]
-
-    async def _from(
-        self, peer: str, blob: bytes, durable: bool, most_bytes: int | None
-    ) -> None:
-        outline = await self._client.outline(peer, blob)
-        if most_bytes is not None and outline.data_bytes > most_bytes:
-            raise NotHere(f"it has {outline.data_bytes} bytes, not {most_bytes}")
-        partial = await self._lane.run(self._blobs.begin_fetch, outline)
-
-        async def take(index: int, body: bytes) -> None:
-            await self._lane.run(partial.write_leaf, index, body)
-
-        try:
-            while missing := partial.missing():
-                first = missing[0]
-                count = 1
-                for index in missing[1:LEAVES_PER_REQUEST]:
-                    count += index == first + count
-                await self._client.leaves(peer, blob, first, count, take)
-            await self._lane.run(lambda: partial.finish(durable=durable))
-        finally:
-            partial.close()

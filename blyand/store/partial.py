@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from blyan_proto.errors import BadProof, ProtocolError
 from blyan_tile.tblock import Outline, check_leaf, read_outline
@@ -57,6 +57,17 @@ class PartialBlob:
         self._medium.write(self._fd, self.outline.leaf_span(index)[0], chunk)
         with self._lock:
             self._missing.discard(index)
+
+    def write_leaves(self, leaves: Iterable[tuple[int, bytes]]) -> tuple[int, ...]:
+        """Keep those of the given leaves that are right; return their indices."""
+        kept = []
+        for index, chunk in leaves:
+            try:
+                self.write_leaf(index, chunk)
+            except BadProof:
+                continue
+            kept.append(index)
+        return tuple(kept)
 
     def finish(self, *, durable: bool = True) -> bytes:
         """Make the whole blob one of the store and close; return its root.

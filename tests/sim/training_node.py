@@ -6,7 +6,8 @@ virtual time; everything between is the daemon's own code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -58,18 +59,27 @@ class BlobWire:
         self._node = node
         self.got: set[bytes] = set()
 
-    async def outline(self, peer: str, blob: bytes) -> tblock.Outline:
+    @asynccontextmanager
+    async def open(self, peer: str, blob: bytes) -> AsyncIterator[BlobTalk]:
         other = await self._node.reach(peer)
-        outline = other.blobs.outline(blob)
-        self.got.add(blob)
+        yield BlobTalk(other.blobs, blob, self.got)
+
+
+class BlobTalk:
+    """A conversation with a peer about a blob."""
+
+    def __init__(self, blobs: BlobStore, blob: bytes, got: set[bytes]) -> None:
+        self._blobs, self._blob, self._got = blobs, blob, got
+
+    async def outline(self) -> tblock.Outline:
+        outline = self._blobs.outline(self._blob)
+        self._got.add(self._blob)
         return outline
 
-    async def leaves(
-        self, peer: str, blob: bytes, first: int, count: int, take: Any
-    ) -> None:
-        other = await self._node.reach(peer)
-        for index in range(first, first + count):
-            await take(index, other.blobs.read_leaf(blob, index))
+    async def ask(self, first: int, count: int) -> None: ...
+
+    async def leaf(self, index: int, size: int) -> bytes:
+        return self._blobs.read_leaf(self._blob, index)
 
 
 class Trainer:

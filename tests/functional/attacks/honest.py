@@ -80,13 +80,11 @@ class Honest:
         self.slowest_s = max(self.slowest_s, trio.current_time() - began)
 
     async def _blob(self, host: Host) -> None:
-        client, peer = blobs.Client(host), self._victim.peer_id
-        outline = await client.outline(peer, self._victim.root)
-
-        async def take(index: int, body: bytes) -> None:
-            check_leaf(outline, index, body)
-
-        await client.leaves(peer, self._victim.root, 0, 1, take)
+        root = self._victim.root
+        async with blobs.Client(host).open(self._victim.peer_id, root) as asking:
+            outline = await asking.outline()
+            await asking.ask(0, 1)
+            check_leaf(outline, 0, await asking.leaf(0, outline.leaf_span(0)[1]))
 
     async def _checkpoints(self, host: Host) -> None:
         await sync.Client(host).fetch(self._victim.peer_id, 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -29,22 +30,35 @@ class Peers:
         self.asked: list[tuple[str, bytes]] = []
         self.most_silent = self._silent = 0
 
-    async def outline(self, peer: str, blob: bytes) -> Outline:
+    @asynccontextmanager
+    async def open(self, peer: str, blob: bytes) -> AsyncIterator[Peers.Talk]:
         self.asked.append((peer, blob))
-        if peer == "silent":
-            self._silent += 1
-            self.most_silent = max(self.most_silent, self._silent)
-            await trio.sleep(SLOW_S)
-            self._silent -= 1
-            raise TooSlow("nothing")
-        if blob not in self.bodies:
-            raise NotHere("never had it")
-        return tblock.outline_of(tblock.bytes_array(self.bodies[blob]))
+        yield Peers.Talk(self, peer, blob)
 
-    async def leaves(
-        self, peer: str, blob: bytes, first: int, count: int, take: Callable
-    ) -> None:
-        await take(first, self.bodies[blob])
+    class Talk:
+        def __init__(self, peers: Peers, peer: str, blob: bytes) -> None:
+            self.peers, self.peer, self.blob = peers, peer, blob
+
+        async def outline(self) -> Outline:
+            if self.peer == "silent":
+                await self.peers.say_nothing()
+            if self.blob not in self.peers.bodies:
+                raise NotHere("never had it")
+            return tblock.outline_of(tblock.bytes_array(self.peers.bodies[self.blob]))
+
+        async def ask(self, first: int, count: int) -> None: ...
+
+        async def leaf(self, index: int, size: int) -> bytes:
+            return self.peers.bodies[self.blob]
+
+    async def say_nothing(self) -> None:
+        self._silent += 1
+        self.most_silent = max(self.most_silent, self._silent)
+        try:
+            await trio.sleep(SLOW_S)
+        finally:
+            self._silent -= 1
+        raise TooSlow("nothing")
 
 
 def running(tmp_path: Path, peers: Peers, act: Callable) -> None:

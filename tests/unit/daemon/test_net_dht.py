@@ -33,6 +33,7 @@ from blyand.protocols import providers as ends
 from blyand.protocols.fetch import Fetcher
 from blyand.protocols.hello import Greeter
 from blyand.protocols.meeting import Meeting
+from blyand.protocols.uploads import Uploads
 from blyand.rules.net.records import Bounds, Records
 from blyand.store.blobs import BlobStore
 
@@ -302,7 +303,7 @@ class Real:
         )
         host.handle(
             blobs_proto.PROTOCOL_ID,
-            blobs_ends.serve(self.blobs.outline, self.blobs.read_leaf),
+            blobs_ends.serve(self.blobs, Threads("disk", 1), Uploads()),
         )
         host.handle(
             proto.PROTOCOL_ID, ends.serve(self.directory.take, self.directory.find)
