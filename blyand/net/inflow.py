@@ -44,6 +44,21 @@ class Inflow:
                 size = 0
         return b"".join(parts)
 
+    def take_into(self, room: memoryview) -> None:
+        """Remove as many bytes as `room` has, which are here, and put them there."""
+        size = len(room)
+        self.size -= size
+        filled = 0
+        while filled < size:
+            first, place = self._pieces[0], self._place
+            count = min(len(first) - place, size - filled)
+            room[filled : filled + count] = memoryview(first)[place : place + count]
+            filled += count
+            self._place += count
+            if self._place == len(first):
+                self._pieces.popleft()
+                self._place = 0
+
     def clear(self) -> None:
         self._pieces.clear()
         self._place = self.size = 0

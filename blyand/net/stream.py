@@ -100,7 +100,11 @@ class MessageStream:
         await (self.aclose() if kind is None else self.reset())
 
     async def send(
-        self, body: bytes, deadline_s: float = SEND_DEADLINE_S, *, head: bytes = b""
+        self,
+        body: bytes | memoryview,
+        deadline_s: float = SEND_DEADLINE_S,
+        *,
+        head: bytes = b"",
     ) -> None:
         """Send one frame, `head` then `body`. TooSlow or NotHere if it did not leave whole.
 
@@ -138,17 +142,38 @@ class MessageStream:
     ) -> tuple[bytes, bytes] | None:
         """Like `receive_or_end`, the frame cut after its first `head_bytes`."""
         with trio.move_on_after(deadline_s):
-            if self._length is None:
-                if not await self._fill(PREFIX_BYTES, may_end=True):
-                    return None
-                self._length = int.from_bytes(self._inflow.take(PREFIX_BYTES), "big")
-            if (length := self._length) > limit:
-                raise LimitExceeded(f"a frame of {length} bytes, at most {limit}")
-            await self._fill(length)
-            self._length = None
+            if (length := await self._frame(limit)) is None:
+                return None
             head = self._inflow.take(min(head_bytes, length))
             return head, self._inflow.take(length - len(head))
         raise TooSlow(f"{self.protocol}: nothing within {deadline_s:g} s")
+
+    async def receive_into(
+        self, head_bytes: int, room: memoryview, deadline_s: float
+    ) -> tuple[bytes, int] | None:
+        """Like `receive_parts`, but the rest goes into `room`; return how long it is.
+
+        For bulk: memory that is used again is not zeroed and mapped again.
+        """
+        with trio.move_on_after(deadline_s):
+            if (length := await self._frame(head_bytes + len(room))) is None:
+                return None
+            head = self._inflow.take(min(head_bytes, length))
+            self._inflow.take_into(room[: length - len(head)])
+            return head, length - len(head)
+        raise TooSlow(f"{self.protocol}: nothing within {deadline_s:g} s")
+
+    async def _frame(self, limit: int) -> int | None:
+        """Wait for a whole frame; return its length, None at a clean end."""
+        if self._length is None:
+            if not await self._fill(PREFIX_BYTES, may_end=True):
+                return None
+            self._length = int.from_bytes(self._inflow.take(PREFIX_BYTES), "big")
+        if (length := self._length) > limit:
+            raise LimitExceeded(f"a frame of {length} bytes, at most {limit}")
+        await self._fill(length)
+        self._length = None
+        return length
 
     async def send_message(
         self,

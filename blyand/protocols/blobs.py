@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import Protocol
 
-from blyan_proto.codec import decode
 from blyan_proto.constants import LEAF_BYTES
 from blyan_proto.errors import BadProof, UnexpectedMessage
 from blyan_proto.protocols.blobs import (
@@ -24,7 +23,6 @@ from blyan_proto.protocols.blobs import (
     REQUEST,
     GetLeaves,
     GetOutline,
-    Leaf,
     OutlineOf,
     leaf_head,
 )
@@ -36,7 +34,6 @@ from blyand.net.host import Host
 from blyand.net.stream import CODES, MessageStream, Serve, expect_ok, requesting
 from blyand.protocols.uploads import Uploads
 
-MAX_LEAF_MESSAGE_BYTES = LEAF_BYTES + 64
 FIRST_WORD_S = 6.0  # until a peer says whether it has a blob
 READ_LEAVES = 4  # by one call of the disk lane
 
@@ -90,24 +87,21 @@ class Conversation:
         await self._stream.send_message(GetLeaves(self._blob, first, count), REQUEST)
         self._asked.append(count)
 
-    async def leaf(self, index: int, size: int) -> bytes:
-        """Return the next leaf that was asked for, `index` of `size` bytes, unchecked.
+    async def leaf(self, index: int, room: memoryview) -> None:
+        """Put the next leaf that was asked for, `index`, into `room`, unchecked.
 
-        TooSlow after `LEAF_S`: whoever is slower is replaced.
+        `room` has the leaf's size. TooSlow after `LEAF_S`: who is slower is replaced.
         """
         if not self._left:
             await expect_ok(self._stream, FIRST_WORD_S)
             self._left = self._asked.popleft()
-        head = leaf_head(index, size)
-        limit = MAX_LEAF_MESSAGE_BYTES
-        parts = await self._stream.receive_parts(len(head), limit, LEAF_S)
+        head = leaf_head(index, len(room))
+        parts = await self._stream.receive_into(len(head), room, LEAF_S)
         if parts is None:
             raise NotHere(f"{PROTOCOL_ID}: the peer ended the stream")
-        if parts[0] != head or len(parts[1]) != size:
-            decode(Leaf, b"".join(parts), limit)  # says what is wrong with its form
-            raise UnexpectedMessage("a leaf that was not asked for")
+        if parts != (head, len(room)):
+            raise UnexpectedMessage("not the leaf that was asked for")
         self._left -= 1
-        return parts[1]
 
 
 class Blobs(Protocol):
@@ -115,17 +109,16 @@ class Blobs(Protocol):
 
     def outline(self, root: bytes) -> Outline: ...
 
-    def read_leaf(self, root: bytes, index: int) -> bytes: ...
+    def read_leaves(
+        self, root: bytes, first: int, room: memoryview
+    ) -> list[memoryview]: ...
 
 
 def serve(blobs: Blobs, lane: Threads, uploads: Uploads) -> Serve:
     """Return the handler over this node's blobs; serve it without a deadline."""
 
-    def read(blob: bytes, first: int, last: int) -> list[bytes]:
-        last = min(last, first + READ_LEAVES)
-        return [blobs.read_leaf(blob, index) for index in range(first, last)]
-
     async def answer(stream: MessageStream) -> None:
+        room = memoryview(bytearray())  # for leaves, used again and again
         while not stream.draining.is_set():
             raw = await stream.receive_or_end(MAX_REQUEST_BYTES, IDLE_S)
             if raw is None:
@@ -135,40 +128,48 @@ def serve(blobs: Blobs, lane: Threads, uploads: Uploads) -> Serve:
                 try:
                     held.enter_context(uploads.place(stream.peer))
                     outline = await lane.run(blobs.outline, request.blob)
-                    found: list[bytes] = []
                     if isinstance(request, GetLeaves):
-                        last = _end_of(request, outline)
-                        found = await lane.run(read, request.blob, request.first, last)
+                        _check(request, outline)
+                        room = room or memoryview(bytearray(READ_LEAVES * LEAF_BYTES))
+                        found = await read(request, request.first, room)
                 except Unavailable as error:
                     await stream.send_result(code_of(error))
                     return
                 await stream.send_result(ResultCode.OK)
                 if isinstance(request, GetLeaves):
-                    await send_leaves(stream, request, found)
+                    await send_leaves(stream, request, found, room)
                 else:
                     await _send_outline(stream, outline, uploads)
 
+    async def read(
+        request: GetLeaves, index: int, room: memoryview
+    ) -> list[memoryview]:
+        left = request.first + request.count - index
+        room = room[: left * LEAF_BYTES]
+        return await lane.run(blobs.read_leaves, request.blob, index, room)
+
     async def send_leaves(
-        stream: MessageStream, request: GetLeaves, found: list[bytes]
+        stream: MessageStream,
+        request: GetLeaves,
+        found: list[memoryview],
+        room: memoryview,
     ) -> None:
         index, last = request.first, request.first + request.count
-        while index < last:
-            if not found:
-                found = await lane.run(read, request.blob, index, last)
+        while True:
             for body in found:
                 await uploads.turn(stream, len(body))
                 await stream.send(body, DEADLINE_S, head=leaf_head(index, len(body)))
                 index += 1
-            found = []
+            if index >= last:
+                return
+            found = await read(request, index, room)
 
     return answer
 
 
-def _end_of(request: GetLeaves, outline: Outline) -> int:
-    last: int = request.first + request.count
-    if last > len(outline.leaves):
+def _check(request: GetLeaves, outline: Outline) -> None:
+    if request.first + request.count > len(outline.leaves):
         raise UnexpectedMessage("leaves that the blob does not have")
-    return last
 
 
 async def _send_outline(

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import trio
 
+from blyan_proto.constants import LEAF_BYTES
 from blyan_proto.errors import BadProof, ProtocolError
 from blyan_tile.tblock import Outline
 from blyand.compute import Threads
@@ -41,12 +42,15 @@ BATCH = 4  # leaves of one call of the disk lane
 BATCH_S = 0.05
 
 
+Body = tuple[int, memoryview]  # a leaf
+
+
 class Arriving(Protocol):
     """Where leaves are kept: a PartialBlob. Blocking."""
 
     def missing(self) -> tuple[int, ...]: ...
 
-    def write_leaves(self, leaves: Iterable[tuple[int, bytes]]) -> tuple[int, ...]: ...
+    def write_leaves(self, leaves: Iterable[Body]) -> tuple[int, ...]: ...
 
     def finish(self, *, durable: bool = True) -> bytes: ...
 
@@ -192,6 +196,7 @@ class Gathering:
     async def _converse(self, peer: str) -> float | None:
         """Take what a donor gives; return when to try again, None: no more."""
         gave = False
+        room = memoryview(bytearray(BATCH * LEAF_BYTES))  # used again and again
         try:
             async with self._client.open(peer, self._blob) as asking:
                 await self._begin(asking)
@@ -201,7 +206,7 @@ class Gathering:
                     while found := self.swarm.ask(peer, trio.current_time()):
                         await asking.ask(found.first, found.count)
                     if self.swarm.owed(peer):
-                        await self._take(peer, asking)
+                        await self._take(peer, asking, room)
                         gave = True
                     else:
                         with trio.move_on_after(LATE_S):
@@ -256,15 +261,16 @@ class Gathering:
             self.swarm.deal(self._arriving.missing())
             self._outline = outline
 
-    async def _take(self, peer: str, asking: Conversation) -> None:
+    async def _take(self, peer: str, asking: Conversation, room: memoryview) -> None:
         """Receive a few leaves of a donor, check and keep them."""
         assert self._outline is not None
-        batch: list[tuple[int, bytes]] = []
+        batch: list[Body] = []
         began_s = trio.current_time()
         try:
             for index in self.swarm.owed(peer)[:BATCH]:
                 size = self._outline.leaf_span(index)[1]
-                body = await asking.leaf(index, size)
+                body, room = room[:size], room[size:]
+                await asking.leaf(index, body)
                 now = trio.current_time()
                 if self.swarm.arrived(peer, size, now):
                     batch.append((index, body))
@@ -276,7 +282,7 @@ class Gathering:
             if batch:
                 await self._keep(batch)
 
-    async def _keep(self, batch: list[tuple[int, bytes]]) -> None:
+    async def _keep(self, batch: list[Body]) -> None:
         """Check and write leaves. BadProof when one is wrong."""
         assert self._arriving is not None
         leaves = {index for index, _ in batch}

@@ -58,7 +58,9 @@ class PartialBlob:
         with self._lock:
             self._missing.discard(index)
 
-    def write_leaves(self, leaves: Iterable[tuple[int, bytes]]) -> tuple[int, ...]:
+    def write_leaves(
+        self, leaves: Iterable[tuple[int, bytes | memoryview]]
+    ) -> tuple[int, ...]:
         """Keep those of the given leaves that are right; return their indices."""
         kept = []
         for index, chunk in leaves:

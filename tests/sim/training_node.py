@@ -78,8 +78,8 @@ class BlobTalk:
 
     async def ask(self, first: int, count: int) -> None: ...
 
-    async def leaf(self, index: int, size: int) -> bytes:
-        return self._blobs.read_leaf(self._blob, index)
+    async def leaf(self, index: int, room: memoryview) -> None:
+        room[:] = self._blobs.read_leaf(self._blob, index)
 
 
 class Trainer:

@@ -48,8 +48,8 @@ class Peers:
 
         async def ask(self, first: int, count: int) -> None: ...
 
-        async def leaf(self, index: int, size: int) -> bytes:
-            return self.peers.bodies[self.blob]
+        async def leaf(self, index: int, room: memoryview) -> None:
+            room[:] = self.peers.bodies[self.blob]
 
     async def say_nothing(self) -> None:
         self._silent += 1
