@@ -10,6 +10,7 @@ while the stream goes on filling its window.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
@@ -265,19 +266,20 @@ class Gathering:
         """Receive a few leaves of a donor, check and keep them."""
         assert self._outline is not None
         batch: list[Body] = []
-        began_s = trio.current_time()
         try:
             for index in self.swarm.owed(peer)[:BATCH]:
                 size = self._outline.leaf_span(index)[1]
                 body, room = room[:size], room[size:]
-                await asking.leaf(index, body)
+                # What came is not held up by what does not come.
+                with trio.move_on_after(BATCH_S if batch else math.inf) as patience:
+                    await asking.leaf(index, body)
+                if patience.cancelled_caught:
+                    break
                 now = trio.current_time()
                 if self.swarm.arrived(peer, size, now):
                     batch.append((index, body))
                 else:
                     self._copies.add()
-                if now - began_s > BATCH_S:
-                    break
         finally:
             if batch:
                 await self._keep(batch)

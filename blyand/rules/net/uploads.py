@@ -125,6 +125,10 @@ class Pace:
     def leave(self, ticket: Ticket, now: float, *, sent: bool) -> None:
         """A piece leaves the queue; `sent`: it goes out, else it was given up."""
         self._waiting.remove(ticket)
+        if not sent and self._finish[ticket.peer] == ticket.start + ticket.size:
+            self._finish[ticket.peer] = ticket.start
+        if not self._waiting:  # nobody is owed anything
+            self._virtual = max(self._virtual, *self._finish.values())
         if sent:
             self._virtual = max(self._virtual, ticket.start)
             if self._all is not None:
