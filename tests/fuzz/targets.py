@@ -6,11 +6,14 @@ encode to the bytes that came in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import trio
+import trio.testing
 
 from blyan_proto import codec, merkle
 from blyan_proto.block.block import MAX_BLOCK_BYTES, decode_block, encode_block
@@ -36,8 +39,16 @@ from blyan_proto.protocols.result import ResultCode
 from blyan_proto.rpc import jsonrpc
 from blyan_proto.signing import Purpose, check_signature
 from blyan_tile import compress, tblock
+from blyand.errors import NotHere, Unavailable
 from blyand.net.mux.events import Received
 from blyand.net.mux.machine import Machine
+from blyand.net.stream import MessageStream
+from blyand.net.traffic import Traffic
+from blyand.protocols.blobs import Conversation
+from blyand.protocols.blobs import serve as serve_blobs
+from blyand.protocols.uploads import Uploads
+from tests.sim.network import InlineLane
+from tests.unit.daemon.stream_world import Transport
 from tests.vectors import make_mux
 from tests.vectors import make_proto as made
 
@@ -157,6 +168,45 @@ def signature(raw: bytes) -> None:
     check_signature(Purpose.HELLO, made.NETWORK, made.GREETING, raw[:33], raw[33:])
 
 
+def told_by_a_donor(raw: bytes) -> None:
+    """What a donor sends to whoever asked it for leaf 0 of ten bytes."""
+
+    async def read() -> None:
+        async with talking(raw) as stream:
+            asking = Conversation(stream, bytes(32))
+            await asking.ask(0, 1)
+            await asking.leaf(0, memoryview(bytearray(10)))
+
+    trio.run(read)
+
+
+def asked_by_a_client(raw: bytes) -> None:
+    """What a client sends to a node without blobs."""
+
+    class Nothing:
+        def outline(self, root: bytes) -> tblock.Outline:
+            raise NotHere("no blob is here")
+
+    async def answer() -> None:
+        async with talking(raw) as stream:
+            await serve_blobs(Nothing(), InlineLane(), Uploads())(stream)
+
+    trio.run(answer)
+
+
+@asynccontextmanager
+async def talking(raw: bytes) -> AsyncIterator[MessageStream]:
+    """Give a stream whose other side sent `raw` and finished; what it cannot is no fault."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    await theirs.send_all(raw)
+    await theirs.send_eof()
+    transport = Transport(ours, {"reset": False})
+    try:
+        yield MessageStream(transport, "peer", blobs.PROTOCOL_ID, Traffic())
+    except Unavailable:
+        pass
+
+
 def proof(raw: bytes) -> None:
     """The proof of leaf 3 of 5 and its root."""
     parts = [raw[i : i + 32] for i in range(0, len(raw), 32)]
@@ -223,6 +273,21 @@ TARGETS: dict[str, Target] = {
     ),
     "outline message": message(
         blobs.OutlineOf, blobs.MAX_ANSWER_BYTES, sample("outline")
+    ),
+    "blobs donor": Target(
+        told_by_a_donor,
+        None,
+        (
+            frame(b"\0") + frame(codec.encode(blobs.Leaf(0, b"some bytes"))),
+            frame(bytes([ResultCode.PRUNED])),
+        ),
+    ),
+    "blobs client": Target(
+        asked_by_a_client,
+        None,
+        tuple(
+            frame(made.encode_message(name)) for name in ("get_outline", "get_leaves")
+        ),
     ),
     "leaf": message(blobs.Leaf, blobs.MAX_ANSWER_BYTES, sample("leaf")),
     "expert request": choice(expert.REQUEST, expert.MAX_MESSAGE_BYTES, "forward"),

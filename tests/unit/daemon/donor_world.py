@@ -32,6 +32,7 @@ from blyand.store.blobs import BlobStore
 from tests.sim.network import InlineLane
 from tests.unit.daemon.stream_world import Transport
 
+SendLeaf = Callable[[MessageStream, int, bytes], Awaitable[None]]
 LEAVES = 24
 CONTENT = np.random.default_rng(5).integers(0, 256, LEAVES * LEAF_BYTES - 99, np.uint8)
 
@@ -52,6 +53,7 @@ class World:
         self.blamed: list[tuple[str, str]] = []
         self.given: Counter[str] = Counter()  # leaves of honest donors
         self.metrics = Metrics()
+        self.me = "us"  # as whom donors see us
         self.fetcher = Fetcher(
             ends.Client(self),
             self.here,
@@ -92,7 +94,7 @@ class World:
         self.opened[peer] += 1
         ours, theirs = trio.testing.memory_stream_pair()
         traffic, state = Traffic(), {"reset": False}
-        served = MessageStream(Transport(theirs, state), "us", protocol, traffic)
+        served = MessageStream(Transport(theirs, state), self.me, protocol, traffic)
 
         async def run() -> None:
             await serve_stream(served, self.donors[peer], None, self.blame)
@@ -119,7 +121,7 @@ def running(folder: Path, act: Callable[[World], Awaitable[None]]) -> None:
 
 def lying(
     world: World,
-    leaf: Callable[[MessageStream, int, bytes], Awaitable[None]],
+    leaf: SendLeaf,
     outline: Callable[[OutlineOf], OutlineOf] = lambda sent: sent,
 ) -> Serve:
     """Return a donor that sends each leaf by `leaf(stream, index, body)`."""
@@ -127,17 +129,27 @@ def lying(
     async def serve(stream: MessageStream) -> None:
         while raw := await stream.receive_or_end(MAX_REQUEST_BYTES, 60):
             asked = REQUEST.decode(raw, MAX_REQUEST_BYTES)
-            await stream.send_result(ResultCode.OK)
-            if isinstance(asked, GetOutline):
-                true = world.source.outline(asked.blob)
-                sent = OutlineOf(true.header, true.quant, true.leaves)
-                await stream.send_message(outline(sent))
-                continue
-            assert isinstance(asked, GetLeaves)
-            for index in range(asked.first, asked.first + asked.count):
-                await leaf(stream, index, world.source.read_leaf(asked.blob, index))
+            await answer(world, stream, asked, leaf, outline)
 
     return serve
+
+
+async def answer(
+    world: World,
+    stream: MessageStream,
+    asked: GetLeaves | GetOutline,
+    leaf: SendLeaf,
+    outline: Callable[[OutlineOf], OutlineOf] = lambda sent: sent,
+) -> None:
+    """Answer one request by `leaf` and `outline`."""
+    await stream.send_result(ResultCode.OK)
+    if isinstance(asked, GetOutline):
+        true = world.source.outline(asked.blob)
+        sent = OutlineOf(true.header, true.quant, true.leaves)
+        await stream.send_message(outline(sent))
+        return
+    for index in range(asked.first, asked.first + asked.count):
+        await leaf(stream, index, world.source.read_leaf(asked.blob, index))
 
 
 async def truly(stream: MessageStream, index: int, body: bytes) -> None:

@@ -13,7 +13,7 @@ import trio.testing
 from blyan_tile import tblock
 from blyan_tile.tblock import Outline
 from blyand.compute import Threads
-from blyand.errors import NotHere, TooSlow
+from blyand.errors import NotHere, Pruned, TooSlow
 from blyand.protocols import fetch
 from blyand.protocols.fetch import Fetcher
 from blyand.store.blobs import BlobStore
@@ -29,6 +29,7 @@ class Peers:
         self.bodies = {tblock.root_of(a): body for a, body in zip(arrays, bodies)}
         self.asked: list[tuple[str, bytes]] = []
         self.most_silent = self._silent = 0
+        self.pruned = False
 
     @asynccontextmanager
     async def open(self, peer: str, blob: bytes) -> AsyncIterator[Peers.Talk]:
@@ -42,6 +43,8 @@ class Peers:
         async def outline(self) -> Outline:
             if self.peer == "silent":
                 await self.peers.say_nothing()
+            if self.peers.pruned:
+                raise Pruned("dropped")
             if self.blob not in self.peers.bodies:
                 raise NotHere("never had it")
             return tblock.outline_of(tblock.bytes_array(self.peers.bodies[self.blob]))
@@ -61,13 +64,14 @@ class Peers:
         raise TooSlow("nothing")
 
 
-def running(tmp_path: Path, peers: Peers, act: Callable) -> None:
+def running(tmp_path: Path, peers: Peers, act: Callable, *, serve: bool = True) -> None:
     async def main() -> None:
         store = BlobStore(tmp_path)
         lane = Threads("disk", 1)
         fetcher = Fetcher(peers, store, lane, lambda: ["silent", "honest"])
         async with trio.open_nursery() as nursery:
-            await nursery.start(fetcher.run)
+            if serve:
+                await nursery.start(fetcher.run)
             await act(fetcher, store)
             nursery.cancel_scope.cancel()
         store.close()
@@ -159,6 +163,37 @@ def test_who_waited_in_vain_asks_again_only_if_it_knows_others(tmp_path, hints, 
             await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(get, *hints)
         assert len(peers.asked) == most
+
+    running(tmp_path, peers, act)
+
+
+def test_the_rarest_are_fetched_first_and_the_unknown_before_the_common(tmp_path):
+    bodies = [bytes([number]) for number in range(5)]
+    peers = Peers(*bodies)
+    common, rare, unknown, tried, widespread = peers.bodies
+    known = {common: 5, rare: 1, tried: 1, widespread: 9}
+
+    async def act(fetcher: Fetcher, store: BlobStore) -> None:
+        fetcher._providers = lambda blob: known.get(blob, 0)
+        for blob in peers.bodies:
+            fetcher.want(blob, [])
+        fetcher._wanted[tried].tries = 1
+        begun = [blob for blob, _ in fetcher._ripe(trio.current_time())]
+        assert begun == [rare, unknown, common, widespread, tried]
+
+    running(tmp_path, peers, act, serve=False)
+
+
+def test_what_peers_pruned_is_asked_for_less_often(tmp_path: Path):
+    peers = Peers()
+
+    async def act(fetcher: Fetcher, store: BlobStore) -> None:
+        until = trio.current_time() + 3 * fetch.PRUNED_AGAIN_S
+        peers.pruned = True
+        while trio.current_time() < until:
+            fetcher.want(b"\1" * 32, ["honest"])
+            await trio.sleep(5)
+        assert 2 <= sum(peer == "honest" for peer, _ in peers.asked) <= 4
 
     running(tmp_path, peers, act)
 

@@ -12,18 +12,18 @@ import trio
 from blyan_proto.codec import encode
 from blyan_proto.constants import LEAF_BYTES
 from blyan_proto.framing import frame
-from blyan_proto.protocols.blobs import LEAF_S, Leaf
+from blyan_proto.protocols.blobs import LEAF_S, REQUEST, GetLeaves, Leaf
 from blyand.errors import Busy, NotHere, Pruned, StorageFault
 from blyand.net.stream import MessageStream
 from blyand.protocols.gather import BATCH, MAX_GUESSES
 from blyand.protocols.uploads import Uploads
-from blyand.rules.net.swarm import RANGES_IN_FLIGHT
 from blyand.rules.net.uploads import UploadLimits
 from blyand.store.blobs import BlobStore
 from tests.unit.daemon.donor_world import (
     CONTENT,
     LEAVES,
     World,
+    answer,
     lying,
     running,
     truly,
@@ -52,21 +52,31 @@ def test_several_donors_share_the_work(tmp_path: Path):
     running(tmp_path, act)
 
 
-def test_one_donor_is_asked_ahead_on_one_stream(tmp_path: Path):
+def test_a_donor_at_the_end_of_a_long_road_is_asked_ahead(tmp_path: Path):
+    """Every answer leaves a second after its question came: two are on the road."""
+
     async def act(world: World) -> None:
-        waiting, most = 0, 0
+        async def far(stream: MessageStream) -> None:
+            put, take = trio.open_memory_channel[tuple[float, GetLeaves]](100)
 
-        async def leaf(stream: MessageStream, index: int, body: bytes) -> None:
-            nonlocal most
-            most = max(most, stream._inflow.size)  # the next request is here already
-            await truly(stream, index, body)
+            async def listen() -> None:
+                async with put:
+                    while raw := await stream.receive_or_end(128, 60):
+                        asked = REQUEST.decode(raw, 128)
+                        await put.send((trio.current_time() + 1, asked))
 
-        world.donors["a"] = lying(world, leaf)
-        await fetched(world)
-        assert world.opened == {"a": 1} and world.count("twice") == waiting
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen)
+                async for due_s, asked in take:
+                    await trio.sleep_until(due_s)
+                    await answer(world, stream, asked, truly)
+
+        world.donors["far"] = far
+        seconds = await fetched(world)
+        assert 3 <= seconds <= 5  # one after the other it would be seven
+        assert world.opened == {"far": 1} and not world.count("twice")
 
     running(tmp_path, act)
-    assert RANGES_IN_FLIGHT == 2
 
 
 @pytest.mark.parametrize("at", [0, 7, LEAVES - 1])

@@ -140,6 +140,18 @@ def test_leaves_come_sixteen_at_most(count):
         encode(blobs.GetLeaves(bytes(32), 0, count))
 
 
+@pytest.mark.parametrize("index", [0, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1])
+@pytest.mark.parametrize("size", [1, 255, 256, 65_535, 65_536, 262_144])
+def test_a_leaf_is_its_head_and_its_body(index, size):
+    head = blobs.leaf_head(index, size)
+    assert head + bytes(size) == encode(blobs.Leaf(index, bytes(size)))
+
+
+def test_a_leaf_beyond_a_u32_has_no_head():
+    with pytest.raises(ValueError):
+        blobs.leaf_head(2**32, 1)
+
+
 def test_half_a_row_number_is_refused():
     with pytest.raises(ValueError, match="half a row"):
         expert.ExpertRows(1, bytes(32), b"\x00\x00\x01")
