@@ -7,8 +7,8 @@ for the next ones before the last have come. docs/protocols/blobs.md
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Protocol
 
 from blyan_proto.constants import LEAF_BYTES
@@ -35,7 +35,7 @@ from blyand.net.stream import CODES, MessageStream, Serve, expect_ok, requesting
 from blyand.protocols.uploads import Uploads
 
 FIRST_WORD_S = 6.0  # until a peer says whether it has a blob
-READ_LEAVES = 4  # by one call of the disk lane
+ROOM_BYTES = 8 * LEAF_BYTES  # read by one call of the disk lane
 
 
 class Client:
@@ -117,8 +117,18 @@ class Blobs(Protocol):
 def serve(blobs: Blobs, lane: Threads, uploads: Uploads) -> Serve:
     """Return the handler over this node's blobs; serve it without a deadline."""
 
+    rooms: list[memoryview] = []  # for leaves, used again; as many as there are places
+
+    @contextmanager
+    def room_of(peer: str) -> Iterator[memoryview]:
+        with uploads.place(peer):
+            room = rooms.pop() if rooms else memoryview(bytearray(ROOM_BYTES))
+            try:
+                yield room
+            finally:
+                rooms.append(room)
+
     async def answer(stream: MessageStream) -> None:
-        room = memoryview(bytearray())  # for leaves, used again and again
         while not stream.draining.is_set():
             raw = await stream.receive_or_end(MAX_REQUEST_BYTES, IDLE_S)
             if raw is None:
@@ -126,11 +136,10 @@ def serve(blobs: Blobs, lane: Threads, uploads: Uploads) -> Serve:
             request = REQUEST.decode(raw, MAX_REQUEST_BYTES)
             with ExitStack() as held:
                 try:
-                    held.enter_context(uploads.place(stream.peer))
+                    room = held.enter_context(room_of(stream.peer))
                     outline = await lane.run(blobs.outline, request.blob)
                     if isinstance(request, GetLeaves):
                         _check(request, outline)
-                        room = room or memoryview(bytearray(READ_LEAVES * LEAF_BYTES))
                         found = await read(request, request.first, room)
                 except Unavailable as error:
                     await stream.send_result(code_of(error))

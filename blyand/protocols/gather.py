@@ -197,12 +197,13 @@ class Gathering:
     async def _converse(self, peer: str) -> float | None:
         """Take what a donor gives; return when to try again, None: no more."""
         gave = False
-        room = memoryview(bytearray(BATCH * LEAF_BYTES))  # used again and again
         try:
             async with self._client.open(peer, self._blob) as asking:
                 await self._begin(asking)
                 self._silent.discard(peer)
                 self._notify()
+                leaves = max(1, min(BATCH, self.swarm.missing))
+                room = memoryview(bytearray(leaves * LEAF_BYTES))  # used again
                 while not self.swarm.is_done:
                     while found := self.swarm.ask(peer, trio.current_time()):
                         await asking.ask(found.first, found.count)
@@ -267,7 +268,7 @@ class Gathering:
         assert self._outline is not None
         batch: list[Body] = []
         try:
-            for index in self.swarm.owed(peer)[:BATCH]:
+            for index in self.swarm.owed(peer)[: len(room) // LEAF_BYTES]:
                 size = self._outline.leaf_span(index)[1]
                 body, room = room[:size], room[size:]
                 # What came is not held up by what does not come.
