@@ -105,7 +105,7 @@ class Node:
         self.intake = Intake(
             self.genesis,
             self.blocks,
-            InlineCommit(self.store),
+            self.commit(),
             self.pool,
             self.events,
             self.clock,
@@ -138,6 +138,10 @@ class Node:
             self._publish,
             settled(),
         )
+
+    def commit(self) -> Any:
+        """Return what writes the stored blocks."""
+        return InlineCommit(self.store)
 
     @asynccontextmanager
     async def running(self, *services: Callable[..., Any]):

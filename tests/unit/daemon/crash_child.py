@@ -17,6 +17,7 @@ from blyan_proto.block.block import Block
 from blyand.compute import Threads
 from blyand.finality import beacon
 from blyand.home import Home, create_home
+from blyand.store.commit import GroupCommit
 from blyand.stores import Stores, open_stores
 from tests.unit.daemon.chain_node import Node
 from tests.unit.daemon.chain_world import beat, child_of, key, sign_block
@@ -36,7 +37,9 @@ class DiskNode(Node):
     def open(self) -> None:
         self.store = self.stores.database  # type: ignore[assignment]
         super().open()
-        self.intake._commit = self.stores.commit
+
+    def commit(self) -> GroupCommit:
+        return self.stores.commit
 
 
 def say(*words: object) -> None:
