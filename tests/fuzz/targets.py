@@ -18,6 +18,7 @@ import trio.testing
 from blyan_proto import codec, merkle
 from blyan_proto.block.block import MAX_BLOCK_BYTES, decode_block, encode_block
 from blyan_proto.block.data import MAX_INDEX_BYTES, ArchiveIndex
+from blyan_proto.block.header import Header
 from blyan_proto.block.model import Codec, SignedClaim
 from blyan_proto.block.payload import KINDS, decode_payload, encode_payload
 from blyan_proto.checkpoint import MAX_FINAL_CHECKPOINT_BYTES, FinalCheckpoint, Vote
@@ -237,6 +238,9 @@ SIGNED = made.KEY.public + sample("hello").signature
 TARGETS: dict[str, Target] = {
     "block": Target(
         decode_block, encode_block, tuple(map(encode_block, made.BLOCKS.values()))
+    ),
+    "header": message(
+        Header, MAX_BLOCK_BYTES, *(block.header for block in made.BLOCKS.values())
     ),
     "genesis": message(Genesis, MAX_GENESIS_BYTES, made.GENESIS),
     "final_checkpoint": message(

@@ -650,6 +650,27 @@ def test_answers_of_several_peers_at_once_wait_for_one_anothers_parents(node):
     run(main)
 
 
+def test_a_parent_that_comes_while_its_child_is_looked_at_frees_it(node):
+    """Between the look and the parking its own release finds nobody yet."""
+
+    async def main():
+        parent, child = chain(node, 2)
+        store = node.intake._groups.store
+        late = [parent]
+
+        async def slowly(group):
+            refused = await store(group)
+            if late and child.id in refused:
+                await node.intake.submit(late.pop(), "b")
+            return refused
+
+        node.intake._groups.store = slowly
+        await node.intake.submit(child, "a")
+        assert len(node.pool) == 2 and not len(node.intake._orphans)
+
+    run(main)
+
+
 def test_only_the_rules_check_and_verify():
     for cls in (rules.Checked, rules.Verified):
         with pytest.raises(TypeError):
