@@ -12,6 +12,7 @@ import pytest
 from blyan_proto.block.block import Block
 from blyan_proto.block.data import Dataset
 from blyan_proto.block.economy import Heartbeat
+from blyan_proto.block.work import has_work
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.protocols import blobs, blocks, delta, expert, hello, sync
 from blyan_proto.protocols.delta import Verdict
@@ -190,8 +191,11 @@ def test_false_blocks_are_refused_and_a_true_one_is_carried(
     beat = Heartbeat(FORMAT_VERSION, None, b"", 0)
     true = stranger.block(beat)
     orphan = stranger.block(beat, parents=(bytes(32),), height=1)
-    forged = Block(replace(true.header, sequence=9), true.signature, true.payload)
+    forged = replace(stranger.block(beat), signature=true.signature)
+    bits = stranger.genesis.parameters.work_bits
+    tried = (stranger.block(beat, nonce=n) for n in range(100))
     refused = {
+        next(b for b in tried if not has_work(b.header, bits)): "the nonce does not",
         stranger.block(beat, height=true.header.height + 7): "the height is not one",
         forged: "wrong block signature",
         Block(true.header, true.signature, true.payload + b"x"): "payload's length",
@@ -213,6 +217,26 @@ def test_false_blocks_are_refused_and_a_true_one_is_carried(
             with pytest.raises(RpcError) as caught:
                 node.call("chain.block", id=block.id.hex())
             assert caught.value.code == BLOCK_UNKNOWN.code
+    is_well(net)
+
+
+def test_two_blocks_under_one_sequence_are_kept_as_proof(
+    net: Network, stranger: Hostile
+):
+    first = stranger.block(Heartbeat(FORMAT_VERSION, None, b"", 1))
+    sequence = first.header.sequence
+    twin = stranger.block(Heartbeat(FORMAT_VERSION, None, b"", 2), sequence=sequence)
+    account = first.header.account.hex()
+    for block in (first, twin):
+        stranger.gossip(block)
+    for node in net.nodes:
+        (proof,) = wait_for(
+            lambda: node.call("chain.evidence", account=account)["proofs"],
+            "the proof is here",
+        )
+        ids = {proof["first"]["id"], proof["second"]["id"]}
+        assert ids == {first.id.hex(), twin.id.hex()}
+        assert (proof["chain"], proof["sequence"]) == ("C", sequence)
     is_well(net)
 
 
