@@ -169,7 +169,7 @@ class Groups:
                 del later[one.id]
                 verdicts.append(error)
                 continue
-            arrival = Arrival(now_ms, one.peer)
+            arrival = None if one.is_final else Arrival(now_ms, one.peer)
             writes += self._blocks.batch([verified], arrival, self._is_registered)
             places[one.id] = later.pop(one.id)
             verdicts.append(verified)

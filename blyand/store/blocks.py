@@ -51,11 +51,12 @@ class BlockStore:
     def batch(
         self,
         verified: Iterable[Verified],
-        arrival: Arrival = OWN,
+        arrival: Arrival | None = OWN,
         is_registered: Callable[[bytes], bool] = lambda account: False,
     ) -> Batch:
         """Return the writes that store blocks; those already here are left out.
 
+        `arrival` None: a final checkpoint orders them, so they are not pending.
         `is_registered`: of whom a proof of equivocation is kept however many there are.
         """
         writes: Batch = []
@@ -66,7 +67,8 @@ class BlockStore:
             signed = SignedHeader(block.header, block.signature)
             writes.append((HEADER + key, encode(signed)))
             writes.append((PAYLOAD + key, block.payload))
-            writes.append((PENDING + key, encode(arrival)))
+            if arrival is not None:
+                writes.append((PENDING + key, encode(arrival)))
             writes += _index(key, block.header)
             writes += self.equivocations.batch(signed, is_registered)
         return writes

@@ -594,6 +594,11 @@ def test_what_a_checkpoint_orders_does_not_fill_the_pool(node):
         made = chain(node, 5)
         await node.intake.submit_many(made, "a", is_final=True)
         assert not len(node.pool) and all(node.blocks.has(b.id) for b in made)
+        node.open()
+        async with node.running():
+            assert not len(node.pool), "nor after a restart"
+        await node.order(*made)
+        assert all(node.blocks.outcome(b.id).code == 0 for b in made)
 
     run(main)
 
