@@ -116,7 +116,6 @@ class Blobs(Protocol):
 
 def serve(blobs: Blobs, lane: Threads, uploads: Uploads) -> Serve:
     """Return the handler over this node's blobs; serve it without a deadline."""
-
     rooms: list[memoryview] = []  # for leaves, used again; as many as there are places
 
     @contextmanager
@@ -137,10 +136,7 @@ def serve(blobs: Blobs, lane: Threads, uploads: Uploads) -> Serve:
             with ExitStack() as held:
                 try:
                     room = held.enter_context(room_of(stream.peer))
-                    outline = await lane.run(blobs.outline, request.blob)
-                    if isinstance(request, GetLeaves):
-                        _check(request, outline)
-                        found = await read(request, request.first, room)
+                    outline, found = await lane.run(_look, blobs, request, room)
                 except Unavailable as error:
                     await stream.send_result(code_of(error))
                     return
@@ -149,13 +145,6 @@ def serve(blobs: Blobs, lane: Threads, uploads: Uploads) -> Serve:
                     await send_leaves(stream, request, found, room)
                 else:
                     await _send_outline(stream, outline, uploads)
-
-    async def read(
-        request: GetLeaves, index: int, room: memoryview
-    ) -> list[memoryview]:
-        left = request.first + request.count - index
-        room = room[: left * LEAF_BYTES]
-        return await lane.run(blobs.read_leaves, request.blob, index, room)
 
     async def send_leaves(
         stream: MessageStream,
@@ -171,14 +160,23 @@ def serve(blobs: Blobs, lane: Threads, uploads: Uploads) -> Serve:
                 index += 1
             if index >= last:
                 return
-            found = await read(request, index, room)
+            room = room[: (last - index) * LEAF_BYTES]
+            found = await lane.run(blobs.read_leaves, request.blob, index, room)
 
     return answer
 
 
-def _check(request: GetLeaves, outline: Outline) -> None:
+def _look(
+    blobs: Blobs, request: GetOutline | GetLeaves, room: memoryview
+) -> tuple[Outline, list[memoryview]]:
+    """Return what a request is about, and its first leaves: one call of the lane."""
+    outline = blobs.outline(request.blob)
+    if isinstance(request, GetOutline):
+        return outline, []
     if request.first + request.count > len(outline.leaves):
         raise UnexpectedMessage("leaves that the blob does not have")
+    room = room[: request.count * LEAF_BYTES]
+    return outline, blobs.read_leaves(request.blob, request.first, room)
 
 
 async def _send_outline(

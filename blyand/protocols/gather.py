@@ -3,8 +3,8 @@
 Strategy. Candidates are tried one after the other, the next when one refuses or lets us
 wait; once the outline is known, as many as the blob is worth are asked at the same time.
 Who is asked for what is `rules/net/swarm`. A donor has one task and one stream; it
-hands its leaves to the disk lane in small batches, so that a thread is worth its hop
-while the stream goes on filling its window.
+checks each leaf as it comes and hands them to the disk lane in small batches, so that
+a thread is worth its hop, while the stream goes on filling its window.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import trio
 
 from blyan_proto.constants import LEAF_BYTES
 from blyan_proto.errors import BadProof, ProtocolError
-from blyan_tile.tblock import Outline
+from blyan_tile.tblock import Outline, check_leaf
 from blyand.compute import Threads
 from blyand.errors import (
     Busy,
@@ -39,7 +39,7 @@ MAX_DONORS = 4  # of one blob at once
 LEAVES_PER_DONOR = 8  # missing ones that are worth another donor
 MAX_GUESSES = 8  # peers asked beside a donor, though nobody said they have it
 PATIENCE_S = 1.0  # until another candidate is tried beside a silent one
-BATCH = 4  # leaves of one call of the disk lane
+BATCH = 8  # leaves of one call of the disk lane
 BATCH_S = 0.05
 
 
@@ -47,11 +47,11 @@ Body = tuple[int, memoryview]  # a leaf
 
 
 class Arriving(Protocol):
-    """Where leaves are kept: a PartialBlob. Blocking."""
+    """Where leaves are kept that were checked: a PartialBlob. Blocking."""
 
     def missing(self) -> tuple[int, ...]: ...
 
-    def write_leaves(self, leaves: Iterable[Body]) -> tuple[int, ...]: ...
+    def write_leaves(self, leaves: Iterable[Body]) -> None: ...
 
     def finish(self, *, durable: bool = True) -> bytes: ...
 
@@ -266,7 +266,7 @@ class Gathering:
     async def _take(self, peer: str, asking: Conversation, room: memoryview) -> None:
         """Receive a few leaves of a donor, check and keep them."""
         assert self._outline is not None
-        batch: list[Body] = []
+        batch: list[Body] = []  # checked
         try:
             for index in self.swarm.owed(peer)[: len(room) // LEAF_BYTES]:
                 size = self._outline.leaf_span(index)[1]
@@ -277,30 +277,33 @@ class Gathering:
                 if patience.cancelled_caught:
                     break
                 now = trio.current_time()
-                if self.swarm.arrived(peer, size, now):
-                    batch.append((index, body))
-                else:
+                if not self.swarm.arrived(peer, size, now):
                     self._copies.add()
+                    continue
+                try:
+                    check_leaf(self._outline, index, body)
+                except BadProof:
+                    self._false.add()
+                    self.swarm.spoiled([index])
+                    raise
+                batch.append((index, body))
         finally:
             if batch:
                 await self._keep(batch)
 
     async def _keep(self, batch: list[Body]) -> None:
-        """Check and write leaves. BadProof when one is wrong."""
+        """Write leaves."""
         assert self._arriving is not None
-        leaves = {index for index, _ in batch}
-        kept: tuple[int, ...] = ()
+        leaves = [index for index, _ in batch]
+        kept = False
         try:
-            kept = await self._lane.run(self._arriving.write_leaves, batch)
+            await self._lane.run(self._arriving.write_leaves, batch)
+            kept = True
         finally:
-            self.swarm.kept(kept)
-            self.swarm.spoiled(leaves.difference(kept))
-            self._leaves.add(len(kept))
+            (self.swarm.kept if kept else self.swarm.spoiled)(leaves)
+        self._leaves.add(len(leaves))
         if self.swarm.is_done:
             self._notify()
-        if wrong := leaves.difference(kept):
-            self._false.add(len(wrong))
-            raise BadProof(f"the data under leaf {min(wrong)} does not match it")
 
     def _end(self, error: Unavailable | LocalFault) -> None:
         self._ending = self._ending or error

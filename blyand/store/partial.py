@@ -51,25 +51,17 @@ class PartialBlob:
     def write_leaf(self, index: int, chunk: bytes | memoryview) -> None:
         """Keep the data under one leaf. BadProof, and nothing kept, if it is not that."""
         check_leaf(self.outline, index, chunk)
-        with self._lock:
-            if index not in self._missing:
-                return
-        self._medium.write(self._fd, self.outline.leaf_span(index)[0], chunk)
-        with self._lock:
-            self._missing.discard(index)
+        self.write_leaves([(index, chunk)])
 
-    def write_leaves(
-        self, leaves: Iterable[tuple[int, bytes | memoryview]]
-    ) -> tuple[int, ...]:
-        """Keep those of the given leaves that are right; return their indices."""
-        kept = []
+    def write_leaves(self, leaves: Iterable[tuple[int, bytes | memoryview]]) -> None:
+        """Keep leaves that the caller has checked against `outline`."""
         for index, chunk in leaves:
-            try:
-                self.write_leaf(index, chunk)
-            except BadProof:
-                continue
-            kept.append(index)
-        return tuple(kept)
+            with self._lock:
+                if index not in self._missing:
+                    continue
+            self._medium.write(self._fd, self.outline.leaf_span(index)[0], chunk)
+            with self._lock:
+                self._missing.discard(index)
 
     def finish(self, *, durable: bool = True) -> bytes:
         """Make the whole blob one of the store and close; return its root.
