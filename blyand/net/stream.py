@@ -101,7 +101,7 @@ class MessageStream:
 
     async def send(
         self,
-        body: bytes | memoryview,
+        body: bytes,
         deadline_s: float = SEND_DEADLINE_S,
         *,
         head: bytes = b"",
@@ -111,11 +111,22 @@ class MessageStream:
         A `head` apart spares the copy of a large body.
         """
         prefix = (len(head) + len(body)).to_bytes(PREFIX_BYTES, "big") + head
-        head, rest = prefix + body[:_HEAD_BYTES], memoryview(body)[_HEAD_BYTES:]
+        rest = memoryview(body)[_HEAD_BYTES:]
+        await self._send(prefix + body[:_HEAD_BYTES], rest, deadline_s)
+
+    async def send_framed(self, frames: memoryview, deadline_s: float) -> None:
+        """Send whole frames that stand one behind the other, prefixes included.
+
+        For bulk: one write for many frames, without a copy. As `send`.
+        """
+        await self._send(b"", frames, deadline_s)
+
+    async def _send(self, head: bytes, rest: memoryview, deadline_s: float) -> None:
         with trio.move_on_after(deadline_s) as scope:
             async with self._sending:
                 head, self._held = self._held + head, b""
-                await self._write(head)
+                if head:
+                    await self._write(head)
                 if rest:
                     await self._write(rest)
         if scope.cancelled_caught:

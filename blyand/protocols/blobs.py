@@ -7,12 +7,14 @@ for the next ones before the last have come. docs/protocols/blobs.md
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Protocol
 
+from blyan_proto.codec import encode
 from blyan_proto.constants import LEAF_BYTES
 from blyan_proto.errors import BadProof, UnexpectedMessage
+from blyan_proto.framing import PREFIX_BYTES, frame
 from blyan_proto.protocols.blobs import (
     DEADLINE_S,
     IDLE_S,
@@ -27,7 +29,7 @@ from blyan_proto.protocols.blobs import (
     leaf_head,
 )
 from blyan_proto.protocols.result import ResultCode
-from blyan_tile.tblock import HASH_BYTES, Outline, parse_outline
+from blyan_tile.tblock import Outline, parse_outline
 from blyand.compute import Threads
 from blyand.errors import NotHere, Unavailable
 from blyand.net.host import Host
@@ -35,7 +37,8 @@ from blyand.net.stream import CODES, MessageStream, Serve, expect_ok, requesting
 from blyand.protocols.uploads import Uploads
 
 FIRST_WORD_S = 6.0  # until a peer says whether it has a blob
-ROOM_BYTES = 8 * LEAF_BYTES  # read by one call of the disk lane
+ROOM_LEAVES = 8  # read by one call of the disk lane, sent by one write
+ROOM_BYTES = ROOM_LEAVES * (LEAF_BYTES + 16)
 
 
 class Client:
@@ -105,18 +108,18 @@ class Conversation:
 
 
 class Blobs(Protocol):
-    """The blobs of a node; both raise NotHere or Pruned."""
+    """The blobs of a node; both raise NotHere or Pruned. Blocking."""
 
     def outline(self, root: bytes) -> Outline: ...
 
     def read_leaves(
-        self, root: bytes, first: int, room: memoryview
-    ) -> list[memoryview]: ...
+        self, root: bytes, rooms: Iterable[tuple[int, memoryview]]
+    ) -> None: ...
 
 
 def serve(blobs: Blobs, lane: Threads, uploads: Uploads) -> Serve:
     """Return the handler over this node's blobs; serve it without a deadline."""
-    rooms: list[memoryview] = []  # for leaves, used again; as many as there are places
+    rooms: list[memoryview] = []  # used again; there are as many as places
 
     @contextmanager
     def room_of(peer: str) -> Iterator[memoryview]:
@@ -136,55 +139,61 @@ def serve(blobs: Blobs, lane: Threads, uploads: Uploads) -> Serve:
             with ExitStack() as held:
                 try:
                     room = held.enter_context(room_of(stream.peer))
-                    outline, found = await lane.run(_look, blobs, request, room)
+                    outline, sizes = await lane.run(_look, blobs, request, room)
                 except Unavailable as error:
                     await stream.send_result(code_of(error))
                     return
                 await stream.send_result(ResultCode.OK)
-                if isinstance(request, GetLeaves):
-                    await send_leaves(stream, request, found, room)
-                else:
+                if isinstance(request, GetOutline):
                     await _send_outline(stream, outline, uploads)
-
-    async def send_leaves(
-        stream: MessageStream,
-        request: GetLeaves,
-        found: list[memoryview],
-        room: memoryview,
-    ) -> None:
-        index, last = request.first, request.first + request.count
-        while True:
-            for body in found:
-                await uploads.turn(stream, len(body))
-                await stream.send(body, DEADLINE_S, head=leaf_head(index, len(body)))
-                index += 1
-            if index >= last:
-                return
-            room = room[: (last - index) * LEAF_BYTES]
-            found = await lane.run(blobs.read_leaves, request.blob, index, room)
+                    continue
+                index, last = request.first, request.first + request.count
+                while True:
+                    await uploads.send(stream, room, sizes, DEADLINE_S)
+                    index += len(sizes)
+                    if index == last:
+                        break
+                    sizes = await lane.run(_read, blobs, outline, index, last, room)
 
     return answer
 
 
 def _look(
     blobs: Blobs, request: GetOutline | GetLeaves, room: memoryview
-) -> tuple[Outline, list[memoryview]]:
-    """Return what a request is about, and its first leaves: one call of the lane."""
+) -> tuple[Outline, list[int]]:
+    """Return what a request is about; read its first leaves: one call of the lane."""
     outline = blobs.outline(request.blob)
     if isinstance(request, GetOutline):
         return outline, []
-    if request.first + request.count > len(outline.leaves):
+    last = request.first + request.count
+    if last > len(outline.leaves):
         raise UnexpectedMessage("leaves that the blob does not have")
-    room = room[: request.count * LEAF_BYTES]
-    return outline, blobs.read_leaves(request.blob, request.first, room)
+    return outline, _read(blobs, outline, request.first, last, room)
+
+
+def _read(
+    blobs: Blobs, outline: Outline, first: int, last: int, room: memoryview
+) -> list[int]:
+    """Put the frames of leaves from `first` on into `room`; return their sizes."""
+    sizes, bodies = [], []
+    for index in range(first, min(last, first + ROOM_LEAVES)):
+        size = outline.leaf_span(index)[1]
+        head = leaf_head(index, size)
+        head = (len(head) + size).to_bytes(PREFIX_BYTES, "big") + head
+        room[: len(head)] = head
+        bodies.append((index, room[len(head) : len(head) + size]))
+        sizes.append(len(head) + size)
+        room = room[sizes[-1] :]
+    blobs.read_leaves(outline.root, bodies)
+    return sizes
 
 
 async def _send_outline(
     stream: MessageStream, outline: Outline, uploads: Uploads
 ) -> None:
-    await uploads.turn(stream, len(outline.leaves) * HASH_BYTES)
     sent = OutlineOf(outline.header, outline.quant, outline.leaves)
-    await stream.send_message(sent, deadline_s=DEADLINE_S)
+    framed = memoryview(frame(encode(sent)))
+    await uploads.send(stream, framed, [len(framed)], DEADLINE_S)
 
 
 def code_of(error: Unavailable) -> ResultCode:

@@ -5,7 +5,7 @@ The decisions are `rules/net/uploads`; here are the waiting and the metrics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -45,16 +45,28 @@ class Uploads:
             self._places.free(peer)
             self._running.set(self._places.taken)
 
-    async def turn(self, stream: MessageStream, size: int) -> None:
-        """Return when `size` bytes may leave on a stream."""
-        now = trio.current_time()
+    async def send(
+        self,
+        stream: MessageStream,
+        room: memoryview,
+        sizes: Sequence[int],
+        deadline_s: float,
+    ) -> None:
+        """Send frames of these sizes that begin `room`; under a limit, each in its turn."""
         if self._pace is None:
-            self._pace = Pace(self._limits, now)
-        if self._pace.is_limited:
-            await stream.flush()  # the OK need not wait
+            self._pace = Pace(self._limits, trio.current_time())
+        if not self._pace.is_limited:
+            await stream.send_framed(room[: sum(sizes)], deadline_s)
+            self._bytes.add(sum(sizes))
+            return
+        await stream.flush()  # the OK need not wait
+        for size in sizes:
+            began_s = trio.current_time()
             await self._wait(self._pace, stream.peer, size)
-            self._waits.observe(trio.current_time() - now)
-        self._bytes.add(size)
+            self._waits.observe(trio.current_time() - began_s)
+            await stream.send_framed(room[:size], deadline_s)
+            self._bytes.add(size)
+            room = room[size:]
 
     async def _wait(self, pace: Pace, peer: str, size: int) -> None:
         ticket = pace.queue(peer, size, trio.current_time())

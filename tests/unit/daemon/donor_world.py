@@ -78,10 +78,9 @@ class World:
         class Counting:
             outline = held.outline
 
-            def read_leaves(self, root: bytes, first: int, room: memoryview):
-                found = held.read_leaves(root, first, room)
-                world.given[name] += len(found)
-                return found
+            def read_leaves(self, root: bytes, rooms: list[tuple[int, memoryview]]):
+                held.read_leaves(root, rooms)
+                world.given[name] += len(rooms)
 
         uploads = more.get("uploads") or Uploads()
         self.donors[name] = ends.serve(Counting(), self.lane, uploads)

@@ -52,7 +52,7 @@ def test_a_rate_holds_and_is_shared_by_all_who_take(tmp_path: Path):
         assert 0.9 * 32 / 4 <= trio.current_time() <= 1.1 * 32 / 4 + 0.5
         assert done[0][1] == "one" and done[0][0] <= 0.6 * done[-1][0]
         sent = metrics.counter("blyan_blob_upload_bytes").value
-        assert sent == 32 * LEAF_BYTES
+        assert 32 * LEAF_BYTES < sent < 32 * (LEAF_BYTES + 16)
         assert metrics.gauge("blyan_blob_uploads").value == 0
         counts, seconds = metrics.histogram("blyan_blob_upload_wait_seconds").read()
         assert counts[-1] == 32 and seconds > 1
