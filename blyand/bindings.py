@@ -109,7 +109,12 @@ def bind_all(
             known_peers=lambda: len(base.book.peers()),
             calls=base.calls.in_flight,
             gauges=lambda: {
-                "blyan_pending_blocks": sum(1 for _ in ledger.pool),
+                "blyan_pending_blocks": len(ledger.pool),
+                "blyan_arrived_blocks": ledger.intake.waiting,
+                "blyan_orphan_blocks": ledger.intake.orphans,
+                "blyan_waiting_writes": stores.commit.waiting,
+                "blyan_wanted_blobs": fetcher.wanted,
+                "blyan_fetched_blobs": fetcher.under_way,
                 "blyan_checkpoints_behind": ledger.follower.behind,
                 "blyan_finalised_height": ledger.machine.clock.height,
             },

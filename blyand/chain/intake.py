@@ -101,6 +101,16 @@ class Intake:
         self._connecting: set[str] = set()
         self._nursery: trio.Nursery | None = None
 
+    @property
+    def waiting(self) -> int:
+        """How many checked blocks of gossip are not stored yet."""
+        return sum(self._queued.values())
+
+    @property
+    def orphans(self) -> int:
+        """How many blocks wait for their parents."""
+        return len(self._orphans)
+
     async def gossip_check(self, peer: str, raw: bytes) -> Verdict:
         """Say whether a gossiped block is forwarded, and queue it when it is.
 

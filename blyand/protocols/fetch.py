@@ -92,6 +92,16 @@ class Fetcher:
         self._slow: dict[str, float] = {}  # peer -> when it let us wait
         self._wake = trio.Event()
 
+    @property
+    def wanted(self) -> int:
+        """How many blobs are asked for in the background."""
+        return len(self._wanted)
+
+    @property
+    def under_way(self) -> int:
+        """How many blobs are being fetched."""
+        return len(self._under_way)
+
     async def get(
         self,
         blob: bytes,

@@ -46,6 +46,11 @@ class GroupCommit:
         self._full: DiskFull | None = None
         self._limiter = trio.CapacityLimiter(1)
 
+    @property
+    def waiting(self) -> int:
+        """How many submissions are not being written yet."""
+        return len(self._waiting)
+
     async def submit(self, batch: Batch) -> None:
         """Write `batch`; it is durable on return. Submissions keep their order.
 
