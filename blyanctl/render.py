@@ -51,7 +51,7 @@ def _gather(
 
 # Lists that are the point of their result: an empty one is said to be empty.
 TABLES = frozenset(
-    "peers bans chains blocks experts models datasets tiles groups options protocols versions kinds problems".split()
+    "peers bans chains blocks experts models datasets tiles groups options protocols versions kinds problems pins".split()
 )
 
 
@@ -119,7 +119,7 @@ def cell(name: str, value: Any) -> str:
 def _number(name: str, value: int | float) -> str:
     if name == "bytes" or name.endswith("_bytes") or name.startswith("bytes_"):
         return size(value)
-    if name == "time_ms" or name.endswith("until_ms"):
+    if name in ("time_ms", "pruned_ms") or name.endswith("until_ms"):
         return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(value / 1000))
     if name.endswith("_ppm"):
         return f"{value / 10_000:g} %"

@@ -23,6 +23,8 @@ from blyand.rpc import (
     net,
     node,
     peer,
+    pin,
+    proof,
     tile,
     train,
     verify,
@@ -34,6 +36,8 @@ from blyand.rpc.publishing import Publishing
 from blyand.rpc.resolve import dataset_called, model_called
 from blyand.rpc.rounds import Watching
 from blyand.rpc.tally import Tally
+from blyand.training.proof import Proof
+from blyand.upkeep import Upkeep
 
 
 def bind_all(
@@ -42,6 +46,7 @@ def bind_all(
     models: Models,
     fetcher: Fetcher,
     importer: Worker,
+    upkeep: Upkeep,
     stop: Callable[[], None],
     roles: tuple[str, ...],
     learns: bool,
@@ -87,9 +92,23 @@ def bind_all(
                 *stores.warnings,
                 *base.alarms.values(),
             ],
+            budget=stores.budget,
+            home=base.home.path,
         ),
         roles=roles,
         stop=stop,
+        disk_lane=base.disk_lane,
+    )
+    pin.bind(
+        answers,
+        pins=stores.pins,
+        view=lambda: ledger.view,
+        blocks=stores.blocks,
+        blobs=stores.blobs,
+        fetch=fetcher.get,
+        unpinned=upkeep.retention.unpinned,
+        clock=base.clock,
+        lane=base.disk_lane,
     )
     backup.bind(
         answers,
@@ -174,6 +193,17 @@ def bind_all(
         blocks=stores.blocks,
         blobs=stores.blobs,
         lane=base.disk_lane,
+    )
+    proof.bind(
+        answers,
+        ordering=ordering,
+        proof=Proof(
+            stores.blocks,
+            stores.blobs,
+            lambda: ledger.view,
+            fetcher.get,
+            base.tile_lane,
+        ),
     )
     infer.bind(
         answers,

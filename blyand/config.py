@@ -124,6 +124,19 @@ class NetSection:
 
 
 @dataclass(frozen=True)
+class StoreSection:
+    """What this node keeps on its disk."""
+
+    disk_mib: int = option(
+        0,
+        "Most that the home may take. When it is used up, what may be pruned goes at once, "
+        "then nothing new is kept; an eighth is left for what this node has to hold. "
+        "0: as much as the disk has.",
+        unit="MiB",
+    )
+
+
+@dataclass(frozen=True)
 class ComputeSection:
     """Processor and accelerator."""
 
@@ -207,6 +220,7 @@ class Config:
     node: NodeSection = NodeSection()
     key: KeySection = KeySection()
     net: NetSection = NetSection()
+    store: StoreSection = StoreSection()
     compute: ComputeSection = ComputeSection()
     training: TrainingSection = TrainingSection()
     inference: InferenceSection = InferenceSection()

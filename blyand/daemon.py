@@ -68,6 +68,7 @@ from blyand.rules.records import MODELS
 from blyand.stores import open_stores
 from blyand.supervise import Backoff, Service, supervise
 from blyand.training.adopter import Adopter
+from blyand.upkeep import build_upkeep
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,11 @@ async def run(home: Home, config: Config) -> None:
         metrics=metrics,
     )
     nice = config.compute.worker_nice
-    with open_stores(home) as stores, open_diary(*diary_of(home, config)) as note:
+    limit = (config.store.disk_mib << 20) or None
+    with (
+        open_stores(home, limit) as stores,
+        open_diary(*diary_of(home, config)) as note,
+    ):
         async with (
             open_host(replace(settings, note=note)) as host,
             open_worker("training", nice=nice) as trainer,
@@ -175,6 +180,7 @@ async def run(home: Home, config: Config) -> None:
             models = build_models(
                 base, ledger, fetcher, expert_ends.Client(calls), trainer
             )
+            upkeep = build_upkeep(base, ledger, models, fetcher, _roles(base))
             stop = trio.Event()
             serve_streams(
                 base,
@@ -189,6 +195,7 @@ async def run(home: Home, config: Config) -> None:
                 models,
                 fetcher,
                 importer,
+                upkeep,
                 stop.set,
                 _role_names(base),
                 learns,
@@ -209,6 +216,7 @@ async def run(home: Home, config: Config) -> None:
                 Service("serving", models.serving.run),
                 Service("primary", settling.once_settled(base, models.primary.run)),
                 Service("journal", models.journal.run),
+                Service("retention", upkeep.retention.run),
                 Service("member", _member(base, ledger, models).run),
             ]
             if _is_sequencer(base):

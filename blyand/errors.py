@@ -21,7 +21,7 @@ class NotHere(Unavailable):
     """The peer does not have what was asked for."""
 
 
-class Pruned(Unavailable):
+class Pruned(NotHere):
     """The peer had it and dropped it after its retention window (DEC-B9)."""
 
 
@@ -43,6 +43,10 @@ class DiskFull(Unavailable):
     Not a LocalFault, since it passes without a restart: reads go on, whoever writes
     tries again later, and callers are told that this node cannot now.
     """
+
+
+class OverBudget(DiskFull):
+    """What was to be kept does not fit into store.disk_mib."""
 
 
 class LocalFault(Exception):

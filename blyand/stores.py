@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from blyand.home import Home
 from blyand.store.blobs import BlobStore
 from blyand.store.blocks import BlockStore
+from blyand.store.budget import Budget
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.commit import GroupCommit
 from blyand.store.db import LevelStore, open_store
 from blyand.store.intents import IntentLog
 from blyand.store.mend import find_holes, name_holes
 from blyand.store.migrations import STEPS
+from blyand.store.pins import Pins
+from blyand.store.retained import Retained
 from blyand.store.schema import META_HOLES
 from blyand.store.state import State
 
@@ -33,19 +36,26 @@ class Stores:
     blobs: BlobStore
     intents: IntentLog
     commit: GroupCommit
+    retained: Retained
+    pins: Pins
+    budget: Budget
     warnings: tuple[str, ...]
 
 
 @contextmanager
-def open_stores(home: Home) -> Iterator[Stores]:
-    """Open what is on disk, repaired as far as it can be. StorageFault, DiskFull."""
+def open_stores(home: Home, limit_bytes: int | None = None) -> Iterator[Stores]:
+    """Open what is on disk, repaired as far as it can be. StorageFault, DiskFull.
+
+    `limit_bytes` bounds what the home may take; None: the disk does.
+    """
     database = open_store(home.database, STEPS)
     try:
-        blobs = BlobStore(home.blobs)
+        retained, budget = Retained(database), Budget(limit_bytes, home.path)
+        blobs = BlobStore(home.blobs, gone_since=retained.gone_since, budget=budget)
         try:
             intents = IntentLog(home.intents)
             try:
-                yield _stores(database, blobs, intents)
+                yield _stores(database, blobs, intents, retained, budget)
             finally:
                 intents.close()
         finally:
@@ -54,7 +64,13 @@ def open_stores(home: Home) -> Iterator[Stores]:
         database.close()
 
 
-def _stores(database: LevelStore, blobs: BlobStore, intents: IntentLog) -> Stores:
+def _stores(
+    database: LevelStore,
+    blobs: BlobStore,
+    intents: IntentLog,
+    retained: Retained,
+    budget: Budget,
+) -> Stores:
     """Return the stores, indexed and executed as far as the database is whole."""
     warnings = []
     blocks, checkpoints = BlockStore(database), CheckpointStore(database)
@@ -88,6 +104,9 @@ def _stores(database: LevelStore, blobs: BlobStore, intents: IntentLog) -> Store
         blobs,
         intents,
         GroupCommit(database),
+        retained,
+        Pins(database),
+        budget,
         tuple(warnings),
     )
 

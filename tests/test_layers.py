@@ -28,9 +28,10 @@ MAY_IMPORT = {
 LEVELS = {
     **dict.fromkeys(["__init__", "__main__", "daemon", "initialise"], 5),
     **dict.fromkeys(["bindings", "endpoints", "parts", "settling", "stores"], 5),
-    "joining": 5,
+    **dict.fromkeys(["joining", "upkeep"], 5),
     "rpc": 4,
     **dict.fromkeys(["chain", "finality", "election", "inference", "training"], 3),
+    **dict.fromkeys(["retention"], 3),
     **dict.fromkeys(["data", "evolution", "guard"], 3),
     "protocols": 2,
     **dict.fromkeys(["net", "store", "config", "options", "supervise", "compute"], 1),

@@ -184,7 +184,11 @@ class Block:
     time_ms: int = arg("author's clock, Unix milliseconds")
     checkpoint: int | None = arg("height of the checkpoint that ordered it; null: none")
     error: str | None = arg("why it had no effect; null if it had or is pending")
-    payload: JsonObject | None = arg("the payload; null unless asked for")
+    payload: JsonObject | None = arg("the payload; null unless asked for and here")
+    pruned_ms: int | None = arg(
+        "chain time since when the payload is no longer kept here, Unix milliseconds; "
+        "null: it is here"
+    )
 
 
 block = declare(

@@ -70,6 +70,7 @@ NOUN_BASES = {
     "tile": 800,
     "infer": 900,
     "net": 1000,
+    "pin": 1100,
 }
 
 # Offsets inside every noun's hundred.
@@ -81,6 +82,7 @@ SHARED = (
     ErrorCode(4, "too slow", "a peer did not answer in time"),
     ErrorCode(5, "no route", "no reachable peer can do it"),
     ErrorCode(6, "stale version", "the version asked for is no longer served"),
+    ErrorCode(7, "disk full", "this node has no room for it"),
 )
 
 
@@ -126,6 +128,11 @@ PROMPT_INVALID = ErrorCode(
 )
 PROMPT_TOO_LONG = ErrorCode(911, "prompt too long", "above the model's context")
 
+PIN_INVALID = ErrorCode(1110, "pin invalid", "not the id of a block or blob")
+PIN_UNKNOWN = ErrorCode(1111, "pin unknown", "it is not pinned")
+BLOB_UNKNOWN = ErrorCode(1112, "blob unknown", "no such blob here or at a peer")
+PINS_FULL = ErrorCode(1113, "pins full", "no more can be pinned")
+
 NOUN_ERRORS = (
     BACKUP_REFUSED,
     ADDRESS_INVALID,
@@ -150,4 +157,8 @@ NOUN_ERRORS = (
     TILE_UNKNOWN,
     PROMPT_INVALID,
     PROMPT_TOO_LONG,
+    PIN_INVALID,
+    PIN_UNKNOWN,
+    BLOB_UNKNOWN,
+    PINS_FULL,
 )

@@ -20,6 +20,7 @@ NOUNS = {
     "data": "add a dataset, list them, show one",
     "train": "start or join a run, stop learning here, look on",
     "tile": "what this node holds, byte for byte",
+    "pin": "keep a model, dataset, block or blob here, whatever retention says",
     "infer": "generate text through the network, measure how good the model is",
 }
 

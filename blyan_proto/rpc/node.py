@@ -37,6 +37,8 @@ class Status:
     height: int = arg("largest height of a block held, over all chains")
     finalised: int = arg("height of the newest finalised checkpoint, 0 for the genesis")
     training: str = arg("why training runs, pauses or is off")
+    disk_bytes: int = arg("bytes that the home takes on its disk")
+    disk_limit_bytes: int | None = arg("most that it may take; null: no limit")
     warnings: list[str] = arg("what the operator should know; empty when all is well")
     uptime_s: float = arg("seconds since the daemon was ready")
 
@@ -173,6 +175,9 @@ class Resources:
     connections: int = arg("connected peers, greeted or not")
     resident_bytes: int = arg("memory in use")
     files: int = arg("open files and sockets")
+    disk_bytes: int = arg("bytes that the home takes on its disk")
+    disk_limit_bytes: int | None = arg("most that it may take; null: no limit")
+    disk_free_bytes: int = arg("bytes free on that disk")
 
 
 resources = declare(Method("node.resources", GetResources, Resources))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from blyan_proto.rpc.errors import MODEL_AMBIGUOUS, MODEL_UNKNOWN, TILE_UNKNOWN
-from blyan_proto.rpc.parts import MODEL_HELP
-from blyan_proto.rpc.spec import Id, Method, arg, declare, record
+from blyan_proto.rpc.parts import MODEL_HELP, Progress
+from blyan_proto.rpc.spec import LONG_DEADLINE_S, Id, Method, arg, declare, record
 
 
 @record
@@ -131,4 +131,47 @@ class Roots:
 
 roots = declare(
     Method("tile.roots", GetRoots, Roots, errors=(MODEL_UNKNOWN, MODEL_AMBIGUOUS))
+)
+
+
+@record
+class ReplayGroup:
+    """Prove a group's head: compute it again from the oldest snapshot held here.
+
+    Every update is made again from its base and its deltas, and must give its roots.
+    """
+
+    group: str = arg("group name", positional=True)
+    model: str | None = arg(MODEL_HELP, default=None)
+    from_genesis: bool = arg(
+        "begin at the first weights; needs a reachable archive where they are pruned",
+        default=False,
+    )
+
+
+@record
+class Replayed:
+    """How far a group's finalised head follows from what is here."""
+
+    model: str = arg("model name")
+    model_id: Id = arg("model block id")
+    group: str = arg("group name")
+    start: Id = arg("block that made the version it began at")
+    from_genesis: bool = arg("these were the first weights")
+    head: Id = arg("block that made the finalised head")
+    updates: int = arg("updates computed again")
+    tiles: int = arg("tiles of the group")
+    sound: bool = arg("every update gave the roots that it names")
+    problem: str | None = arg("what did not follow; null if all did")
+
+
+replay = declare(
+    Method(
+        "tile.replay",
+        ReplayGroup,
+        Replayed,
+        errors=(TILE_UNKNOWN, MODEL_UNKNOWN, MODEL_AMBIGUOUS),
+        streams=Progress,
+        deadline_s=LONG_DEADLINE_S,
+    )
 )

@@ -45,8 +45,9 @@ def check_block(
     try:
         block = blocks.get(id)
     except Pruned:
-        if mending:
-            return "its payload is gone; peers are asked for it", False
+        if blocks.dropped_ms(id) is None:
+            asked = "; peers are asked for it" if mending else ""
+            return f"its payload is gone, and was not pruned{asked}", False
         return None, True
     assert block is not None
     try:

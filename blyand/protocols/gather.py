@@ -23,6 +23,7 @@ from blyan_tile.tblock import Outline, check_leaf
 from blyand.compute import Threads
 from blyand.errors import (
     Busy,
+    DiskFull,
     LocalFault,
     NotHere,
     Pruned,
@@ -217,6 +218,8 @@ class Gathering:
         except ProtocolError as error:  # blamed where it left the conversation
             log.info("%s: blob %s: %s", peer, self._blob.hex()[:16], error)
             self.swarm.drop(peer, Out.FALSE)
+        except DiskFull as error:  # no donor can help with that
+            self._end(error)
         except Unavailable as error:
             log.debug("%s: blob %s: %s", peer, self._blob.hex()[:16], error)
             return self._after(peer, error, gave)

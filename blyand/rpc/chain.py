@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from blyan_proto.types import Chain
 from blyand.chain.machine import Machine
 from blyand.chain.pool import Pool
 from blyand.compute import Threads
+from blyand.errors import NotHere, Pruned
 from blyand.rpc.bind import Answers
 from blyand.rpc.tally import Tally, kind_name
 from blyand.rules.chain.execute import begin
@@ -172,8 +174,11 @@ def block_of(blocks: BlockStore, id: bytes, payload: bool) -> spec.Block:
     if signed is None:
         raise RpcError(BLOCK_UNKNOWN, f"block {id.hex()} is not here")
     header, outcome = signed.header, blocks.outcome(id)
+    dropped_ms = blocks.dropped_ms(id)
     content = None
     if payload:
+        if not blocks.is_whole(id):
+            raise _why_without(id, dropped_ms)
         whole = blocks.get(id)
         content = plain(whole.content) if whole is not None else None
     return spec.Block(
@@ -196,6 +201,17 @@ def block_of(blocks: BlockStore, id: bytes, payload: bool) -> spec.Block:
         checkpoint=outcome.height if outcome else None,
         error=_error(outcome),
         payload=content,
+        pruned_ms=dropped_ms,
+    )
+
+
+def _why_without(id: bytes, dropped_ms: int | None) -> NotHere:
+    if dropped_ms is None:
+        return NotHere(f"the payload of block {id.hex()} was lost from this disk")
+    at = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(dropped_ms // 1000))
+    return Pruned(
+        f"the payload of block {id.hex()} was pruned at {at}, as its retention was over; "
+        "ask a node with the role archive"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from blyand import __version__
 from blyand.chain.follow import Follower
 from blyand.chain.machine import Machine
 from blyand.chain.pool import Pool
+from blyand.compute import Threads
 from blyand.config import OPTIONS, Config
 from blyand.net.host import Host
 from blyand.net.identity import public_key_of
@@ -25,6 +27,7 @@ from blyand.rpc.bind import Answers
 from blyand.rules.model.model import layout_for
 from blyand.rules.records import MODELS, NODES, TIPS
 from blyand.rules.view import View
+from blyand.store.budget import Budget
 from blyand.training.holder import Holder
 from blyand.training.learner import Learner
 
@@ -42,6 +45,8 @@ class Standing:
     holder: Holder
     learner: Learner | None  # None where this node does not learn
     warnings: Callable[[], Sequence[str]]  # what others found at the start or since
+    budget: Budget
+    home: Path
 
 
 def bind(
@@ -52,6 +57,7 @@ def bind(
     standing: Standing,
     roles: Sequence[str],
     stop: Callable[[], None],
+    disk_lane: Threads,
 ) -> None:
     """Bind node.*. `stop` makes the daemon end soon after it returned."""
     ready = trio.current_time()
@@ -78,6 +84,8 @@ def bind(
                 if standing.learner
                 else "off: this node does not learn; see node.roles and training.enabled"
             ),
+            disk_bytes=await disk_lane.run(standing.budget.used_bytes),
+            disk_limit_bytes=standing.budget.limit_bytes,
             warnings=list(warnings_of(standing, account)),
             uptime_s=trio.current_time() - ready,
         )
@@ -103,6 +111,9 @@ def bind(
             connections=len(host.peers()),
             resident_bytes=resident_bytes(),
             files=len(os.listdir("/proc/self/fd")),
+            disk_bytes=await disk_lane.run(standing.budget.used_bytes),
+            disk_limit_bytes=standing.budget.limit_bytes,
+            disk_free_bytes=shutil.disk_usage(standing.home).free,
         )
 
 
@@ -137,6 +148,8 @@ def warnings_of(standing: Standing, account: bytes) -> Iterator[str]:
     if machine.halted:
         yield machine.halted
     yield from standing.warnings()
+    if standing.budget.trouble is not None:
+        yield standing.budget.trouble
     others = any(node.account != account for node in NODES.scan(machine.view))
     if others and not standing.meeting.peers:
         yield "no peer is connected; `blyanctl peer connect ADDRESS` dials one"

@@ -34,9 +34,11 @@ from blyan_proto.rpc.spec import Method
 from blyan_proto.rpc.values import JsonObject
 from blyand.errors import (
     Busy,
+    DiskFull,
     LocalFault,
     NoRoute,
     NotHere,
+    OverBudget,
     Pruned,
     StaleVersion,
     TooSlow,
@@ -60,6 +62,8 @@ SHARED_NAMES: dict[type[Unavailable], str] = {
     TooSlow: "too slow",
     NoRoute: "no route",
     StaleVersion: "stale version",
+    DiskFull: "disk full",
+    OverBudget: "disk full",
 }
 
 

@@ -117,6 +117,7 @@ class Group:
     adopted: TileRootsList
     adopted_head: BlockId
     snapshot: BlockId  # the block whose version holders keep durable
+    earlier_snapshot: BlockId | None = None  # the one before it, kept too (DEC-B9)
 
 
 @message

@@ -2,6 +2,7 @@
 
 What is here, reading and writing; which files are believed is `shelf`'s. Durable blobs
 are on disk when a call returns; derived ones may vanish and are made again (DEC-B4).
+Every question about a blob counts as a use: retention leaves alone what is in use.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +23,14 @@ from blyan_proto.block.model import Dtype
 from blyan_proto.errors import ProtocolError
 from blyan_tile import tblock
 from blyan_tile.tblock import Outline
-from blyand.errors import Busy, NotHere
-from blyand.store.medium import Medium, open_outside
+from blyand.errors import Busy, NotHere, Pruned
+from blyand.store.budget import Budget
+from blyand.store.medium import Entry, Medium, open_outside
 from blyand.store.partial import PartialBlob, pread
 from blyand.store.shelf import PARTIAL, TEMPORARY, Shelf, name_of
 
 OPEN_VIEWS = 256  # mappings kept; each holds one descriptor
+MAX_USES = 65_536  # blobs whose last use is known; the older half is then forgotten
 
 
 @dataclass
@@ -38,8 +43,18 @@ class BlobStore:
     """The blobs under one folder. Blocking; safe to use from several threads."""
 
     def __init__(
-        self, path: Path, *, medium: Medium | None = None, open_views: int = OPEN_VIEWS
+        self,
+        path: Path,
+        *,
+        medium: Medium | None = None,
+        open_views: int = OPEN_VIEWS,
+        gone_since: Callable[[bytes], int | None] = lambda root: None,
+        budget: Budget | None = None,
     ) -> None:
+        """`gone_since` says when retention removed a blob: Pruned, not just NotHere."""
+        self._gone_since = gone_since
+        self._budget = Budget(None) if budget is None else budget
+        self._uses: dict[bytes, float] = {}  # root -> monotonic seconds, oldest first
         self._path = path
         self._medium = Medium(path) if medium is None else medium
         self._shelf = Shelf(self._medium)
@@ -51,6 +66,7 @@ class BlobStore:
         self._medium.make_folder(TEMPORARY)
         for entry in self._medium.files(TEMPORARY):
             self._medium.unlink(f"{TEMPORARY}/{entry.name}")
+        self._budget.count(self._used_bytes)
 
     # What is here
 
@@ -59,18 +75,25 @@ class BlobStore:
 
         The first question about a derived blob after a restart hashes it.
         """
+        self._use(root)
         return self._shelf.checked(root) is not None
 
     def path(self, root: bytes) -> Path:
         """Return where the blob's file stands now, for a worker to map. NotHere."""
+        self._use(root)
         held = self._shelf.checked(root)
         if held is None:
-            raise NotHere(f"blob {root.hex()} is not here")
+            raise self._absent(root)
         return self._path / name_of(root, held.durable)
 
     def is_durable(self, root: bytes) -> bool:
         """True when the blob is here and would survive a power cut."""
+        self._use(root)
         return self._shelf.stands(root, durable=True)
+
+    def bytes_of(self, root: bytes) -> int:
+        """Return the bytes of a blob's file, 0 when it is not here. No use of it."""
+        return self._shelf.bytes_of(root)
 
     def roots(self, *, durable: bool) -> tuple[bytes, ...]:
         """Return the roots of all durable or all derived blobs, as the files say."""
@@ -155,13 +178,15 @@ class BlobStore:
     ) -> bytes:
         """Store a tensor and return its root; if `durable`, it is on disk on return."""
         outline = tblock.outline_of(array, dtype)
+        self._use(outline.root)
         if self._shelf.stands(outline.root, durable=durable):
             return outline.root
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         name = f"{TEMPORARY}/{secrets.token_hex(16)}"
         fd = self._medium.create(name)
         try:
-            self._medium.allocate(fd, outline.file_bytes)
+            with self._budget.room(outline.file_bytes, outline.root):
+                self._medium.allocate(fd, outline.file_bytes)
             self._medium.write(fd, 0, outline.header)
             self._medium.write(fd, outline.data_offset, data.data)
             self._medium.write(
@@ -188,11 +213,14 @@ class BlobStore:
         fd = open_outside(path)
         try:
             outline = tblock.verify_file(fd)
+            self._use(outline.root)
             if self._shelf.stands(outline.root, durable=durable):
                 path.unlink()
             else:
                 name = f"{TEMPORARY}/{secrets.token_hex(16)}"
-                self._medium.adopt(path, name)
+                # It lies in the home already, so it needs no room of its own.
+                with self._budget.room(0, outline.root):
+                    self._medium.adopt(path, name)
                 self._shelf.settle(fd, name, outline, durable)
         finally:
             self._medium.close_file(fd)
@@ -201,7 +229,8 @@ class BlobStore:
     def begin_fetch(self, outline: Outline) -> PartialBlob:
         """Begin, or take up again, the arrival of a blob whose outline was checked.
 
-        The caller closes the result. Busy when it is being fetched already.
+        The caller closes the result. Busy when it is being fetched already, OverBudget
+        when it does not fit.
         """
         root = outline.root
         with self._lock:
@@ -209,13 +238,19 @@ class BlobStore:
                 raise Busy(f"blob {root.hex()} is being fetched already")
             self._fetching.add(root)
         try:
-            return PartialBlob(
-                self._medium,
-                f"{PARTIAL}/{root.hex()}.part",
-                outline,
-                settle=self._shelf.settle,
-                closed=self._fetched,
-            )
+            name = f"{PARTIAL}/{root.hex()}.part"
+            begun = any(f"{PARTIAL}/{e.name}" == name for e in self._partials())
+
+            def begin() -> PartialBlob:
+                settle, closed = self._shelf.settle, self._fetched
+                return PartialBlob(
+                    self._medium, name, outline, settle=settle, closed=closed
+                )
+
+            if begun:  # with its whole size, and to be hashed
+                return begin()
+            with self._budget.room(outline.file_bytes, root):
+                return begin()
         except BaseException:
             self._fetched(root)
             raise
@@ -226,10 +261,38 @@ class BlobStore:
             self._views.pop(root, None)
         self._shelf.remove(root)
 
+    def forget_derived(self, root: bytes) -> None:
+        """Remove a blob unless it is durable: those are retention's."""
+        if not self._shelf.is_named_durable(root):
+            self.delete(root)
+
+    def put_away(self, root: bytes, idle_s: float) -> bool:
+        """Remove a blob that nobody asked about for `idle_s`; False if it stays.
+
+        What is mapped stays readable until it is let go.
+        """
+        with self._lock:
+            used_s = self._uses.get(root)
+            if used_s is not None and time.monotonic() - used_s < idle_s:
+                return False
+            if root in self._fetching:
+                return False
+            self._views.pop(root, None)
+            self._uses.pop(root, None)
+            return self._shelf.put_away(root)
+
+    def stock(self) -> list[str]:
+        """Return the folders of durable blobs, for `in_stock`."""
+        return self._shelf.folders()
+
+    def in_stock(self, folder: str) -> list[tuple[bytes, float]]:
+        """Return root and Unix time of last change of a folder's durable blobs."""
+        return self._shelf.stock(folder)
+
     def sweep_partials(self, before_s: float) -> int:
         """Remove partial blobs not written to since `before_s` (Unix time); count them."""
         removed = 0
-        for entry in self._medium.files(PARTIAL):
+        for entry in self._partials():
             with self._lock:
                 busy = any(entry.name.startswith(r.hex()) for r in self._fetching)
             if not busy and entry.changed_s < before_s:
@@ -245,14 +308,39 @@ class BlobStore:
 
     # Inside
 
+    def _use(self, root: bytes) -> None:
+        """Note a use; with `put_away` under one lock, so that neither overlooks it."""
+        with self._lock:
+            self._note_use(root)
+
+    def _note_use(self, root: bytes) -> None:
+        self._uses.pop(root, None)
+        self._uses[root] = time.monotonic()
+        if len(self._uses) > MAX_USES:
+            for old in list(islice(self._uses, MAX_USES // 2)):
+                del self._uses[old]
+
+    def _absent(self, root: bytes) -> NotHere:
+        if self._gone_since(root) is not None:
+            return Pruned(f"blob {root.hex()} was here and is past its retention")
+        return NotHere(f"blob {root.hex()} is not here")
+
+    def _partials(self) -> list[Entry]:
+        return self._medium.files(PARTIAL)
+
+    def _used_bytes(self) -> int:
+        begun = [*self._partials(), *self._medium.files(TEMPORARY)]
+        return self._shelf.total_bytes + sum(entry.bytes for entry in begun)
+
     def _view(self, root: bytes) -> _View:
         with self._lock:
+            self._note_use(root)
             view = self._views.get(root)
             if view is not None:
                 self._views.move_to_end(root)
                 return view
         if self._shelf.checked(root) is None:
-            raise NotHere(f"blob {root.hex()} is not here")
+            raise self._absent(root)
         with self._shelf.file(root) as fd:
             view = _View(tblock.read_outline(fd))
         with self._lock:

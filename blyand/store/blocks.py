@@ -19,10 +19,13 @@ from blyand.errors import Pruned
 from blyand.rules.chain.intake import Place, Verified
 from blyand.store.db import Store
 from blyand.store.equivocations import Equivocations
+from blyand.store.retained import dropping, naming, unnaming
 from blyand.store.schema import (
     AUTHOR,
     CHILD,
+    DROPPED,
     HEADER,
+    META_NAMED,
     ORDERED,
     PAYLOAD,
     PENDING,
@@ -71,6 +74,7 @@ class BlockStore:
                 writes.append((PENDING + key, encode(arrival)))
             writes += _index(key, block.header)
             writes += self.equivocations.batch(signed, is_registered)
+            writes += naming(key, block.header.kind, block.payload)
         return writes
 
     def put_many(self, verified: Sequence[Verified], arrival: Arrival = OWN) -> None:
@@ -106,6 +110,14 @@ class BlockStore:
         if payload is None:
             raise Pruned(f"the payload of block {block.hex()} is no longer kept")
         return Block(signed.header, signed.signature, payload)
+
+    def dropped_ms(self, block: bytes) -> int | None:
+        """Return the chain time at which retention dropped the payload, else None.
+
+        Without it, a payload that is not here was lost.
+        """
+        raw = self._store.get(DROPPED + block)
+        return None if raw is None else int.from_bytes(raw, "big")
 
     def highest_sequence(self, account: bytes) -> int:
         """Return the largest sequence among an account's blocks here, 0 for none.
@@ -156,14 +168,25 @@ class BlockStore:
             signed = self.signed_header(block)
             if signed is None or self._store.get(ORDERED + block) is not None:
                 continue
+            payload = self._store.get(PAYLOAD + block)
+            if payload is not None:
+                writes += unnaming(block, signed.header.kind, payload)
             for prefix in (HEADER, PAYLOAD, PENDING):
                 writes.append((prefix + block, None))
             writes += [(key, None) for key, _ in _index(block, signed.header)]
-        self._store.write_batch(writes, sync=False)
+        # Synced: the blobs that only they named may go from now on.
+        self._store.write_batch(writes, sync=bool(writes))
 
-    def prune(self, blocks: Iterable[bytes]) -> None:
-        """Drop the payloads of blocks past their retention; headers stay (DEC-B9)."""
-        self._store.write_batch([(PAYLOAD + key, None) for key in blocks], sync=False)
+    def prune(self, blocks: Iterable[bytes], now_ms: int) -> Batch:
+        """Return the writes that drop payloads at a chain time; headers stay (DEC-B9)."""
+        writes: Batch = []
+        for block in blocks:
+            signed, payload = self.signed_header(block), self._store.get(
+                PAYLOAD + block
+            )
+            if signed is not None and payload is not None:
+                writes += dropping(block, signed.header.kind, payload, now_ms)
+        return writes
 
     def index_of(self, block: bytes) -> Batch:
         """Return the index entries of a block that is here."""
@@ -175,6 +198,8 @@ class BlockStore:
         signed = encode(SignedHeader(block.header, block.signature))
         whole = [(HEADER + block.id, signed), (PAYLOAD + block.id, block.payload)]
         writes: Batch = [*whole, *_index(block.id, block.header)]
+        writes.append((DROPPED + block.id, None))
+        writes += naming(block.id, block.header.kind, block.payload)
         self._store.write_batch(writes, sync=True)
 
     def reindex(self) -> int:
@@ -188,6 +213,7 @@ class BlockStore:
                 if not self.has(key[-32:]):
                     self._store.write_batch([(key, None)], sync=False)
         count = 0
+        self._store.write_batch([(META_NAMED, None)], sync=True)
         for key, raw in self._store.scan(HEADER):
             block = key[1:]
             writes: Batch
@@ -218,7 +244,7 @@ class BlockStore:
         self._store.write_batch([], sync=True)
 
     def _without(self, block: bytes, header: Header | None) -> Batch:
-        rows = (HEADER, PAYLOAD, PENDING)
+        rows = (HEADER, PAYLOAD, PENDING, DROPPED)
         indexed = [] if header is None else [key for key, _ in _index(block, header)]
         return [(key, None) for key in (*(row + block for row in rows), *indexed)]
 

@@ -37,7 +37,7 @@ def find_holes(blocks: BlockStore, checkpoints: CheckpointStore) -> Holes:
             heights.append(height)
             continue
         for block in final.checkpoint.blocks:
-            if not blocks.is_whole(block):
+            if not blocks.is_whole(block) and blocks.dropped_ms(block) is None:
                 lost.append(block)
             lacks_outcomes = lacks_outcomes or blocks.outcome(block) is None
     return Holes(tuple(heights), tuple(lost), lacks_outcomes)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from blyan_proto.block.header import Header
-from blyan_proto.codec import U8, U16, U64, Size, decode, message
+from blyan_proto.codec import U8, U16, U32, U64, Size, decode, message
 from blyan_proto.errors import ProtocolError
 from blyan_proto.types import Signature
 from blyand.errors import StorageFault
@@ -51,6 +51,14 @@ class Outcome:
     text: Annotated[str, Size(0, MAX_OUTCOME_TEXT_BYTES)]  # why it did not
 
 
+@message
+class Gone:
+    """A blob that was removed after its retention (DEC-B9)."""
+
+    slot: U32  # its place in the ring of those that are remembered
+    time_ms: U64  # chain time of the removal
+
+
 @dataclass(frozen=True)
 class Row:
     """One kind of key."""
@@ -71,6 +79,13 @@ CHILD = b"C"
 EQUIVOCATION = b"E"
 CHECKPOINT = b"F"
 EXECUTED = b"X"
+NAMED = b"N"
+DROPPED = b"D"
+KEPT = b"K"
+DOOMED = b"Z"
+GONE = b"G"
+GONE_SLOT = b"R"
+PIN = b"I"
 
 TABLE = (
     Row(META, "name", "schema: u32; executed: u64 height; clean, holes, migrating"),
@@ -84,6 +99,13 @@ TABLE = (
     Row(EQUIVOCATION, "account 20, chain u8", "Equivocation (equivocations.py)"),
     Row(CHECKPOINT, "height u64", "FinalCheckpoint"),
     Row(EXECUTED, "key of the executed state", "its value"),
+    Row(NAMED, "blob root 32, block id 32", "empty"),
+    Row(DROPPED, "block id 32", "u64 chain time, ms"),
+    Row(KEPT, "model 32, group u16, height u64, position u16", "block id"),
+    Row(DOOMED, "blob root 32", "empty"),
+    Row(GONE, "blob root 32", "Gone"),
+    Row(GONE_SLOT, "slot u32", "blob root"),
+    Row(PIN, "kind u8, id 32", "u64 Unix time, ms"),
 )
 
 META_SCHEMA = META + b"schema"
@@ -91,6 +113,11 @@ META_CLEAN = META + b"clean"  # there only while the database is closed in order
 META_MIGRATING = META + b"migrating"  # u32 from which version, and the step's own place
 META_HOLES = META + b"holes"  # there while what a repair lost is not all back
 META_EXECUTED = META + b"executed"  # height of the checkpoint that the state is after
+META_JUDGED = META + b"judged"  # height up to which retention looked at every block
+META_NAMED = META + b"named"  # there once all payloads are in the index of names
+META_GONE = (
+    META + b"gone"
+)  # u64: blobs removed so far; the next slot, modulo its number
 
 
 def u64(value: int) -> bytes:
@@ -111,6 +138,12 @@ def author_key(account: bytes, sequence: int, block: bytes = b"") -> bytes:
 def checkpoint_key(height: int) -> bytes:
     """Return the key of the final checkpoint at `height`."""
     return CHECKPOINT + u64(height)
+
+
+def kept_key(model: bytes, group: int, height: int = 0, position: int = 0) -> bytes:
+    """Return the key of a needed block by its group and place in the order."""
+    group_part = model + group.to_bytes(2, "big")
+    return KEPT + group_part + u64(height) + position.to_bytes(2, "big")
 
 
 def after(prefix: bytes) -> bytes | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class Shelf:
         self._lock = threading.Lock()
         self._held: dict[bytes, Held] = {}
         self._lost: set[bytes] = set()
+        self._settling: Counter[bytes] = Counter()
         medium.make_folder(DERIVED)
         self._folders = set(medium.folders())
         # A kill may have left names that are visible and not durable: those of folders
@@ -60,9 +62,11 @@ class Shelf:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all files."""
+        """Bytes of all files, those that are about to get their names included."""
         with self._lock:
-            return sum(held.bytes for held in self._held.values())
+            return sum(held.bytes for held in self._held.values()) + sum(
+                self._settling.values()
+            )
 
     @property
     def lost(self) -> frozenset[bytes]:
@@ -121,6 +125,16 @@ class Shelf:
         blob stays beside it until the blob goes or the store is opened again: somebody
         who was told its name may be about to open it.
         """
+        size = outline.file_bytes
+        with self._lock:
+            self._settling[outline.root] += size
+        try:
+            self._settle(fd, name, outline, durable)
+        finally:
+            with self._lock:
+                self._settling -= Counter({outline.root: size})  # forgets zeros
+
+    def _settle(self, fd: int, name: str, outline: Outline, durable: bool) -> None:
         root = outline.root
         self._medium.seal(fd)
         if durable:
@@ -153,6 +167,45 @@ class Shelf:
             self._medium.unlink(name_of(root, held.durable))
         if held is not None and held.twin:
             self._medium.unlink(name_of(root, False))
+
+    def put_away(self, root: bytes) -> bool:
+        """Remove a blob unless it is being settled; False if it stays.
+
+        Under the lock, so that a file which comes back meanwhile is not the one that goes.
+        """
+        with self._lock:
+            if root in self._settling:
+                return False
+            held = self._held.pop(root, None)
+            if held is not None and (held.twin or not held.durable):
+                self._medium.unlink(name_of(root, False))
+            if held is not None and held.durable:
+                self._medium.unlink(name_of(root, True))
+        return True
+
+    def is_named_durable(self, root: bytes) -> bool:
+        """True when a durable file has the blob's name, believed or not."""
+        held = self._held.get(root)
+        return held is not None and held.durable
+
+    def bytes_of(self, root: bytes) -> int:
+        """Return the bytes of a blob's file, 0 when it is not here."""
+        held = self._held.get(root)
+        return 0 if held is None else held.bytes
+
+    def stock(self, folder: str) -> list[tuple[bytes, float]]:
+        """Return root and time of last change of each durable blob of a folder."""
+        found = []
+        for entry in self._medium.files(folder):
+            root = _root_in(folder, entry.name)
+            if root is not None:
+                found.append((root, entry.changed_s))
+        return found
+
+    def folders(self) -> list[str]:
+        """Return the folders of durable blobs."""
+        with self._lock:
+            return sorted(self._folders - {PARTIAL, TEMPORARY, DERIVED})
 
     def _take_stock(self, folder: str) -> None:
         for entry in self._medium.files(folder):

@@ -79,6 +79,10 @@ class Holder:
         """Return the groups whose finalised head is here."""
         return self._held.get(model, frozenset())
 
+    def uses(self, root: bytes) -> bool:
+        """True while a version that is held here stands on the blob. From any thread."""
+        return self._trails.uses(root)
+
     def desired(self, record: ModelRecord) -> frozenset[int]:
         """Return the groups that placement gives to this node (DEC-A8)."""
         view = self._blocks.view()
@@ -314,7 +318,7 @@ class Holder:
         )
         for root in lacking:
             hints = self._replay.holders(record.model, record.group)
-            await self._fetcher.get(root, hints)
+            await self._fetcher.get(root, hints, durable=False)
         self._trails.adopt(key, roots)
 
     async def _keep_snapshot(self, record: GroupRecord, key: Key) -> None:

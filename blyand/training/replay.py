@@ -65,7 +65,8 @@ class Replay:
                 await self._replay(record, group, key)
             except (Unavailable, ProtocolError, Reject) as error:
                 logger.info("%s: no replay (%s); fetching tiles", group.name, error)
-                await self._fetch_tiles(record, group, record.tiles)
+                durable = record.head == record.snapshot
+                await self._fetch_tiles(record, group, record.tiles, durable=durable)
         self._trails.append(key, head)
         return head
 
@@ -85,7 +86,8 @@ class Replay:
             raise Reject("no update to replay")
         first: TileUpdate = path[-1].content
         if not await self._is_here(first.base):
-            await self._fetch_tiles(record, group, first.base)
+            durable = first.parent == record.snapshot
+            await self._fetch_tiles(record, group, first.base, durable=durable)
         base = Version(
             first.parent,
             self._parent_of(first.parent),
@@ -139,14 +141,22 @@ class Replay:
         return made.content.parent
 
     async def _fetch_tiles(
-        self, record: GroupRecord, group: Group, roots: TileRootsList
+        self,
+        record: GroupRecord,
+        group: Group,
+        roots: TileRootsList,
+        *,
+        durable: bool,
     ) -> None:
+        """Fetch a version; only a snapshot's tiles are durable (DEC-B3, B4)."""
         hints = self.holders(record.model, record.group)
         for tile, root in zip(group.tiles, roots, strict=True):
             most = 4 * math.prod(tile.shape)
-            await self._fetcher.get(root.weights, hints, most_bytes=most)
-            if root.momentum is not None:
-                await self._fetcher.get(root.momentum, hints, most_bytes=most)
+            for blob in (root.weights, root.momentum):
+                if blob is not None:
+                    await self._fetcher.get(
+                        blob, hints, most_bytes=most, durable=durable
+                    )
 
     def holders(self, model: bytes, group: int) -> Sequence[str]:
         """Return the peers whose heartbeat says that they hold a group."""

@@ -63,6 +63,10 @@ class Trails:
             if len(served) > VERSIONS_SERVED:
                 self._release(served.popleft())
 
+    def uses(self, root: bytes) -> bool:
+        """True while a version that is held stands on the blob. From any thread."""
+        return root in self._uses
+
     def trim(self, key: Key, head: bytes, snapshot: bytes) -> None:
         """Drop what neither roll-back nor a snapshot needs (DEC-B9)."""
         trail = self._trails[key]
@@ -86,11 +90,14 @@ class Trails:
         return bool(self._unused)
 
     def sweep(self) -> None:
-        """Delete the tiles that nothing needs any more. Blocking: for a lane."""
+        """Delete the tiles that nothing needs any more. Blocking: for a lane.
+
+        Durable ones (snapshots, first weights) are retention's (DEC-B9).
+        """
         while self._unused:
             root = self._unused.pop()
             if root not in self._uses:
-                self._blobs.delete(root)
+                self._blobs.forget_derived(root)
 
     def _release(self, roots: set[bytes]) -> None:
         for root in roots:

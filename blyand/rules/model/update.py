@@ -172,8 +172,17 @@ def keep_snapshot(view: Overlay, payload: Snapshot) -> None:
         raise Reject("the snapshot names no recent version of the group")
     if version.tiles != payload.tiles:
         raise Reject("the snapshot's roots are not the version's")
+    later = (
+        VERSIONS.get(view, group.run, round, payload.group)
+        for round in range(payload.round, group.rounds)
+    )
+    if any(known is not None and known.update == group.snapshot for known in later):
+        raise Reject("this version or a later one is the group's snapshot already")
     GROUPS.put(
-        view, replace(group, snapshot=payload.update), payload.model, payload.group
+        view,
+        replace(group, snapshot=payload.update, earlier_snapshot=group.snapshot),
+        payload.model,
+        payload.group,
     )
 
 

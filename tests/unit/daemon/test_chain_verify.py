@@ -101,9 +101,15 @@ def test_a_sound_disk(node):
 
 
 def test_a_pruned_payload_is_no_damage(node):
-    node.blocks.prune([node.mine[0].id])
+    pruned, lost, _ = node.mine
+    node.store.write_batch(node.blocks.prune([pruned.id], 9), sync=True)
     result, _ = verified(node)
     assert result.sound and result.pruned == 1
+    node.store.write_batch([(PAYLOAD + lost.id, None)], sync=True)
+    result, _ = verified(node)
+    (problem,) = result.problems
+    assert problem.id == lost.id and "not pruned" in problem.problem
+    assert result.pruned == 1
 
 
 def test_damage_of_every_kind_is_named(node):

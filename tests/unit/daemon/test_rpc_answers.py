@@ -70,6 +70,7 @@ from blyand.rpc import (
     model,
     node,
     peer,
+    proof,
     rounds,
     runs,
     tile,
@@ -104,6 +105,7 @@ from blyand.rules.records import (
 from blyand.rules.view import Overlay
 from blyand.store.blobs import BlobStore
 from blyand.store.blocks import BlockStore
+from blyand.store.budget import Budget
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.memory import MemoryStore
 from blyand.store.state import State
@@ -377,7 +379,7 @@ def met(peer, **greeting):
     )
 
 
-def test_the_status_says_what_is_wrong(world):
+def test_the_status_says_what_is_wrong(world, tmp_path):
     with_model(world)
     world.held = frozenset({0, 1})
     pending = world.block(Transfer(1, OTHER.account, 1, 0, ""), parents=[bytes(32)])
@@ -391,12 +393,16 @@ def test_the_status_says_what_is_wrong(world):
         world.holder,
         learner,
         lambda: ("the database was repaired",),
+        Budget(None, tmp_path),
+        tmp_path,
     )
+    (tmp_path / "file").write_bytes(bytes(1000))
     stops = []
     host = SimpleNamespace(
         peer_id=peer_id_of(KEY.public),
         addresses=("/ip4/127.0.0.1/tcp/1/p2p/x",),
         traffic=lambda: {"/b": (1, 2), "/a": (3, 4)},
+        peers=lambda: (),
     )
 
     async def main():
@@ -407,6 +413,7 @@ def test_the_status_says_what_is_wrong(world):
             standing=standing,
             roles=("learn", "serve"),
             stop=lambda: stops.append(1),
+            disk_lane=Threads("test", 1),
         )
         status = await world.ask("node.status")
         assert status.account == KEY.account and status.finalised == 1
@@ -419,6 +426,9 @@ def test_the_status_says_what_is_wrong(world):
         status = await world.ask("node.status")
         assert status.peers == 1 and len(status.warnings) == 3
         assert status.warnings[0] == world.machine.halted
+        assert status.disk_bytes >= 1000 and status.disk_limit_bytes is None
+        resources = await world.ask("node.resources")
+        assert resources.disk_free_bytes > 0 and resources.disk_bytes >= 1000
         traffic = await world.ask("node.traffic")
         assert (traffic.up_bytes, traffic.down_bytes) == (4, 6)
         assert [line.protocol for line in traffic.protocols] == ["/a", "/b"]
@@ -783,7 +793,7 @@ def test_the_history_of_a_group_goes_back_to_its_weights(world):
         assert weights.block == first.head and weights.root == trained.root
         short = await world.ask("expert.history", name=group.name, limit=1)
         assert short.versions == told.versions[:1] and not short.complete
-        world.blocks.prune([first.head])
+        world.store.write_batch(world.blocks.prune([first.head], 1), sync=True)
         assert not (await world.ask("expert.history", name=group.name)).complete
 
     trio.run(main)
@@ -1137,6 +1147,7 @@ def test_every_spec_of_these_nouns_has_its_answer(world):
     bind_chain(world)
     bind_history(world)
     bind_tiles(world)
+    proof.bind(world.answers, ordering=world.ordering, proof=None)
     bind_models(world)
     bind_training(world, None)
     data.bind(

@@ -153,7 +153,8 @@ def test_prune_and_expire(store):
     child = block(3, parents=(dropped,))
     put(blocks, kept, dropped, child)
     checkpoints.commit_checkpoint(final(1, [kept.id]), {}, [(0, "")])
-    blocks.prune([kept.id])
+    store.write_batch(blocks.prune([kept.id], 77), sync=True)
+    assert blocks.dropped_ms(kept.id) == 77 and not blocks.is_whole(kept.id)
     with pytest.raises(Pruned):
         blocks.get(kept.id)
     assert blocks.signed_header(kept.id).header == kept.header
@@ -161,6 +162,8 @@ def test_prune_and_expire(store):
     assert blocks.get(dropped.id) is None and blocks.children(dropped.id) == ()
     assert blocks.highest_sequence(ACCOUNT) == 1 and list(blocks.pending()) == []
     assert blocks.has(kept.id)
+    blocks.put_back(kept)
+    assert blocks.get(kept.id) == kept and blocks.dropped_ms(kept.id) is None
 
 
 def test_reindex_restores_what_a_repair_lost(store):

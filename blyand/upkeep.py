@@ -1,0 +1,71 @@
+"""The upkeep of a node's disk: retention, built from the parts whose data it prunes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blyan_proto.types import Role
+from blyand.compute import Threads
+from blyand.parts import Base, Ledger, Models, wanting
+from blyand.protocols.fetch import Fetcher
+from blyand.retention.duty import Duty
+from blyand.retention.pruner import Disk, Pruner
+from blyand.retention.service import Retention
+from blyand.rules.records import MODELS
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What prunes, and what it is told through."""
+
+    pruner: Pruner
+    retention: Retention
+
+
+def build_upkeep(
+    base: Base, ledger: Ledger, models: Models, fetcher: Fetcher, roles: int
+) -> Upkeep:
+    """Return the retention of one node; the disk budget learns what it may remove."""
+    stores, span_ms = base.stores, base.genesis.parameters.retention_span_ms
+
+    def groups() -> dict[bytes, frozenset[int]]:
+        if stores.budget.limit_bytes is None:
+            return {}  # nobody asks
+        return {
+            record.id: models.holder.desired(record) | models.holder.held(record.id)
+            for record in MODELS.scan(ledger.view)
+            if record.weights == record.groups
+        }
+
+    duty = Duty(
+        stores.blocks,
+        stores.retained,
+        groups,
+        learns=bool(roles & Role.LEARN),
+        everything=bool(roles & (Role.VALIDATE | Role.ARCHIVE)),
+    )
+    pruner = Pruner(
+        Disk(
+            stores.blocks,
+            stores.checkpoints,
+            stores.blobs,
+            stores.retained,
+            stores.pins,
+        ),
+        lambda: ledger.view,
+        span_ms,
+        models.holder.uses,
+    )
+    retention = Retention(
+        pruner,
+        duty,
+        stores.blobs,
+        lambda: ledger.view,
+        base.events,
+        Threads("retention", 1),
+        span_ms,
+        wanting(ledger, fetcher) if roles & Role.ARCHIVE else None,
+    )
+    stores.budget.make_room = retention.make_room
+    stores.budget.is_ours = duty.is_ours
+    return Upkeep(pruner, retention)
