@@ -25,7 +25,7 @@ from blyan_tile import tblock
 from blyan_tile.tblock import Outline
 from blyand.errors import Busy, NotHere, Pruned
 from blyand.store.budget import Budget
-from blyand.store.medium import Entry, Medium, open_outside
+from blyand.store.medium import Medium, open_outside
 from blyand.store.partial import PartialBlob, pread
 from blyand.store.shelf import PARTIAL, TEMPORARY, Shelf, name_of
 
@@ -66,7 +66,9 @@ class BlobStore:
         self._medium.make_folder(TEMPORARY)
         for entry in self._medium.files(TEMPORARY):
             self._medium.unlink(f"{TEMPORARY}/{entry.name}")
-        self._budget.count(self._used_bytes)
+        for entry in self._medium.files(PARTIAL):
+            self._shelf.begin(f"{PARTIAL}/{entry.name}", entry.bytes)
+        self._budget.count(lambda: self._shelf.used_bytes)
 
     # What is here
 
@@ -186,7 +188,8 @@ class BlobStore:
         fd = self._medium.create(name)
         try:
             with self._budget.room(outline.file_bytes, outline.root):
-                self._medium.allocate(fd, outline.file_bytes)
+                self._shelf.begin(name, outline.file_bytes)
+            self._medium.allocate(fd, outline.file_bytes)
             self._medium.write(fd, 0, outline.header)
             self._medium.write(fd, outline.data_offset, data.data)
             self._medium.write(
@@ -195,6 +198,7 @@ class BlobStore:
             self._shelf.settle(fd, name, outline, durable)
         except BaseException:
             self._medium.unlink(name)
+            self._shelf.give_up(name)
             raise
         finally:
             self._medium.close_file(fd)
@@ -238,19 +242,14 @@ class BlobStore:
                 raise Busy(f"blob {root.hex()} is being fetched already")
             self._fetching.add(root)
         try:
-            name = f"{PARTIAL}/{root.hex()}.part"
-            begun = any(f"{PARTIAL}/{e.name}" == name for e in self._partials())
-
-            def begin() -> PartialBlob:
-                settle, closed = self._shelf.settle, self._fetched
-                return PartialBlob(
-                    self._medium, name, outline, settle=settle, closed=closed
-                )
-
-            if begun:  # with its whole size, and to be hashed
-                return begin()
-            with self._budget.room(outline.file_bytes, root):
-                return begin()
+            name = _partial_name(root)
+            if self._partial_bytes(name) is None:  # else it has its room already
+                with self._budget.room(outline.file_bytes, root):
+                    self._shelf.begin(name, outline.file_bytes)
+            settle, closed = self._shelf.settle, self._fetched
+            return PartialBlob(
+                self._medium, name, outline, settle=settle, closed=closed
+            )
         except BaseException:
             self._fetched(root)
             raise
@@ -292,11 +291,12 @@ class BlobStore:
     def sweep_partials(self, before_s: float) -> int:
         """Remove partial blobs not written to since `before_s` (Unix time); count them."""
         removed = 0
-        for entry in self._partials():
+        for entry in self._medium.files(PARTIAL):
             with self._lock:
                 busy = any(entry.name.startswith(r.hex()) for r in self._fetching)
             if not busy and entry.changed_s < before_s:
                 self._medium.unlink(f"{PARTIAL}/{entry.name}")
+                self._shelf.give_up(f"{PARTIAL}/{entry.name}")
                 removed += 1
         return removed
 
@@ -325,12 +325,15 @@ class BlobStore:
             return Pruned(f"blob {root.hex()} was here and is past its retention")
         return NotHere(f"blob {root.hex()} is not here")
 
-    def _partials(self) -> list[Entry]:
-        return self._medium.files(PARTIAL)
-
-    def _used_bytes(self) -> int:
-        begun = [*self._partials(), *self._medium.files(TEMPORARY)]
-        return self._shelf.total_bytes + sum(entry.bytes for entry in begun)
+    def _partial_bytes(self, name: str) -> int | None:
+        """Return the bytes of an unfinished arrival, None when there is none."""
+        fd = self._medium.open(name)
+        if fd is None:
+            return None
+        try:
+            return os.fstat(fd).st_size
+        finally:
+            self._medium.close_file(fd)
 
     def _view(self, root: bytes) -> _View:
         with self._lock:
@@ -355,5 +358,16 @@ class BlobStore:
         self._shelf.lose(root, reason)
 
     def _fetched(self, root: bytes) -> None:
+        """An arrival ended: it is a blob, or stays for later, or was thrown away."""
+        name = _partial_name(root)
+        size = self._partial_bytes(name)
+        if size is None:
+            self._shelf.give_up(name)
+        else:
+            self._shelf.begin(name, size)
         with self._lock:
             self._fetching.discard(root)
+
+
+def _partial_name(root: bytes) -> str:
+    return f"{PARTIAL}/{root.hex()}.part"

@@ -173,7 +173,10 @@ class Medium:
             with os.scandir(opened) as entries:
                 for entry in entries:
                     if entry.is_file(follow_symlinks=False):
-                        status = entry.stat(follow_symlinks=False)
+                        try:
+                            status = entry.stat(follow_symlinks=False)
+                        except FileNotFoundError:
+                            continue  # it went meanwhile
                         found.append(Entry(entry.name, status.st_size, status.st_mtime))
         return sorted(found, key=lambda entry: entry.name)
 

@@ -45,6 +45,7 @@ class Shelf:
         self._held: dict[bytes, Held] = {}
         self._lost: set[bytes] = set()
         self._settling: Counter[bytes] = Counter()
+        self._begun: dict[str, int] = {}  # names of unfinished files -> bytes
         medium.make_folder(DERIVED)
         self._folders = set(medium.folders())
         # A kill may have left names that are visible and not durable: those of folders
@@ -62,11 +63,26 @@ class Shelf:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all files, those that are about to get their names included."""
+        """Bytes of all files."""
         with self._lock:
-            return sum(held.bytes for held in self._held.values()) + sum(
-                self._settling.values()
-            )
+            return sum(held.bytes for held in self._held.values())
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all files and of those that are being made, each counted once."""
+        with self._lock:
+            held = sum(held.bytes for held in self._held.values())
+            return held + sum(self._begun.values())
+
+    def begin(self, name: str, size: int) -> None:
+        """Count an unfinished file, until `settle` or `give_up`."""
+        with self._lock:
+            self._begun[name] = size
+
+    def give_up(self, name: str) -> None:
+        """Count an unfinished file no longer."""
+        with self._lock:
+            self._begun.pop(name, None)
 
     @property
     def lost(self) -> frozenset[bytes]:
@@ -125,14 +141,13 @@ class Shelf:
         blob stays beside it until the blob goes or the store is opened again: somebody
         who was told its name may be about to open it.
         """
-        size = outline.file_bytes
         with self._lock:
-            self._settling[outline.root] += size
+            self._settling[outline.root] += 1
         try:
             self._settle(fd, name, outline, durable)
         finally:
             with self._lock:
-                self._settling -= Counter({outline.root: size})  # forgets zeros
+                self._settling -= Counter({outline.root: 1})  # forgets zeros
 
     def _settle(self, fd: int, name: str, outline: Outline, durable: bool) -> None:
         root = outline.root
@@ -148,6 +163,7 @@ class Shelf:
             if earlier is None or durable:
                 twin = earlier is not None and (earlier.twin or not earlier.durable)
                 self._held[root] = Held(outline.file_bytes, durable, True, twin)
+            self._begun.pop(name, None)
             self._lost.discard(root)
         if earlier is not None and earlier.durable and not durable and not earlier.twin:
             self._medium.unlink(name_of(root, False))  # the durable one is enough

@@ -61,8 +61,8 @@ def blobs_named(content: Any) -> Iterator[bytes]:
 def is_needed(view: View, block: Ordered, place_of: PlaceOf) -> bool:
     """True while an ordered block's payload has to stay, however old it is.
 
-    What was needed and is not any more is never needed again, as heads, snapshots and
-    adoptions only move forward.
+    What is not needed any more is never needed again: heads and snapshots only move
+    forward. (An adoption may name an update whose payload went; its tiles count then.)
     """
     if not block.took_effect:
         return False
@@ -82,10 +82,6 @@ def is_needed(view: View, block: Ordered, place_of: PlaceOf) -> bool:
         return content.update in snapshots_of(group)
     if block.id in (group.head, group.adopted_head):
         return True
-    if isinstance(content, TileUpdate):
-        version = VERSIONS.get(view, content.run, content.round, content.group)
-        if version is not None and version.update == block.id:
-            return True
     oldest = place_of(oldest_kept(group))
     return oldest is None or block.place >= oldest
 

@@ -1,0 +1,388 @@
+"""Retention on a disk: what goes, what stays, and what a kill leaves."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+
+from blyan_proto.block.economy import Heartbeat
+from blyand.errors import NotHere, Pruned
+from blyand.events import Broadcast, CheckpointFinalised
+from blyand.retention import pruner as pruner_module
+from blyand.retention.duty import Duty
+from blyand.retention.service import Retention
+from blyand.store import retained as retained_module
+from blyand.store.memory import MemoryStore
+from blyand.store.pins import PinKind
+from blyand.store.retained import naming
+from blyand.store.schema import GONE, GONE_SLOT, META_NAMED, NAMED
+from tests.sim.network import InlineLane
+from tests.unit.daemon.chain_world import beat
+from tests.unit.daemon.retention_world import Kept
+
+
+@pytest.fixture
+def world(tmp_path: Path):
+    made = Kept(tmp_path)
+    yield made
+    made.blobs.close()
+
+
+def trained(world: Kept, rounds: int = 5) -> list[bytes]:
+    """Train past two snapshots and more; everything's window is over afterwards."""
+    run = world.open(rounds=20, snapshot_every=2, adopt_every=4)
+    deltas = world.train(run, rounds)
+    assert world.errors(world.block(world.adoption(run, 3))) == [None]
+    world.pass_time()
+    return deltas
+
+
+def test_old_payloads_and_deltas_go_and_heads_stay(world: Kept):
+    deltas = trained(world)
+    world.prune()
+    world.check()
+    here = [delta for delta in deltas if world.blobs.has(delta)]
+    assert here == deltas[1:]  # snapshots are of rounds 1 and 3
+    with pytest.raises(Pruned, match="retention"):
+        world.blobs.outline(deltas[0])
+    with pytest.raises(NotHere) as caught:
+        world.blobs.outline(bytes(32))
+    assert not isinstance(caught.value, Pruned)
+    dropped: Counter[type] = Counter()
+    for height in range(1, world.height + 1):
+        final = world.checkpoints.at(height)
+        assert final is not None
+        for id in final.checkpoint.blocks:
+            signed = world.blocks.signed_header(id)
+            assert signed is not None
+            if signed.header.kind == 33:
+                dropped[Heartbeat] += 1
+                with pytest.raises(Pruned):
+                    world.blocks.get(id)
+                assert world.blocks.dropped_ms(id) == world.time_ms
+    assert dropped[Heartbeat] > 3
+    for id in (world.model, world.dataset, world.group(2).head):
+        assert world.blocks.is_whole(id)
+
+
+def test_a_kill_at_any_write_leaves_nothing_half(tmp_path: Path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    class Mortal(MemoryStore):
+        left = -1
+
+        def write_batch(self, batch, *, sync):
+            if self.left == 0:
+                raise Killed
+            self.left -= 1
+            super().write_batch(batch, sync=sync)
+
+    monkeypatch.setattr(pruner_module, "BLOCKS_AT_ONCE", 6)
+    monkeypatch.setattr(pruner_module, "BLOBS_AT_ONCE", 2)
+    monkeypatch.setattr(pruner_module, "INDEXED_AT_ONCE", 20)
+    world = Kept(tmp_path)
+    deltas = trained(world)
+    world.blobs.close()
+    before, full = world.store, world.path / "blobs"
+    ends = []
+    for survives in range(200):
+        store = world.store = Mortal()
+        store.write_batch(list(before.scan(b"")), sync=True)
+        world.path = tmp_path / str(survives)
+        shutil.copytree(full, world.path / "blobs")
+        world.open_disk()
+        store.left = survives
+        try:
+            world.prune()
+            finished = True
+        except Killed:
+            finished = False
+        store.left = -1
+        world.blobs.close()
+        world.open_disk()
+        world.check()
+        world.prune()
+        world.check()
+        ends.append((sorted(world.blobs.roots(durable=True)), world.retained.judged))
+        world.blobs.close()
+        if finished:
+            break
+    assert finished and survives > 10
+    assert all(end == ends[0] for end in ends) and deltas[0] not in ends[0][0]
+
+
+def test_a_kill_between_a_file_and_its_note_is_worked_off(world: Kept, monkeypatch):
+    deltas = trained(world)
+    monkeypatch.setattr(
+        world.retained, "removed", lambda roots, now_ms: (_ for _ in ()).throw(OSError)
+    )
+    with pytest.raises(OSError):
+        world.prune()
+    gone = [delta for delta in deltas if not world.blobs.has(delta)]
+    assert gone
+    monkeypatch.undo()
+    world.blobs.close()
+    world.open_disk()
+    world.check()
+    world.prune()
+    for delta in gone:
+        with pytest.raises(Pruned):
+            world.blobs.outline(delta)
+
+
+def test_pins_keep_and_unpinning_lets_go(world: Kept):
+    run = world.open(rounds=20, snapshot_every=2)
+    deltas = world.train(run, 4)
+    update = world.blocks.by_author(world.keys[0].account, 1)[0]
+    beat_block = world.ordered(beat())
+    by_blob = {
+        world.blocks.get(id).content.blob: id
+        for id in world.blocks.ids()
+        if world.blocks.get(id).header.kind == 17
+    }
+    world.pins.add(PinKind.BLOB, deltas[0], 1)
+    world.pins.add(PinKind.BLOCK, by_blob[deltas[1]], 2)
+    world.pins.add(PinKind.BLOCK, beat_block.id, 3)
+    world.train(run, 4)
+    world.pass_time()
+    world.prune()
+    assert world.blobs.has(deltas[0]) and not world.blocks.is_whole(by_blob[deltas[0]])
+    assert world.blobs.has(deltas[1]) and world.blocks.is_whole(by_blob[deltas[1]])
+    assert not world.blobs.has(deltas[2])
+    assert world.blocks.is_whole(beat_block.id) and world.blocks.is_whole(update)
+    world.blobs.close()
+    world.open_disk()  # they survive a restart
+    assert sorted(pin[0] for pin in world.pins) == [
+        PinKind.BLOB,
+        PinKind.BLOCK,
+        PinKind.BLOCK,
+    ]
+    for kind, id in (
+        (PinKind.BLOCK, by_blob[deltas[1]]),
+        (PinKind.BLOCK, beat_block.id),
+    ):
+        assert world.pins.remove(kind, id) and not world.pins.remove(kind, id)
+        world.pruner.drop_unpinned(id)
+    world.prune()
+    assert not world.blobs.has(deltas[1]) and not world.blocks.is_whole(beat_block.id)
+    world.check()
+
+
+def test_a_pinned_model_keeps_its_whole_history(world: Kept):
+    world.pins.add(PinKind.MODEL, world.model, 1)
+    deltas = trained(world)
+    world.prune()
+    assert all(map(world.blobs.has, deltas))
+    world.pins.remove(PinKind.MODEL, world.model)
+    world.prune()
+    assert not world.blobs.has(deltas[0]) and world.blobs.has(deltas[-1])
+    world.check()
+
+
+def test_what_is_in_use_stays_until_it_is_not(world: Kept):
+    deltas = trained(world, 7)
+    world.pruner._idle_s = 60.0
+    world.blobs.path(deltas[0])  # a worker is about to map it
+    mapped = world.blobs.open_array(deltas[1])
+    for root in deltas[2:]:
+        world.blobs._uses.pop(root, None)
+    world.prune()
+    assert world.blobs.path(deltas[0]).exists()
+    assert not world.blobs.bytes_of(deltas[2])
+    world.pruner._idle_s = 0.0
+    world.used.add(deltas[0])  # the holder's version stands on it
+    world.prune()
+    assert world.blobs.has(deltas[0]) and not world.blobs.has(deltas[1])
+    assert bytes(mapped).startswith(b"deltas of")  # a mapping outlives its file
+    world.used.clear()
+    world.prune()
+    assert not world.blobs.has(deltas[0])
+
+
+def test_a_start_reads_no_more_for_a_long_chain(tmp_path: Path):
+    class Counting(MemoryStore):
+        reads = 0
+
+        def get(self, key):
+            self.reads += 1
+            return super().get(key)
+
+        def scan(self, prefix, *, start=b"", reverse=False):
+            for pair in super().scan(prefix, start=start, reverse=reverse):
+                self.reads += 1
+                yield pair
+
+    store = Counting()
+    world = Kept(tmp_path, store)
+    for n in range(40):
+        blocks = [world.block(beat(load=n), key) for key in world.keys * 25]
+        world.checkpoint(*blocks)
+    world.pass_time()
+    world.prune()
+    assert world.retained.judged == world.height - 1
+    assert sum(not world.blocks.is_whole(id) for id in world.blocks.ids()) >= 3000
+    world.blobs.close()
+    world.open_disk()
+    store.reads = 0
+    world.prune()
+    assert store.reads < 100
+    world.blobs.close()
+
+
+def test_a_store_of_an_earlier_version_is_indexed_once(world: Kept, monkeypatch):
+    monkeypatch.setattr(pruner_module, "INDEXED_AT_ONCE", 7)
+    deltas = trained(world)
+    names = [key for key, _ in world.store.scan(NAMED)]
+    gone = [(key, None) for key in names]
+    world.store.write_batch([*gone, (META_NAMED, None)], sync=True)
+    world.open_disk()
+    assert not world.retained.knows_names
+    while world.pruner.index():
+        pass
+    assert [key for key, _ in world.store.scan(NAMED)] == names
+    assert world.retained.knows_names
+    world.prune()
+    world.check()
+    assert not world.blobs.has(deltas[0])
+    world.blocks.reindex()  # after a repair names may be lacking
+    world.open_disk()
+    assert not world.retained.knows_names
+
+
+def test_a_blob_that_two_blocks_name_goes_with_the_second(world: Kept):
+    shared = world.blobs.put_bytes(b"named twice")
+    run = world.open(rounds=20, snapshot_every=2)
+    one, two = world.update(run, 1, blob=shared), world.update(run, 3, blob=shared)
+    assert world.errors(one, two) == [None, None]
+    kind, raw = one.header.kind, one.payload
+    assert dict(naming(one.id, kind, raw)) == {NAMED + shared + one.id: b""}
+    world.store.write_batch(world.blocks.prune([one.id], 5), sync=True)
+    world.prune()
+    assert world.blobs.has(shared) and world.retained.namers(shared) == [two.id]
+    world.store.write_batch(world.blocks.prune([two.id], 5), sync=True)
+    world.prune()
+    assert not world.blobs.has(shared)
+
+
+def test_an_expired_block_takes_its_blobs_along(world: Kept):
+    run = world.open(rounds=20, snapshot_every=2)
+    blob = world.blobs.put_bytes(b"never ordered")
+    pending = world.update(run, 1, blob=blob)
+    world.blocks.put_many([pending])
+    world.pass_time()
+    world.prune()
+    assert world.blobs.has(blob)  # pending: however old
+    world.blocks.expire([pending.id])
+    world.prune()
+    assert not world.blobs.has(blob)
+
+
+def test_what_nothing_names_goes_once_it_is_old(world: Kept, monkeypatch):
+    orphan = world.blobs.put_bytes(b"a crash left it")
+    head = world.blobs.put_array(np.ones(4, np.float32))
+    pinned = world.blobs.put_array(np.zeros(4, np.float32))
+    world.pins.add(PinKind.BLOB, pinned, 1)
+
+    def stock() -> None:
+        for folder in world.blobs.stock():
+            world.pruner.find_orphans(folder, {head})
+        world.prune()
+
+    stock()
+    assert world.blobs.has(orphan)  # its block may still be on the way
+    monkeypatch.setattr(pruner_module, "ORPHAN_S", -10.0)
+    world.pruner._span_ms = -10_000
+    stock()
+    assert not world.blobs.has(orphan)
+    assert world.blobs.has(head) and world.blobs.has(pinned)
+
+
+def test_only_so_many_removed_blobs_are_remembered(world: Kept, monkeypatch):
+    monkeypatch.setattr(retained_module, "REMEMBERED", 4)
+    roots = [bytes([n]) * 32 for n in range(10)]
+    for root in roots:
+        world.retained.removed([root], 5)
+    assert [r for r in roots if world.retained.gone_since(r)] == roots[6:]
+    assert len(list(world.store.scan(GONE))) == len(list(world.store.scan(GONE_SLOT)))
+    world.retained.removed([roots[8]], 6)  # again: its old place is no longer its own
+    for root in roots[:3]:
+        world.retained.removed([root], 7)
+    assert world.retained.gone_since(roots[8]) == 6
+
+
+def test_execution_that_begins_anew_is_judged_anew(world: Kept):
+    trained(world)
+    world.prune()
+    before = world.retained.judged
+    world.retained.go_back_to(before + 1000)
+    assert not world.pruner.judge()
+    assert world.retained.judged == world.height
+    world.retained.go_back_to(0)
+    world.prune()
+    assert world.retained.judged == before
+    world.check()
+
+
+def test_the_service_prunes_and_an_archive_fetches_instead(world: Kept):
+    deltas = trained(world)
+
+    async def main() -> None:
+        events = Broadcast()
+        wanted: list[bytes] = []
+
+        def service(want) -> Retention:
+            duty = Duty(
+                world.blocks,
+                world.retained,
+                lambda: {world.model: frozenset({2})},
+                learns=False,
+                everything=False,
+            )
+            duty.refresh()
+            by_group = {
+                world.blocks.get(id).content.group: world.blocks.get(id).content.blob
+                for id in world.blocks.ids()
+                if world.blocks.is_whole(id) and world.blocks.get(id).header.kind == 17
+            }
+            assert duty.is_ours(by_group[2]) and not duty.is_ours(by_group[3])
+            assert duty.is_ours(bytes(32))  # a tile that no payload names
+            return Retention(
+                world.pruner,
+                duty,
+                world.blobs,
+                lambda: world.view,
+                events,
+                InlineLane(),
+                2000,
+                want,
+            )
+
+        async with trio.open_nursery() as nursery:
+            archive = service(lambda root, account: wanted.append(root))
+            await nursery.start(archive.run)
+            lacking = world.update(world.group(2).run, 2, blob=bytes(32))
+            events.publish(
+                CheckpointFinalised(world.checkpoints.at(1), b"", (lacking,))
+            )
+            with trio.fail_after(5):
+                while bytes(32) not in wanted:
+                    await trio.sleep(0.01)
+            assert all(map(world.blobs.has, deltas)) and set(wanted) == {bytes(32)}
+            nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            retention = service(None)
+            await nursery.start(retention.run)
+            with trio.fail_after(5):
+                while world.blobs.has(deltas[0]):
+                    await trio.sleep(0.01)
+            await retention.unpinned(PinKind.BLOCK, world.model)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    world.check()
