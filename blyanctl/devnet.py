@@ -206,7 +206,10 @@ def _found(directory: Path, count: int) -> None:
     begun = [
         _begin_init(
             directory / f"node{index}",
-            ["--roles", "learn,serve,validate"] if index == 0 else [],
+            [
+                "--roles",
+                "learn,serve" + (",validate,archive" if index == 0 else ""),
+            ],
         )
         for index in range(count)
     ]
@@ -227,7 +230,7 @@ def _found(directory: Path, count: int) -> None:
             Registration(
                 version=FORMAT_VERSION,
                 key=key,
-                roles=roles | (int(Role.VALIDATE) if index == 0 else 0),
+                roles=roles | (int(Role.VALIDATE | Role.ARCHIVE) if index == 0 else 0),
                 region="",
                 hardware=hardware,
                 bond_micro=0,

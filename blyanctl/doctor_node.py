@@ -17,7 +17,7 @@ from blyan_proto.rpc.errors import RpcError
 from blyan_proto.rpc.spec import JsonObject
 from blyanctl.client import Client, NoAnswer, NoDaemon
 from blyanctl.finding import FAIL, OK, WARN, Finding
-from blyanctl.render import duration
+from blyanctl.render import duration, size
 
 ASK_S = 3.0
 SKEW_S = 5.0  # a block whose time is a minute ahead is not carried
@@ -33,6 +33,7 @@ def examine(home: Path) -> Iterator[Finding]:
             yield Finding("daemon", OK, f"runs, process {status['pid']}")
             yield from warnings(status)
             yield connected(status)
+            yield budget(client.call("node.resources"))
             yield reachable(client.call("net.status"))
             yield skew(client.call("chain.checkpoint"), time.time())
     except NoDaemon:
@@ -56,6 +57,19 @@ def connected(status: JsonObject) -> Finding:
         return Finding("peers", OK, f"{count} connected")
     advice = "give one address that works: blyanctl peer connect ADDRESS"
     return Finding("peers", WARN, "none is connected", advice)
+
+
+def budget(resources: JsonObject) -> Finding:
+    """Judge what the home takes against what it may take."""
+    used, limit = resources["disk_bytes"], resources["disk_limit_bytes"]
+    if limit is None:
+        free = size(resources["disk_free_bytes"])
+        return Finding("disk budget", OK, f"{size(used)} used, no limit, {free} free")
+    found = f"{size(used)} of {size(limit)} used"
+    if used >= limit - limit // 8:
+        advice = "raise store.disk_mib, or let go of something: blyanctl pin list"
+        return Finding("disk budget", WARN, found, advice)
+    return Finding("disk budget", OK, found)
 
 
 def reachable(net: JsonObject) -> Finding:

@@ -23,6 +23,7 @@ from blyand.finality.beacon import BeaconChain
 from blyand.home import Home, create_home
 from blyand.options import Value
 
+FOUNDER_ROLES = (*NodeSection().roles, "archive")
 SUPPLY_MICRO = 1_000_000 * 1_000_000  # what a network of one node starts with
 
 
@@ -45,9 +46,12 @@ def initialise(
 ) -> Made:
     """Make a home, or with `force` give an existing one another genesis.
 
-    Without a genesis file the node begins a network of its own. ConfigFault when the
-    home is in use for another network, or is not a Blyan home.
+    Without a genesis file the node begins a network of its own, and archives it: who
+    joins later executes the chain from its start, and needs a node that has all of it.
+    ConfigFault when the home is in use for another network, or is not a Blyan home.
     """
+    if genesis is None:
+        options = {"node.roles": FOUNDER_ROLES, **options}
     home = create_home(path)
     known = home.key.exists()
     if known and home.genesis.exists() and not force:
@@ -79,7 +83,7 @@ def role_bits(names: tuple[str, ...]) -> int:
 
 
 def _alone(key: SigningKey, tail: bytes) -> Genesis:
-    roles = role_bits(NodeSection().roles) | int(Role.VALIDATE)
+    roles = role_bits(FOUNDER_ROLES) | int(Role.VALIDATE)
     registration = Registration(
         version=FORMAT_VERSION,
         key=key.public,

@@ -43,6 +43,12 @@ class Start:
     adopt_every: int | None = arg(
         "rounds between adoptions; 0: only the last", default=None, low=0, high=10_000
     )
+    snapshot_every: int | None = arg(
+        "rounds between snapshots, of which every holder keeps two; 0: none",
+        default=None,
+        low=0,
+        high=10_000,
+    )
     seed: int | None = arg("seed of the run", default=None, low=0, high=2**63)
 
 

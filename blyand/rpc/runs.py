@@ -54,6 +54,7 @@ def changed(run: Run, params: Start) -> Run:
         "outer_momentum_ppm": _scaled(params.outer_momentum, PPM),
         "deadline_ms": _scaled(params.deadline_s, 1000),
         "adopt_every": params.adopt_every,
+        "snapshot_every": params.snapshot_every,
         "seed": params.seed,
     }
     changes: dict[str, object] = {k: v for k, v in given.items() if v is not None}

@@ -117,7 +117,9 @@ class BlockStore:
         Without it, a payload that is not here was lost.
         """
         raw = self._store.get(DROPPED + block)
-        return None if raw is None else int.from_bytes(raw, "big")
+        if raw is None or self._store.get(PAYLOAD + block) is not None:
+            return None  # or it came again since
+        return int.from_bytes(raw, "big")
 
     def highest_sequence(self, account: bytes) -> int:
         """Return the largest sequence among an account's blocks here, 0 for none.
