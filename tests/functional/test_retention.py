@@ -107,7 +107,9 @@ def test_old_payloads_and_deltas_go_and_the_rest_is_proven(net: Network):
     assert archive.call("chain.verify")["pruned"] == 0
 
 
-def test_pins_survive_a_restart_and_unknown_things_are_named(net: Network):
+def test_pins_survive_a_restart_and_unknown_things_are_named(
+    net: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     archive, pruning = net[0], net[1]
     block = history(archive)[3]
     said = blyanctl(pruning, "pin", "add", "block", block)
@@ -127,6 +129,7 @@ def test_pins_survive_a_restart_and_unknown_things_are_named(net: Network):
     assert pinned["kind"] == "blob" and pinned["bytes"] > 0
     pruning.call("pin.add", kind="dataset", name="corpus")
     pruning.kill()
+    monkeypatch.setenv("BLYAND_STORE_DISK_MIB", "1")  # it has more already
     pruning.start()
     assert [pin["kind"] for pin in pruning.call("pin.list")["pins"]] == [
         "dataset",
@@ -137,6 +140,15 @@ def test_pins_survive_a_restart_and_unknown_things_are_named(net: Network):
     assert gone.returncode == 0
     again = blyanctl(pruning, "pin", "remove", "blob", old)
     assert again.returncode == 1 and "not pinned" in again.stderr
+    # Without room it keeps nothing new, says so, and goes on.
+    status = pruning.status()
+    assert status["disk_bytes"] > status["disk_limit_bytes"] == 1 << 20
+    assert any("disk budget is full" in text for text in status["warnings"])
+    (tmp_path / "text.txt").write_text("more of it\n" * 1000)
+    with pytest.raises(RpcError, match="disk budget is full") as caught:
+        pruning.call("data.add", directory=str(tmp_path), max_mb=1, name="more")
+    assert caught.value.code == errors.shared_code("data", "disk full")
+    wait_for(lambda: pruning.status()["finalised"] > status["finalised"], "it follows")
     # Versions between the snapshots went with the restart: this is from the older one.
     blocks = history(pruning)
     proven = pruning.call("tile.replay", group=GROUP)

@@ -139,5 +139,11 @@ def test_what_a_running_daemon_tells() -> None:
     late = doctor_node.skew({"time_ms": 100_000}, 60.0)
     assert late.state == "fail" and "40.0 s behind" in late.found
     assert doctor_node.skew({"time_ms": 100_000}, 130.0).state == "ok"
+    room = {"disk_bytes": 3 << 20, "disk_free_bytes": 1 << 30}
+    free = doctor_node.budget({**room, "disk_limit_bytes": None})
+    assert free.state == "ok" and free.found == "3.0 MiB used, no limit, 1.0 GiB free"
+    assert doctor_node.budget({**room, "disk_limit_bytes": 4 << 20}).state == "ok"
+    full = doctor_node.budget({**room, "disk_limit_bytes": 3 << 20})
+    assert full.state == "warn" and "store.disk_mib" in full.advice
     (warned,) = doctor_node.warnings({"warnings": ["the disk is slow"]})
     assert warned.state == "warn" and warned.found == "the disk is slow"
