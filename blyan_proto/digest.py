@@ -33,6 +33,7 @@ class Domain(enum.Enum):
     BATCHES = "blyan 1 batches"
     SEED = "blyan 1 seed"
     WORK = "blyan 1 work"
+    RANGE = "blyan 1 range of blocks"
     PROVIDER = "blyan 1 provider"
     SIGNATURE = "blyan 1 signature"
 

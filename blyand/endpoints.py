@@ -24,7 +24,7 @@ def serve_streams(
     host, stores = base.host, base.stores
     host.handle(
         blocks_proto.PROTOCOL_ID,
-        blocks_ends.serve(stores.blocks.get, lambda: iter(ledger.pool)),
+        blocks_ends.serve(stores.blocks.get, ledger.pool.ids, base.disk_lane),
         deadline_s=blocks_proto.DEADLINE_S,
     )
     host.handle(

@@ -18,13 +18,14 @@ from blyan_proto.checkpoint import FinalCheckpoint
 from blyan_proto.genesis import Genesis
 from blyan_proto.protocols.providers import expert_key
 from blyan_proto.signing import SigningKey
-from blyan_proto.types import members
+from blyan_proto.types import Role, members
 from blyand.chain.author import Author
-from blyand.chain.follow import Follower, Remote
+from blyand.chain.follow import Follower
 from blyand.chain.intake import Intake, Sources
 from blyand.chain.machine import Machine
 from blyand.chain.mending import Givers, Mender
 from blyand.chain.pool import Pool, blobs_of
+from blyand.chain.swarm import Remote, Swarm
 from blyand.clock import Clock
 from blyand.compute import Threads, Worker, choose_device, choose_memory_bytes
 from blyand.config import Config
@@ -95,6 +96,15 @@ class Base:
         """Return the peers that said hello."""
         return list(self.meeting.peers)
 
+    def archives(self) -> list[str]:
+        """Return those of them that prune nothing."""
+        met = self.meeting.peers
+        return [
+            peer
+            for peer, met_peer in met.items()
+            if met_peer.greeting.roles & Role.ARCHIVE
+        ]
+
 
 @dataclass(frozen=True)
 class Ledger:
@@ -161,6 +171,15 @@ def build_ledger(base: Base) -> Ledger:
         base.poison,
     )
     client = blocks_ends.Client(base.host)
+    remote = Remote(
+        peers=base.peers,
+        archives=base.archives,
+        checkpoints=sync_ends.Client(base.host).fetch,
+        blocks=client.get,
+        compare=client.compare,
+        blame=base.blame,
+    )
+    swarm = Swarm(remote)
     pool = Pool()
     intake = Intake(
         base.genesis,
@@ -172,12 +191,11 @@ def build_ledger(base: Base) -> Ledger:
         base.chain_lane,
         base.poison,
         Sources(
-            client.fetch,
+            swarm.ancestors,
             base.blame,
             lambda account: NODES.get(machine.view, account) is not None,
         ),
     )
-    checkpoints = sync_ends.Client(base.host)
     follower = Follower(
         base.genesis,
         machine,
@@ -185,13 +203,8 @@ def build_ledger(base: Base) -> Ledger:
         pool,
         intake,
         base.chain_lane,
-        Remote(
-            peers=base.peers,
-            checkpoints=checkpoints.fetch,
-            blocks=client.fetch,
-            pending=client.pending,
-            blame=base.blame,
-        ),
+        remote,
+        swarm,
     )
     author = Author(
         base.key,

@@ -91,6 +91,15 @@ def test_the_genesis_and_a_checkpoint():
         assert is_signed(vote["voter"], signed, vote["signature"])
 
 
+def test_the_fingerprint_of_a_range():
+    vector = BLOCKS["sum"]
+    ids = [bytes.fromhex(id) for id in vector["ids"]]
+    total = sum(int.from_bytes(id, "big") for id in ids) % 2**256
+    made = digest("RANGE", len(ids).to_bytes(8, "big"), total.to_bytes(32, "big"))
+    assert vector["count"] == len(ids)
+    assert made[:16].hex() == vector["fingerprint"]
+
+
 @pytest.mark.parametrize(
     "name, kind", [("claim", "UpdateClaim"), ("archive_index", "ArchiveIndex")]
 )

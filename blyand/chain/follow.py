@@ -1,27 +1,29 @@
-"""Following finalised checkpoints: by gossip while we keep up, by sync when we do not."""
+"""Following finalised checkpoints: by gossip while we keep up, by sync when we do not.
+
+Checkpoints come first: they name their blocks, so `gather` can fetch those of many at
+once, of several peers (`swarm`). This file applies checkpoints one after the other.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import trio
 
 from blyan_proto.block.block import Block
-from blyan_proto.checkpoint import (
-    MAX_FINAL_CHECKPOINT_BYTES,
-    FinalCheckpoint,
-)
+from blyan_proto.checkpoint import MAX_FINAL_CHECKPOINT_BYTES, FinalCheckpoint
 from blyan_proto.codec import decode
 from blyan_proto.errors import ProtocolError
 from blyan_proto.genesis import Genesis
-from blyan_proto.protocols.blocks import MAX_IDS
 from blyand.chain.expiry import Expiry
+from blyand.chain.gather import Gatherer
 from blyand.chain.intake import Intake
+from blyand.chain.levelling import Levelling
 from blyand.chain.machine import Machine
 from blyand.chain.pool import Pool
+from blyand.chain.swarm import Remote, Swarm
 from blyand.compute import Threads
 from blyand.errors import Halted, TooSlow, Unavailable
 from blyand.net.gossip import Verdict
@@ -34,19 +36,9 @@ logger = logging.getLogger(__name__)
 POLL_S = 2.0  # how often a peer is asked for what gossip may have lost
 PATIENCE_S = 10.0  # how long one answer may take before another peer is asked
 MAX_WAITING = 256  # checkpoints ahead of ours kept in memory
+FAR_BEHIND = 8  # checkpoints; then they come before unordered blocks
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Remote:
-    """What following needs of the network."""
-
-    peers: Callable[[], Sequence[str]]
-    checkpoints: Callable[[str, int], Awaitable[Sequence[FinalCheckpoint]]]
-    blocks: Callable[[str, Sequence[bytes]], Awaitable[Sequence[Block]]]
-    pending: Callable[[str], Awaitable[Sequence[Block]]]
-    blame: Callable[[str, Exception], None]
 
 
 class Follower:
@@ -61,35 +53,74 @@ class Follower:
         intake: Intake,
         lane: Threads,
         remote: Remote,
+        swarm: Swarm,
     ) -> None:
         self._genesis = genesis
         self._machine = machine
         self._blocks = blocks
         self._pool = pool
-        self._intake = intake
         self._lane = lane
         self._remote = remote
+        self.swarm = swarm
         self._waiting: dict[int, tuple[FinalCheckpoint, str]] = {}
         self._wake = trio.Event()  # there may be something to apply
         self._ask = trio.Event()  # there may be something to fetch
         self._got_news = False  # the peer asked last had newer checkpoints
-        self._asked = 0
+        self._asked: dict[str, float] = {}  # peer -> when, or when it may be again
+        self._claims: dict[str, int] = {}  # peer -> the height it says it has
         self._level: set[str] = set()  # peers that had nothing newer than we
+        self._is_levelling = False  # somebody waits for all of them
         self._expiry = Expiry(machine, blocks, pool, lane)
+        self._gatherer = Gatherer(
+            blocks,
+            pool,
+            intake,
+            lane,
+            swarm,
+            lambda: machine.clock.height,
+            self._waiting.get,
+            lambda: self._wake.set(),
+        )
+        self._levelling = Levelling(
+            blocks,
+            pool,
+            intake,
+            swarm,
+            remote,
+            lambda: self.behind > FAR_BEHIND or not self._gatherer.is_idle,
+            self._poll,
+        )
+
+    @property
+    def known(self) -> int:
+        """The highest height that we have seen signed, or that most peers ahead claim."""
+        height = self._machine.clock.height
+        ahead = sorted(h for h in self._claims.values() if h > height) or [height]
+        return max([height, ahead[(len(ahead) - 1) // 2], *self._waiting])
 
     @property
     def behind(self) -> int:
         """How many checkpoints we know of and have not applied."""
         return max(self._waiting, default=0) - self._machine.clock.height
 
+    @property
+    def stuck(self) -> bytes | None:
+        """The block that the next checkpoint needs and no connected peer gives."""
+        return self._gatherer.stuck
+
     async def level(self) -> None:
         """Return once every connected peer, and at least one, had nothing newer."""
         self._level.clear()
-        while True:
-            peers = set(self._remote.peers())
-            if peers and peers <= self._level:
-                return
-            await trio.sleep(POLL_S)
+        self._is_levelling = True
+        try:
+            while True:
+                peers = set(self._remote.peers())
+                if peers and peers <= self._level:
+                    return
+                self._ask.set()
+                await trio.sleep(POLL_S / 10)
+        finally:
+            self._is_levelling = False
 
     async def gossip_check(self, peer: str, raw: bytes) -> Verdict:
         """Say whether a gossiped checkpoint is forwarded, and keep it when it is.
@@ -110,6 +141,7 @@ class Follower:
 
     def peer_is_at(self, peer: str, height: int) -> None:
         """A peer said how far it is; look at once when that is further than we are."""
+        self._claims[peer] = height
         if height > self._machine.clock.height:
             self._ask.set()
 
@@ -118,6 +150,8 @@ class Follower:
     ) -> None:
         """Apply what is here; ask peers for what is not. A slow peer delays neither."""
         async with trio.open_nursery() as nursery:
+            for service in (self.swarm.run, self._gatherer.run, self._levelling.run):
+                await nursery.start(service)
             nursery.start_soon(self._keep_asking)
             task_status.started()
             while True:
@@ -134,43 +168,107 @@ class Follower:
                     await self._wake.wait()
         await trio.sleep_forever()  # halted: reads go on
 
+    # Checkpoints
+
     async def _keep_asking(self) -> None:
         while True:
             self._ask = trio.Event()
-            await self._poll()
+            peer = self._next_peer()
+            if peer is not None and await self._poll(peer):
+                continue
             with trio.move_on_after(POLL_S):
                 await self._ask.wait()
+
+    def _next_peer(self) -> str | None:
+        """Return whom to ask: of those that claim to be further, then of all, in turn."""
+        peers = self._remote.peers()
+        now, top = trio.current_time(), self._top()
+        self._asked = {p: when for p, when in self._asked.items() if p in peers}
+        self._claims = {p: height for p, height in self._claims.items() if p in peers}
+        able = [p for p in peers if self._asked.get(p, 0.0) <= now]
+        if self._is_levelling:
+            able = [p for p in able if p not in self._level] or able
+        elif self._is_behind():
+            able = [p for p in able if self._claims.get(p, 0) > top] or able
+        return min(able, key=lambda p: self._asked.get(p, -1.0), default=None)
+
+    async def _poll(self, peer: str) -> bool:
+        """Ask a peer for the checkpoints after those that we know of.
+
+        True when it had some, and there is room for more.
+        """
+        top = self._top()
+        if top >= self._machine.clock.height + MAX_WAITING // 2:
+            return False
+        self._asked[peer] = trio.current_time()
+        try:
+            shown = await _in_time(self._remote.checkpoints, peer, top + 1)
+            await self._lane.run(self._check_all, shown.checkpoints)
+        except (Unavailable, Reject, ProtocolError) as error:
+            logger.debug("%s did not say what is new: %s", peer, error)
+            if not isinstance(error, Unavailable):
+                self._remote.blame(peer, error)
+            self._asked[peer] += PATIENCE_S  # it rests
+            self._claims.pop(peer, None)
+            return False
+        for final in shown.checkpoints:
+            self._keep(final, peer)
+        self._got_news = bool(shown.checkpoints)
+        # A claim that it does not make good is not believed.
+        self._claims[peer] = shown.newest if shown.checkpoints else top
+        if not shown.checkpoints and top == self._machine.clock.height:
+            # those that left are forgotten
+            self._level = (self._level & set(self._remote.peers())) | {peer}
+        return bool(shown.checkpoints)
+
+    def _check_all(self, finals: Sequence[FinalCheckpoint]) -> None:
+        for final in finals:
+            check_final(final, self._genesis)
 
     def _keep(self, final: FinalCheckpoint, peer: str) -> None:
         height = final.checkpoint.height
         if height <= self._machine.clock.height + MAX_WAITING:
             self._waiting[height] = (final, peer)
         self._wake.set()
+        self.swarm.poke()
+
+    def _top(self) -> int:
+        """Return the height up to which we know every checkpoint."""
+        top = self._machine.clock.height
+        while top + 1 in self._waiting:
+            top += 1
+        return top
 
     def _is_behind(self) -> bool:
-        """True when the next checkpoint is missing and somebody should have it."""
-        following = self._machine.clock.height + 1
-        return following not in self._waiting and bool(self._waiting or self._got_news)
+        """True when a checkpoint is missing and somebody should have it."""
+        top = self._top()
+        return self._got_news or any(height > top for height in self._waiting)
+
+    # Applying
 
     async def _advance(self) -> bool:
-        """Apply the next checkpoint if it and its blocks can be had."""
+        """Apply the next checkpoint if it and its blocks are here."""
         height = self._machine.clock.height + 1
         for old in [known for known in self._waiting if known < height]:
             del self._waiting[old]
-        final, peer = self._waiting.get(height, (None, ""))
+        final, _ = self._waiting.get(height, (None, ""))
         if final is None:
             # Ours already, and to be executed again (DEC-D4)?
             final = await self._lane.run(self._machine.stored, height)
-        if final is None:
+        if final is None or self._gatherer.waits_for(final.checkpoint.blocks):
             return False
         try:
-            blocks = await self._collect(final, peer)
+            blocks = await self._lane.run(self._load, final)
             await self._machine.apply(final, blocks)
         except Reject as error:
             self._waiting.pop(height, None)
             if self._machine.clock.height < height:
                 # Those who forwarded it saw that the sequencer signed it, no more.
                 logger.warning("checkpoint %d refused: %s", height, error)
+                self._gatherer.restart()
+            return False
+        except Missing as error:
+            self._gatherer.again(error.ids)
             return False
         except (Unavailable, Ignore) as error:
             logger.info("checkpoint %d waits for blocks: %s", height, error)
@@ -178,72 +276,31 @@ class Follower:
         self._waiting.pop(height, None)
         for block in blocks:
             self._pool.remove(block.id)
+        self.swarm.poke()
         return True
 
-    async def _collect(self, final: FinalCheckpoint, source: str) -> list[Block]:
-        """Return the checkpoint's blocks, fetching those that are not here."""
+    def _load(self, final: FinalCheckpoint) -> list[Block]:
+        """Return the checkpoint's blocks. Missing when some are not here. Blocking."""
         ids = final.checkpoint.blocks
         if any(self._is_ordered(id, final.checkpoint.height) for id in ids):
             raise Reject("the checkpoint orders a block a second time")
-        for peer in dict.fromkeys([source, *self._remote.peers()]):
-            missing = [id for id in ids if not self._blocks.has(id)]
-            if not missing:
-                break
-            if peer:
-                await self._fetch(peer, missing)
-        blocks = [self._blocks.get(id) for id in ids]
-        if any(block is None for block in blocks):
-            raise Ignore("no peer has all of its blocks yet")
+        blocks = [self._pool.get(id) or self._blocks.get(id) for id in ids]
+        missing = [id for id, block in zip(ids, blocks) if block is None]
+        if missing:
+            raise Missing(missing)
         return [block for block in blocks if block is not None]
 
     def _is_ordered(self, id: bytes, height: int) -> bool:
         outcome = self._blocks.outcome(id)
         return outcome is not None and outcome.height < height
 
-    async def _fetch(self, peer: str, ids: list[bytes]) -> None:
-        try:
-            for start in range(0, len(ids), MAX_IDS):
-                wanted = ids[start : start + MAX_IDS]
-                got = await _in_time(self._remote.blocks, peer, wanted)
-                await self._take(got, peer, is_final=True)
-        except Unavailable as error:
-            logger.debug("%s gave not all blocks: %s", peer, error)
-        except (Reject, ProtocolError) as error:
-            self._remote.blame(peer, error)
 
-    async def _take(
-        self, blocks: Sequence[Block], peer: str, *, is_final: bool = False
-    ) -> None:
-        """Take in what a peer gave; a block that cannot be used holds up no other."""
-        for block in sorted(blocks, key=lambda block: block.header.height):
-            try:
-                await self._intake.submit(block, peer, is_final=is_final)
-            except Ignore as error:
-                logger.debug("a block of %s waits: %s", peer, error)
+class Missing(Unavailable):
+    """Blocks of a checkpoint are not here yet."""
 
-    async def _poll(self) -> None:
-        """Ask one peer after the other, in turn, for what is new."""
-        self._got_news = False
-        peers = self._remote.peers()
-        if not peers:
-            return
-        self._asked += 1
-        peer = peers[self._asked % len(peers)]
-        try:
-            height = self._machine.clock.height
-            newer = await _in_time(self._remote.checkpoints, peer, height + 1)
-            for final in newer:
-                await self._lane.run(check_final, final, self._genesis)
-                self._keep(final, peer)
-            self._got_news = bool(newer)
-            pending = await _in_time(self._remote.pending, peer)
-            await self._take(pending, peer)
-            if not newer:  # those that left are forgotten
-                self._level = (self._level & set(peers)) | {peer}
-        except Unavailable as error:
-            logger.debug("%s did not say what is new: %s", peer, error)
-        except (Reject, ProtocolError) as error:
-            self._remote.blame(peer, error)
+    def __init__(self, ids: Sequence[bytes]) -> None:
+        super().__init__(f"{len(ids)} blocks are not here")
+        self.ids = ids
 
 
 async def _in_time(ask: Callable[..., Awaitable[T]], *args: object) -> T:

@@ -17,6 +17,7 @@ from blyan_proto.block.payload import KINDS
 from blyan_proto.constants import MIB
 from blyan_proto.types import CHAIN_ORDER
 from blyand.rules.chain.intake import MAX_PENDING_PER_AUTHOR
+from blyand.rules.chain.reconcile import IdSet
 from blyand.rules.verdict import Ignore
 
 MAX_BLOCKS = 16_384
@@ -58,6 +59,7 @@ class Pool:
     """The blocks that a checkpoint may take, by id."""
 
     def __init__(self) -> None:
+        self.ids = IdSet()  # to compare with a peer's
         self._pending: dict[bytes, Pending] = {}  # oldest first
         self._keys: list[Key] = []  # sorted: parents before children
         self._by_author: dict[bytes, dict[bytes, Block]] = {}
@@ -73,6 +75,16 @@ class Pool:
 
     def __contains__(self, id: bytes) -> bool:
         return id in self._pending
+
+    @property
+    def size_bytes(self) -> int:
+        """What the blocks count against the bound."""
+        return self._bytes
+
+    def get(self, id: bytes) -> Block | None:
+        """Return a pending block, None when it is not here."""
+        pending = self._pending.get(id)
+        return None if pending is None else pending.block
 
     def entries(self) -> Iterable[Pending]:
         """Return the blocks with what is known about their waiting, oldest first."""
@@ -96,6 +108,7 @@ class Pool:
             block, id, keep, set(block.header.parents), set(references(block))
         )
         self._pending[id] = pending
+        self.ids.add(id)
         insort(self._keys, pending.key)
         self._by_author.setdefault(block.header.author, {})[id] = block
         self._bytes += pending.bytes
@@ -107,6 +120,7 @@ class Pool:
         pending = self._pending.pop(id, None)
         if pending is None:
             return
+        self.ids.remove(id)
         del self._keys[bisect_left(self._keys, pending.key)]
         author = pending.block.header.author
         del self._by_author[author][id]

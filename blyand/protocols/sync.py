@@ -28,7 +28,7 @@ class Client:
     def __init__(self, host: Host) -> None:
         self._host = host
 
-    async def fetch(self, peer: str, from_height: int) -> tuple[FinalCheckpoint, ...]:
+    async def fetch(self, peer: str, from_height: int) -> Checkpoints:
         """Return consecutive checkpoints from `from_height` on, as many as fit."""
         async with self._host.request(peer, PROTOCOL_ID, DEADLINE_S) as stream:
             request = GetCheckpoints(from_height, MAX_CHECKPOINTS)
@@ -38,10 +38,10 @@ class Client:
             answer: Checkpoints = await stream.receive_message(
                 Checkpoints, MAX_ANSWER_BYTES, DEADLINE_S
             )
-        heights = [final.checkpoint.height for final in answer.checkpoints]
-        if heights != list(range(from_height, from_height + len(heights))):
-            raise UnexpectedMessage("checkpoints that were not asked for")
-        return answer.checkpoints
+            heights = [final.checkpoint.height for final in answer.checkpoints]
+            if heights != list(range(from_height, from_height + len(heights))):
+                raise UnexpectedMessage("checkpoints that were not asked for")
+            return answer
 
 
 def serve(

@@ -48,6 +48,7 @@ from blyand.net.traffic import Traffic
 from blyand.protocols.blobs import Conversation
 from blyand.protocols.blobs import serve as serve_blobs
 from blyand.protocols.uploads import Uploads
+from blyand.rules.chain.reconcile import MAX_ROUNDS, Comparison, IdSet, answer
 from tests.sim.network import InlineLane
 from tests.unit.daemon.stream_world import Transport
 from tests.vectors import make_mux
@@ -214,6 +215,24 @@ def proof(raw: bytes) -> None:
     merkle.verify(LEAVES[3], 3, 5, parts[:-1], parts[-1] if parts else b"")
 
 
+def comparison(raw: bytes) -> None:
+    """A server that answers every request of a comparison with the same bytes."""
+    walk = Comparison(IdSet(LEAVES))
+    for turn in range(MAX_ROUNDS + 1):
+        if walk.request() is None:
+            return
+        walk.answer(codec.decode(blocks.Compared, raw, blocks.MAX_FRAME_BYTES))
+    raise AssertionError("it goes on for ever")
+
+
+def comparison_served(raw: bytes) -> None:
+    """A client's request, answered within the bounds."""
+    request = blocks.REQUEST.decode(raw, blocks.MAX_REQUEST_BYTES)
+    if isinstance(request, blocks.Compare):
+        held = codec.encode(answer(IdSet(LEAVES), request))
+        assert len(held) <= blocks.MAX_FRAME_BYTES
+
+
 def mux(initiator: bool) -> Callable[[bytes], None]:
     """A peer's bytes in pieces of seven, answered as they come."""
 
@@ -230,6 +249,10 @@ def mux(initiator: bool) -> Callable[[bytes], None]:
 
 MUX_STEPS = [bytes.fromhex(step["bytes"]) for step in make_mux.build()["conversation"]]
 
+ENDLESS_ANSWER = codec.encode(
+    blocks.Compared((blocks.Held((), (blocks.sum_of(1000, 1),) * 16),))
+)
+EMPTY_ANSWER = codec.encode(blocks.Compared((blocks.Held((), ()),)))
 LEAVES = [made.hash_of(f"leaf {i}") for i in range(5)]
 SHAPE = (24, 16)
 TENSOR = np.arange(24 * 16, dtype=np.float32).reshape(SHAPE) / 64
@@ -265,9 +288,20 @@ TARGETS: dict[str, Target] = {
     "kept": message(providers.Kept, providers.MAX_ANSWER_BYTES, sample("kept")),
     "found": message(providers.Found, providers.MAX_ANSWER_BYTES, sample("found")),
     "blocks request": choice(
-        blocks.REQUEST, blocks.MAX_REQUEST_BYTES, "get_blocks", "get_pending"
+        blocks.REQUEST,
+        blocks.MAX_REQUEST_BYTES,
+        "get_blocks",
+        "compare",
+        "compare_deeper",
     ),
-    "blocks": message(blocks.Blocks, blocks.MAX_ANSWER_BYTES, sample("blocks")),
+    "blocks": message(blocks.Blocks, blocks.MAX_FRAME_BYTES, sample("blocks")),
+    "compared": message(blocks.Compared, blocks.MAX_FRAME_BYTES, sample("compared")),
+    "comparison": Target(comparison, None, (EMPTY_ANSWER, ENDLESS_ANSWER)),
+    "comparison served": Target(
+        comparison_served,
+        None,
+        (made.encode_message("compare"), made.encode_message("compare_deeper")),
+    ),
     "sync request": choice(sync.REQUEST, sync.MAX_REQUEST_BYTES, "get_checkpoints"),
     "checkpoints": message(
         sync.Checkpoints, sync.MAX_ANSWER_BYTES, sample("checkpoints")

@@ -24,18 +24,22 @@ from blyan_proto.codec import decode
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.errors import ProtocolError
 from blyan_proto.genesis import DEVNET, Balance, Genesis
+from blyan_proto.protocols.sync import Checkpoints
 from blyan_proto.signing import SigningKey
 from blyan_proto.types import Role
 from blyand.chain.author import Author
-from blyand.chain.follow import Follower, Remote
+from blyand.chain.follow import Follower
 from blyand.chain.intake import Intake, Sources
 from blyand.chain.machine import Machine
 from blyand.chain.pool import Pool, blobs_of
+from blyand.chain.swarm import Remote, Swarm
 from blyand.errors import NotHere
 from blyand.events import BlockStored, Broadcast
 from blyand.finality import beacon as beacons
 from blyand.finality.sequencer import Availability, Chain, Sequencer
 from blyand.poison import PoisonBox
+from blyand.protocols.blocks import Fetched
+from blyand.rules.chain.reconcile import Comparison, IdSet, answer
 from blyand.rules.verdict import Reject
 from blyand.store.blocks import BlockStore
 from blyand.store.checkpoints import CheckpointStore
@@ -64,10 +68,13 @@ class InlineCommit:
 
 
 class VirtualClock:
-    """Wall time that follows trio's clock."""
+    """Wall time that follows trio's clock, which shows `began_s` at the beginning."""
+
+    def __init__(self, began_s: float = 0.0) -> None:
+        self._began_s = began_s
 
     def now_ms(self) -> int:
-        return 1_700_000_000_000 + int(trio.current_time() * 1000)
+        return 1_700_000_000_000 + int((trio.current_time() - self._began_s) * 1000)
 
 
 @dataclass
@@ -106,6 +113,8 @@ class Wire:
 class SimNode:
     """One node without libp2p and without models."""
 
+    clock = VirtualClock()
+
     def __init__(
         self,
         name: str,
@@ -125,7 +134,7 @@ class SimNode:
         self.blocks = BlockStore(self.store)
         self.checkpoints = CheckpointStore(self.store)
         self.intents = IntentLog(home / "intents")
-        lane, clock = InlineLane(), VirtualClock()
+        lane, clock = InlineLane(), self.clock
         self.poison = PoisonBox(home / "poison")
         self.machine = Machine(
             genesis,
@@ -142,6 +151,8 @@ class SimNode:
             self.blamed.append(f"{peer}: {error}")
 
         self.blame = blame
+        remote = self._remote()
+        self.swarm = Swarm(remote)
         self.intake = Intake(
             genesis,
             self.blocks,
@@ -151,17 +162,17 @@ class SimNode:
             clock,
             lane,
             self.poison,
-            Sources(self._fetch, blame),
-        )
-        remote = Remote(
-            peers=lambda: wire.others(name),
-            checkpoints=self._checkpoints,
-            blocks=self._fetch,
-            pending=self._pending,
-            blame=blame,
+            Sources(self.swarm.ancestors, blame),
         )
         self.follower = Follower(
-            genesis, self.machine, self.blocks, self.pool, self.intake, lane, remote
+            genesis,
+            self.machine,
+            self.blocks,
+            self.pool,
+            self.intake,
+            lane,
+            remote,
+            self.swarm,
         )
         self.settled = trio.Event()
         self.settled.set()
@@ -176,6 +187,16 @@ class SimNode:
             self.settled,
         )
         self._nursery: trio.Nursery
+
+    def _remote(self) -> Remote:
+        return Remote(
+            peers=lambda: self.wire.others(self.name),
+            archives=lambda: (),
+            checkpoints=self._checkpoints,
+            blocks=self._fetch,
+            compare=self._compare,
+            blame=self.blame,
+        )
 
     async def _gossip(self, raw: bytes) -> None:
         await self._spread(raw, lambda node: node.intake.gossip_check)
@@ -199,21 +220,24 @@ class SimNode:
             if self.wire.random.random() >= self.wire.loss:
                 self._nursery.start_soon(deliver, target)
 
-    async def _fetch(self, peer: str, ids: Sequence[bytes]) -> Sequence[Block]:
+    async def _fetch(self, peer: str, ids: Sequence[bytes]) -> Fetched:
         node = await self.wire.reach(self.name, peer)
         found = (node.blocks.get(id) for id in ids)
-        return tuple(block for block in found if block is not None)
+        return Fetched([block for block in found if block], [], len(ids))
 
-    async def _pending(self, peer: str) -> Sequence[Block]:
-        node = await self.wire.reach(self.name, peer)
-        return tuple(node.pool)
+    async def _compare(self, peer: str, own: IdSet) -> Comparison:
+        comparison = Comparison(own)
+        while request := comparison.request():
+            node = await self.wire.reach(self.name, peer)
+            comparison.answer(answer(node.pool.ids, request))
+        return comparison
 
-    async def _checkpoints(self, peer: str, height: int) -> Sequence[FinalCheckpoint]:
+    async def _checkpoints(self, peer: str, height: int) -> Checkpoints:
         node = await self.wire.reach(self.name, peer)
         found = node.checkpoints.range(height, 64)
         for final in found:
             self.wire.show(final)
-        return found
+        return Checkpoints(node.machine.clock.height, found)
 
     def sequencer(self) -> Sequencer:
         """Return the service that orders blocks; only the genesis's node has one."""
@@ -244,7 +268,7 @@ class SimNode:
             chain,
             Availability(blobs_of, lambda blob: True, lambda blob, account: None),
             self.intents,
-            VirtualClock(),
+            self.clock,
             self._announce,
             beacons.BeaconChain(self.key.secret),
             InlineLane(),

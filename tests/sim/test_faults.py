@@ -312,7 +312,7 @@ def test_a_block_that_every_node_falls_over_stops_only_itself(tmp_path, poisonou
             again = await nodes[1].author.make(dataset(name="again"))
             await until(lambda: again.id in ordered(nodes[3]), 300)
             assert DATASETS.get(nodes[3].machine.view, again.id) is not None
-        assert len({node.root for node in nodes}) == 1
+            await until(lambda: len({node.root for node in nodes}) == 1)
         assert bad.id not in ordered(nodes[2]) and child.id not in ordered(nodes[2])
         no_height_was_shown_twice(wire)
 

@@ -267,6 +267,7 @@ def make_block(
 
 BLOCKS = {kind_of(payload).name: make_block(payload) for payload in PAYLOADS}
 ROOT_BLOCK = make_block(PAYLOADS[9], height=0, parents=())
+SUMMED = [hash_of(f"summed {index}") for index in range(5)]
 RECEIPT = ReceiptStatement(1, BLOCKS["tile_update"].id)
 CHECKPOINT = Checkpoint(
     version=1,
@@ -349,8 +350,30 @@ MESSAGES: dict[str, tuple[Any, Any]] = {
         None,
     ),
     "get_blocks": (blocks.GetBlocks((BLOCKS["bond"].id,)), blocks.REQUEST),
-    "get_pending": (blocks.GetPending(500, BLOCKS["bond"].id), blocks.REQUEST),
-    "blocks": (blocks.Blocks((BLOCKS["bond"], ROOT_BLOCK)), None),
+    "blocks": (
+        blocks.Blocks((BLOCKS["bond"], ROOT_BLOCK), (hash_of("pruned"),), 5),
+        None,
+    ),
+    "compare": (
+        blocks.Compare((blocks.Range("", blocks.sum_of(0, 0).fingerprint),)),
+        blocks.REQUEST,
+    ),
+    "compare_deeper": (
+        blocks.Compare(
+            (blocks.Range("07e", None), blocks.Range("a", hash_of("f")[:16]))
+        ),
+        blocks.REQUEST,
+    ),
+    "compared": (
+        blocks.Compared(
+            (
+                blocks.Held((hash_of("one"), hash_of("two")), ()),
+                blocks.Held((), tuple(blocks.sum_of(n, n << 250) for n in range(16))),
+                blocks.Held((), ()),
+            )
+        ),
+        None,
+    ),
     "get_checkpoints": (sync.GetCheckpoints(12, 128), sync.REQUEST),
     "checkpoints": (sync.Checkpoints(12, (FINAL,)), None),
     "get_outline": (blobs.GetOutline(hash_of("blob")), blobs.REQUEST),
@@ -416,6 +439,14 @@ def build_blocks() -> dict[str, Any]:
         "claim": {
             "raw": encode(UPDATE.claim).hex(),
             "plain": to_plain(UPDATE.claim),
+        },
+        "sum": {
+            "ids": [id.hex() for id in SUMMED],
+            **to_plain(
+                blocks.sum_of(
+                    len(SUMMED), sum(int.from_bytes(id, "big") for id in SUMMED)
+                )
+            ),
         },
         "blocks": {
             name: {

@@ -20,6 +20,7 @@ from blyand.net.host import Host, HostSettings, open_host
 from blyand.net.identity import parse_peer_id
 from blyand.protocols import blobs, blocks, sync
 from blyand.protocols.hello import Greeter
+from blyand.rules.chain.reconcile import IdSet
 from tests.functional.attacks.attacker import Victim
 
 PAUSE_S = 0.05  # between two requests: a peer with something else to do
@@ -92,7 +93,7 @@ class Honest:
         await sync.Client(host).fetch(self._victim.peer_id, 1)
 
     async def _pending(self, host: Host) -> None:
-        await blocks.Client(host).pending(self._victim.peer_id)
+        await blocks.Client(host).compare(self._victim.peer_id, IdSet())
 
     def open(self) -> None:
         self._thread.start()

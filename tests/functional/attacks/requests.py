@@ -34,6 +34,9 @@ PROTOCOLS = {
     protocol.PROTOCOL_ID.split("/")[2]: protocol.PROTOCOL_ID
     for protocol in (hello, blocks, sync, blobs, expert, delta)
 }
+COMPARE = blocks.Compare((blocks.Range("", bytes(16)),))
+TWO = blocks.Compare((blocks.Range("a", None), blocks.Range("b", None)))
+TWICE = blocks.REQUEST.encode(TWO).replace(b"\xa1b", b"\xa1a")
 REFUSALS = (None, ResultCode.INVALID_REQUEST, ResultCode.BUSY, ResultCode.UNAVAILABLE)
 
 
@@ -62,6 +65,7 @@ for _name in PROTOCOLS:
 broken("blobs", "nested_map", lambda: frame(b"\x92\x01" + b"\x91" * 110 + b"\x01"))
 broken("blocks", "too_many_ids", lambda: frame(_many_ids()))
 broken("sync", "negative_height", lambda: frame(b"\x92\x01\x92\xff\x01"))
+broken("blocks", "ranges_twice", lambda: frame(TWICE))
 
 
 def _many_ids() -> bytes:
@@ -94,7 +98,7 @@ async def blobs_that_nobody_has(attacker: Attacker) -> str:
 
 @behaviour
 async def before_hello(attacker: Attacker) -> str:
-    request = frame(blocks.REQUEST.encode(blocks.GetPending(500)))
+    request = frame(blocks.REQUEST.encode(COMPARE))
     async with attacker.connected(hello=False):
         for _ in range(3):
             code = await attacker.ask(blocks.PROTOCOL_ID, request)
@@ -136,7 +140,7 @@ async def streams_that_are_hoarded(attacker: Attacker) -> str:
 @behaviour
 async def flood_of_requests(attacker: Attacker) -> str:
     """As many requests at once as a connection carries."""
-    raw = frame(blocks.REQUEST.encode(blocks.GetPending(500)))
+    raw = frame(blocks.REQUEST.encode(COMPARE))
     codes: list[ResultCode | None] = []
 
     async def ask() -> None:

@@ -20,16 +20,20 @@ from blyan_proto.checkpoint import (
     validators_root,
 )
 from blyan_proto.constants import FORMAT_VERSION
+from blyan_proto.protocols.sync import Checkpoints
 from blyan_proto.signing import Purpose, SigningKey
 from blyand.chain.author import Author
-from blyand.chain.follow import Follower, Remote
+from blyand.chain.follow import Follower
 from blyand.chain.intake import Intake, Sources
 from blyand.chain.machine import Machine
 from blyand.chain.pool import Pool
+from blyand.chain.swarm import Remote, Swarm
 from blyand.errors import NotHere
 from blyand.events import Broadcast
 from blyand.finality import beacon as beacons
 from blyand.poison import PoisonBox
+from blyand.protocols.blocks import Fetched
+from blyand.rules.chain.reconcile import Comparison, IdSet, answer
 from blyand.store.blocks import BlockStore
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.intents import IntentLog
@@ -79,10 +83,12 @@ class Node:
         self.blamed: list[tuple[str, str]] = []
         self.published: list[bytes] = []
         self.peers: list[str] = []
+        self.archives: list[str] = []
         # peer -> what it gives; a callable is asked
         self.blocks_of: dict[str, Any] = {}
         self.finals_of: dict[str, Any] = {}
         self.pending_of: dict[str, Any] = {}
+        self.pruned_of: dict[str, set[bytes]] = {}
         self.asked: list[tuple[str, str, Any]] = []
         self.open()
 
@@ -113,6 +119,15 @@ class Node:
             self.poison,
             Sources(self._blocks, self._blame),
         )
+        remote = Remote(
+            peers=lambda: list(self.peers),
+            archives=lambda: self.archives,
+            checkpoints=self._finals,
+            blocks=self._given,
+            compare=self._compare,
+            blame=self._blame,
+        )
+        self.swarm = Swarm(remote)
         self.follower = Follower(
             self.genesis,
             self.machine,
@@ -120,13 +135,8 @@ class Node:
             self.pool,
             self.intake,
             self.lane,
-            Remote(
-                peers=lambda: list(self.peers),
-                checkpoints=self._finals,
-                blocks=self._blocks,
-                pending=self._pending,
-                blame=self._blame,
-            ),
+            remote,
+            self.swarm,
         )
         self.author = Author(
             self.keys[self.me],
@@ -224,14 +234,31 @@ class Node:
 
     async def _blocks(self, peer: str, ids: Sequence[bytes]) -> Sequence[Block]:
         given = await self._answer(self.blocks_of, "blocks", peer, list(ids))
-        return [block for block in given if block.id in ids]
+        waiting = self.pending_of.get(peer, ())
+        also = [] if callable(waiting) else [b for b in waiting if isinstance(b, Block)]
+        return [block for block in [*given, *also] if block.id in ids]
 
-    async def _finals(self, peer: str, height: int) -> Sequence[FinalCheckpoint]:
+    async def _given(self, peer: str, ids: Sequence[bytes]) -> Fetched:
+        pruned = [id for id in ids if id in self.pruned_of.get(peer, ())]
+        blocks = [b for b in await self._blocks(peer, ids) if b.id not in pruned]
+        return Fetched(blocks, pruned, len(ids))
+
+    async def _finals(self, peer: str, height: int) -> Checkpoints:
         given = await self._answer(self.finals_of, "finals", peer, height)
-        return [one for one in given if one.checkpoint.height >= height]
+        if isinstance(given, Checkpoints):
+            return given
+        newest = max((one.checkpoint.height for one in given), default=0)
+        return Checkpoints(
+            newest, tuple(one for one in given if one.checkpoint.height >= height)
+        )
 
-    async def _pending(self, peer: str) -> Sequence[Block]:
-        return await self._answer(self.pending_of, "pending", peer, None)
+    async def _compare(self, peer: str, own: IdSet) -> Comparison:
+        given = await self._answer(self.pending_of, "pending", peer, None)
+        theirs = IdSet(one if isinstance(one, bytes) else one.id for one in given)
+        comparison = Comparison(own)
+        while request := comparison.request():
+            comparison.answer(answer(theirs, request))
+        return comparison
 
 
 def run(main: Callable[[], Any]) -> None:

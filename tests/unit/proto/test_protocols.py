@@ -83,6 +83,9 @@ def test_cuts_and_changed_bits_fail_cleanly_or_are_canonical(name):
 def test_every_message_has_a_vector_or_is_part_of_one():
     seen = {type(value) for value, _ in made.MESSAGES.values()}
     parts = {
+        blocks.Range,
+        blocks.Sum,
+        blocks.Held,
         hello.Greeting,
         hello.Address,
         expert.ExpertRows,
@@ -105,7 +108,7 @@ def test_ids_name_their_protocol_and_version():
         (hello.Hello, hello.MAX_MESSAGE_BYTES),
         (hello.KnownPeers, hello.MAX_MESSAGE_BYTES),
         (blocks.GetBlocks, blocks.MAX_REQUEST_BYTES - 1),
-        (blocks.GetPending, blocks.MAX_REQUEST_BYTES - 1),
+        (blocks.Compare, blocks.MAX_REQUEST_BYTES - 1),
         (sync.GetCheckpoints, sync.MAX_REQUEST_BYTES - 1),
         (blobs.GetOutline, blobs.MAX_REQUEST_BYTES - 1),
         (blobs.GetLeaves, blobs.MAX_REQUEST_BYTES - 1),

@@ -1,0 +1,182 @@
+"""Keeping unordered blocks level with the peers, one peer at a time.
+
+Gossip brings new blocks; what it lost, or what was made on the other side of a cut, is
+found here by comparing sets. Each node looks for what itself lacks. Nothing is pushed:
+the peer compares with us when it is our turn there, so a block crosses a link once and
+nobody takes in what it did not ask for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from blyan_proto.errors import ProtocolError
+from blyand.chain.gather import take
+from blyand.chain.intake import Intake
+from blyand.chain.pool import Pool
+from blyand.chain.swarm import Remote, Swarm
+from blyand.errors import Unavailable
+from blyand.rules.chain.reconcile import Comparison, IdSet
+from blyand.store.blocks import BlockStore
+
+logger = logging.getLogger(__name__)
+
+TURN_S = 2.0  # between two comparisons
+COMPARE_S = 30.0  # how long one may take
+FETCH_S = 30.0  # how long fetching what it found may take
+HOPELESS_S = 1.0  # how often it is looked what nobody gives
+SPREAD_AT = 64  # so many missing blocks are sought at other peers, too
+SPREAD = 3
+SHUN_S = 60.0  # a peer that shows blocks and gives none is left alone
+BEHIND_S = 20.0  # so is one that has not ordered what we have
+UNUSABLE_S = 30.0  # a block that could not be used is left alone
+MAX_UNUSABLE = 8192
+
+
+class Levelling:
+    """Finds and takes in unordered blocks that peers have and this node lacks."""
+
+    def __init__(
+        self,
+        blocks: BlockStore,
+        pool: Pool,
+        intake: Intake,
+        swarm: Swarm,
+        remote: Remote,
+        is_behind: Callable[[], bool],
+        has_news: Callable[[str], Awaitable[bool]],
+    ) -> None:
+        """While `is_behind`, and when a peer `has_news`, checkpoints come first."""
+        self._blocks = blocks
+        self._pool = pool
+        self._intake = intake
+        self._swarm = swarm
+        self._remote = remote
+        self._is_behind = is_behind
+        self._has_news = has_news
+        self._turns: dict[str, float] = {}  # peer -> when it had its turn, or later
+        self._unusable: OrderedDict[bytes, float] = OrderedDict()  # id -> until when
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Compare with one peer after the other, the longest waiting first."""
+        task_status.started()
+        while True:
+            while self._is_behind():
+                await trio.sleep(TURN_S / 10)
+            peer = self._next()
+            if peer is not None:
+                await self._level(peer)
+            await trio.sleep(TURN_S)
+
+    def _next(self) -> str | None:
+        peers = self._remote.peers()
+        self._turns = {p: turn for p, turn in self._turns.items() if p in peers}
+        now = trio.current_time()
+        able = [p for p in peers if self._turns.get(p, 0.0) <= now]
+        peer = min(able, key=lambda p: self._turns.get(p, -1.0), default=None)
+        if peer is not None:
+            self._turns[peer] = now
+        return peer
+
+    async def _level(self, peer: str) -> None:
+        if await self._has_news(peer):
+            return  # what is unordered there may stand on what is ordered there
+        wanted = await self._missing(peer)
+        if not wanted:
+            return
+        holders = {peer: wanted}
+        if len(wanted) >= SPREAD_AT:
+            holders |= await self._spread(wanted, peer)
+        for holder, ids in holders.items():
+            self._swarm.want(ids, [holder])
+        got = 0
+        with trio.move_on_after(FETCH_S):
+            got = await self._bring(wanted)
+        self._swarm.forget(wanted, among_holders=True)
+        self._set_aside([id for id in wanted if not self._blocks.has(id)])
+        if not got and not any(map(self._blocks.has, wanted)):
+            self._turns[peer] = trio.current_time() + SHUN_S
+
+    async def _compare(self, peer: str, own: IdSet) -> Comparison | None:
+        """Compare with a peer; None if it does not answer."""
+        try:
+            with trio.move_on_after(COMPARE_S):
+                return await self._remote.compare(peer, own)
+        except Unavailable as error:
+            logger.debug("%s does not compare: %s", peer, error)
+        except ProtocolError as error:
+            self._remote.blame(peer, error)
+        return None
+
+    async def _missing(self, peer: str) -> list[bytes]:
+        """Return usable ids that a peer has and we lack."""
+        compared = await self._compare(peer, self._pool.ids)
+        if compared is None:
+            return []
+        found = dict.fromkeys(compared.found)
+        new = [id for id in found if not self._blocks.has(id)]
+        now = trio.current_time()
+        if len(found) - len(new) > max(SPREAD_AT, len(new)):
+            # It has yet to see what was ordered; comparing tells little until then.
+            self._turns[peer] = now + BEHIND_S
+        return [id for id in new if self._unusable.get(id, 0.0) <= now]
+
+    async def _spread(self, wanted: list[bytes], first: str) -> dict[str, list[bytes]]:
+        """Return which other peers have wanted blocks, too, to share the load.
+
+        As if we had them: a peer that has the same as the first tells so in few bytes.
+        """
+        own = self._pool.ids.with_more(wanted)
+        holders: dict[str, list[bytes]] = {}
+
+        async def ask(peer: str) -> None:
+            compared = await self._compare(peer, own)
+            if compared is not None:
+                holders[peer] = [id for id in wanted if compared.shares(id)]
+
+        others = [peer for peer in self._remote.peers() if peer != first]
+        async with trio.open_nursery() as nursery:
+            for peer in sorted(others, key=lambda p: self._turns.get(p, -1.0))[:SPREAD]:
+                nursery.start_soon(ask, peer)
+        return holders
+
+    async def _bring(self, wanted: list[bytes]) -> int:
+        """Take in what arrives, parents before children; return how many blocks."""
+        left, count, looked_s = set(wanted), 0, trio.current_time()
+        while left:
+            changed = self._swarm.changed
+            if trio.current_time() - looked_s >= HOPELESS_S:
+                looked_s = trio.current_time()
+                left -= self._swarm.hopeless(left)
+            left = {id for id in left if self._is_due(id)}
+            here = {id: found for id in left if (found := self._swarm.look(id))}
+            if len(here) < len(left) and not (self._swarm.is_full and here):
+                with trio.move_on_after(HOPELESS_S):
+                    await changed.wait()
+                continue
+            left -= here.keys()
+            lost = await take(self._intake, self._swarm, here)
+            count += len(here) - len(lost)
+        return count
+
+    def _is_due(self, id: bytes) -> bool:
+        """False once another part of this node took a block over."""
+        return id not in self._pool and self._swarm.knows(id)
+
+    def _set_aside(self, ids: list[bytes]) -> None:
+        """Leave blocks alone for a while that could not be had or used."""
+        now = trio.current_time()
+        for id in ids:
+            self._unusable[id] = now + UNUSABLE_S
+            self._unusable.move_to_end(id)
+        while self._unusable and (
+            len(self._unusable) > MAX_UNUSABLE
+            or next(iter(self._unusable.values())) <= now
+        ):
+            self._unusable.popitem(last=False)

@@ -1,0 +1,90 @@
+"""Simulated nodes on real hosts: memory stores and no gossip, but every byte on a socket."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from blyan_proto.genesis import Genesis
+from blyan_proto.protocols import blocks as blocks_proto
+from blyan_proto.protocols import sync as sync_proto
+from blyan_proto.signing import SigningKey
+from blyand.chain.swarm import Remote
+from blyand.net.connections import PeerInfo
+from blyand.net.host import Host, HostSettings, open_host
+from blyand.protocols import blocks as blocks_ends
+from blyand.protocols import sync as sync_ends
+from tests.sim.network import InlineLane, SimNode, VirtualClock, Wire
+
+
+class HostNode(SimNode):
+    """A node that syncs over a host of its own; nothing is gossiped."""
+
+    def __init__(
+        self,
+        name: str,
+        genesis: Genesis,
+        key: SigningKey,
+        home: Path,
+        host: Host,
+        clock: VirtualClock,
+    ) -> None:
+        self.host = host
+        self.clock = clock
+        super().__init__(name, genesis, key, Wire(random.Random(0)), home)
+        host.handle(
+            blocks_proto.PROTOCOL_ID,
+            blocks_ends.serve(self.blocks.get, self.pool.ids, InlineLane()),
+        )
+        host.handle(
+            sync_proto.PROTOCOL_ID,
+            sync_ends.serve(lambda: self.machine.clock.height, self.checkpoints.range),
+        )
+        host.on_connected(self._admit)
+
+    def _remote(self) -> Remote:
+        client = blocks_ends.Client(self.host)
+        return Remote(
+            peers=lambda: [info.peer_id for info in self.host.peers()],
+            archives=lambda: (),
+            checkpoints=sync_ends.Client(self.host).fetch,
+            blocks=client.get,
+            compare=client.compare,
+            blame=self.blame,
+        )
+
+    async def _admit(self, info: PeerInfo) -> None:
+        self.host.admit(info.peer_id)
+
+    async def _spread(self, raw: bytes, check) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def sent(self) -> int:
+        """Bytes that left on /blyan/blocks/1."""
+        return self.host.traffic().get(blocks_proto.PROTOCOL_ID, (0, 0))[0]
+
+
+@asynccontextmanager
+async def open_nodes(genesis: Genesis, keys: Sequence[SigningKey], home: Path):
+    """Give a node for each key, not yet connected or running."""
+    async with AsyncExitStack() as stack:
+        made, clock = [], VirtualClock(trio.current_time())
+        for index, key in enumerate(keys):
+            folder = home / f"node{index}"
+            folder.mkdir(parents=True)
+            host = await stack.enter_async_context(
+                open_host(HostSettings(key, genesis.id))
+            )
+            made.append(HostNode(f"node{index}", genesis, key, folder, host, clock))
+        yield made
+
+
+async def connect(*nodes: HostNode) -> None:
+    """Connect each with each."""
+    for place, node in enumerate(nodes):
+        for other in nodes[place + 1 :]:
+            await node.host.connect(other.host.addresses[0])
