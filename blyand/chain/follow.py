@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 POLL_S = 2.0  # how often a peer is asked for what gossip may have lost
 PATIENCE_S = 10.0  # how long one answer may take before another peer is asked
 MAX_WAITING = 256  # checkpoints ahead of ours kept in memory
-FAR_BEHIND = 8  # checkpoints; then they come before unordered blocks
 
 T = TypeVar("T")
 
@@ -87,8 +86,8 @@ class Follower:
             intake,
             swarm,
             remote,
-            lambda: self.behind > FAR_BEHIND or not self._gatherer.is_idle,
-            self._poll,
+            lambda: self.known > machine.clock.height + 1 or not self._gatherer.is_idle,
+            self._is_level_with,
         )
 
     @property
@@ -215,11 +214,18 @@ class Follower:
             self._keep(final, peer)
         self._got_news = bool(shown.checkpoints)
         # A claim that it does not make good is not believed.
-        self._claims[peer] = shown.newest if shown.checkpoints else top
+        most = shown.newest if shown.checkpoints else top
+        self._claims[peer] = min(shown.newest, most)
         if not shown.checkpoints and top == self._machine.clock.height:
             # those that left are forgotten
             self._level = (self._level & set(self._remote.peers())) | {peer}
         return bool(shown.checkpoints)
+
+    async def _is_level_with(self, peer: str) -> bool:
+        """Ask a peer how far it is; True when that is as far as this node."""
+        await self._poll(peer)
+        height = self._machine.clock.height
+        return self._top() == height and self._claims.get(peer, 0) >= height - 1
 
     def _check_all(self, finals: Sequence[FinalCheckpoint]) -> None:
         for final in finals:

@@ -9,7 +9,7 @@ nobody takes in what it did not ask for.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -20,7 +20,7 @@ from blyand.chain.intake import Intake
 from blyand.chain.pool import Pool
 from blyand.chain.swarm import Remote, Swarm
 from blyand.errors import Unavailable
-from blyand.rules.chain.reconcile import Comparison, IdSet
+from blyand.rules.chain.reconcile import MAX_ROUNDS, Comparison, IdSet
 from blyand.store.blocks import BlockStore
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ FETCH_S = 30.0  # how long fetching what it found may take
 HOPELESS_S = 1.0  # how often it is looked what nobody gives
 SPREAD_AT = 64  # so many missing blocks are sought at other peers, too
 SPREAD = 3
+MAX_SKIPS = 5  # turns without comparing with a peer that is ahead or behind
 SHUN_S = 60.0  # a peer that shows blocks and gives none is left alone
 BEHIND_S = 20.0  # so is one that has not ordered what we have
 UNUSABLE_S = 30.0  # a block that could not be used is left alone
@@ -48,16 +49,18 @@ class Levelling:
         swarm: Swarm,
         remote: Remote,
         is_behind: Callable[[], bool],
-        has_news: Callable[[str], Awaitable[bool]],
+        is_level: Callable[[str], Awaitable[bool]],
     ) -> None:
-        """While `is_behind`, and when a peer `has_news`, checkpoints come first."""
+        """While this node `is_behind`, and until a peer `is_level`, checkpoints come
+        first."""
         self._blocks = blocks
         self._pool = pool
         self._intake = intake
         self._swarm = swarm
         self._remote = remote
         self._is_behind = is_behind
-        self._has_news = has_news
+        self._is_level = is_level
+        self._skips: Counter[str] = Counter()
         self._turns: dict[str, float] = {}  # peer -> when it had its turn, or later
         self._unusable: OrderedDict[bytes, float] = OrderedDict()  # id -> until when
 
@@ -76,6 +79,7 @@ class Levelling:
 
     def _next(self) -> str | None:
         peers = self._remote.peers()
+        self._skips = Counter({p: n for p, n in self._skips.items() if p in peers})
         self._turns = {p: turn for p, turn in self._turns.items() if p in peers}
         now = trio.current_time()
         able = [p for p in peers if self._turns.get(p, 0.0) <= now]
@@ -85,8 +89,11 @@ class Levelling:
         return peer
 
     async def _level(self, peer: str) -> None:
-        if await self._has_news(peer):
-            return  # what is unordered there may stand on what is ordered there
+        if not await self._is_level(peer) and self._skips[peer] < MAX_SKIPS:
+            # What is unordered at one of us is ordered at the other.
+            self._skips[peer] += 1
+            return
+        self._skips.pop(peer, None)
         wanted = await self._missing(peer)
         if not wanted:
             return
@@ -103,11 +110,13 @@ class Levelling:
         if not got and not any(map(self._blocks.has, wanted)):
             self._turns[peer] = trio.current_time() + SHUN_S
 
-    async def _compare(self, peer: str, own: IdSet) -> Comparison | None:
+    async def _compare(
+        self, peer: str, own: IdSet, rounds: int = MAX_ROUNDS
+    ) -> Comparison | None:
         """Compare with a peer; None if it does not answer."""
         try:
             with trio.move_on_after(COMPARE_S):
-                return await self._remote.compare(peer, own)
+                return await self._remote.compare(peer, own, rounds)
         except Unavailable as error:
             logger.debug("%s does not compare: %s", peer, error)
         except ProtocolError as error:
@@ -128,17 +137,18 @@ class Levelling:
         return [id for id in new if self._unusable.get(id, 0.0) <= now]
 
     async def _spread(self, wanted: list[bytes], first: str) -> dict[str, list[bytes]]:
-        """Return which other peers have wanted blocks, too, to share the load.
+        """Return which other peers seem to have the wanted blocks, to share the load.
 
-        As if we had them: a peer that has the same as the first tells so in few bytes.
+        They are asked for their sum only. Who has a set as large most likely came from
+        the same side of a cut; who turns out to lack a block costs a question.
         """
         own = self._pool.ids.with_more(wanted)
         holders: dict[str, list[bytes]] = {}
 
         async def ask(peer: str) -> None:
-            compared = await self._compare(peer, own)
-            if compared is not None:
-                holders[peer] = [id for id in wanted if compared.shares(id)]
+            compared = await self._compare(peer, own, 1)
+            if compared is not None and compared.theirs >= len(wanted):
+                holders[peer] = wanted
 
         others = [peer for peer in self._remote.peers() if peer != first]
         async with trio.open_nursery() as nursery:

@@ -68,7 +68,7 @@ class Remote:
     archives: Callable[[], Iterable[str]]  # those of them that prune nothing
     checkpoints: Callable[[str, int], Awaitable[Shown]]
     blocks: Callable[[str, Sequence[bytes]], Awaitable[Given]]
-    compare: Callable[[str, IdSet], Awaitable[Comparison]]
+    compare: Callable[[str, IdSet, int], Awaitable[Comparison]]
     blame: Callable[[str, Exception], None]
 
 

@@ -26,7 +26,7 @@ from blyand.compute import Threads
 from blyand.errors import Pruned, Unavailable
 from blyand.net.host import Host
 from blyand.net.stream import MessageStream, Serve, expect_ok
-from blyand.rules.chain.reconcile import Comparison, IdSet, answer
+from blyand.rules.chain.reconcile import MAX_ROUNDS, Comparison, IdSet, answer
 
 FRAME_BYTES = 96 * KIB  # of blocks in one frame, as far as several are in it
 BLOCK_OVERHEAD_BYTES = 1024
@@ -72,9 +72,11 @@ class Client:
         """Like `get`, the blocks alone."""
         return (await self.get(peer, ids)).blocks
 
-    async def compare(self, peer: str, own: IdSet) -> Comparison:
+    async def compare(
+        self, peer: str, own: IdSet, rounds: int = MAX_ROUNDS
+    ) -> Comparison:
         """Compare `own` with the unordered blocks of the peer; return what came of it."""
-        comparison = Comparison(own)
+        comparison = Comparison(own, rounds)
         while request := comparison.request():
             async with self._host.request(peer, PROTOCOL_ID, DEADLINE_S) as stream:
                 await stream.send_message(request, REQUEST)

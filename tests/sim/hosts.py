@@ -34,6 +34,7 @@ class HostNode(SimNode):
         clock: VirtualClock,
     ) -> None:
         self.host = host
+        self.all: dict[str, HostNode] = {}  # by peer id
         self.clock = clock
         super().__init__(name, genesis, key, Wire(random.Random(0)), home)
         host.handle(
@@ -58,7 +59,10 @@ class HostNode(SimNode):
         )
 
     async def _admit(self, info: PeerInfo) -> None:
+        """What hello does: serve the peer, and hear how far it is."""
         self.host.admit(info.peer_id)
+        height = self.all[info.peer_id].machine.clock.height
+        self.follower.peer_is_at(info.peer_id, height)
 
     async def _spread(self, raw: bytes, check) -> None:
         await trio.lowlevel.checkpoint()
@@ -80,6 +84,8 @@ async def open_nodes(genesis: Genesis, keys: Sequence[SigningKey], home: Path):
                 open_host(HostSettings(key, genesis.id))
             )
             made.append(HostNode(f"node{index}", genesis, key, folder, host, clock))
+        for node in made:
+            node.all = {other.host.peer_id: other for other in made}
         yield made
 
 

@@ -225,8 +225,8 @@ class SimNode:
         found = (node.blocks.get(id) for id in ids)
         return Fetched([block for block in found if block], [], len(ids))
 
-    async def _compare(self, peer: str, own: IdSet) -> Comparison:
-        comparison = Comparison(own)
+    async def _compare(self, peer: str, own: IdSet, rounds: int) -> Comparison:
+        comparison = Comparison(own, rounds)
         while request := comparison.request():
             node = await self.wire.reach(self.name, peer)
             comparison.answer(answer(node.pool.ids, request))

@@ -133,18 +133,19 @@ class Comparison:
     MAX_OPEN ranges.
     """
 
-    def __init__(self, own: IdSet) -> None:
+    def __init__(self, own: IdSet, rounds: int = MAX_ROUNDS) -> None:
+        """At most `rounds` requests; after one it is known how many ids they have."""
         self._own = own
+        self._most = rounds
         self._open = [Range("", own.sum_of("").fingerprint)]
         self._asked: tuple[Range, ...] = ()
         self._rounds = 0
-        self._alike: set[str] = set()  # ranges that are the same on both sides
-        self._listed: set[bytes] = set()
+        self.theirs = 0  # how many ids the server has in all, once it said
         self.found: list[bytes] = []  # what the server has and we lack
 
     def request(self) -> Compare | None:
         """Return the next request; None when there is nothing left to ask."""
-        if not self._open or self._rounds == MAX_ROUNDS or len(self.found) >= MAX_FOUND:
+        if not self._open or self._rounds == self._most or len(self.found) >= MAX_FOUND:
             return None
         self._rounds += 1
 
@@ -160,9 +161,9 @@ class Comparison:
         found: list[bytes] = []
         for one, held in zip(self._asked, compared.ranges):
             _check(one, held)
-            self._listed.update(held.ids)
-            if held == NOTHING and one.known is not None:
-                self._alike.add(one.prefix)
+            if not one.prefix:
+                told = len(held.ids) + sum(part.count for part in held.parts)
+                self.theirs = told or len(self._own)
             found += (id for id in held.ids if id not in self._own)
             self._descend(one.prefix, held.parts)
         rest = self._asked[len(compared.ranges) :]
@@ -170,19 +171,10 @@ class Comparison:
         self.found += found
         return found
 
-    def shares(self, id: bytes) -> bool:
-        """True when the answers show that the server has this id of ours, too."""
-        if id in self._listed:
-            return True
-        digits = id.hex()
-        return any(digits[:n] in self._alike for n in range(MAX_DIGITS + 1))
-
     def _descend(self, prefix: str, parts: tuple[Sum, ...]) -> None:
         ours = [self._own.sum_of(f"{prefix}{digit:x}") for digit in range(len(parts))]
         differ = [n for n, theirs in enumerate(parts) if theirs.count]
-        alike = {n for n in differ if parts[n] == ours[n]}
-        self._alike.update(f"{prefix}{n:x}" for n in alike)
-        differ = [n for n in differ if n not in alike]
+        differ = [n for n in differ if parts[n] != ours[n]]
         # Where nearly all parts differ, so will nearly all of theirs.
         list_at = LIST_AT * 3 if len(differ) >= PARTS - 1 else LIST_AT
         for n in differ[: MAX_OPEN - len(self._open)]:

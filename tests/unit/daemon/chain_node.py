@@ -252,10 +252,10 @@ class Node:
             newest, tuple(one for one in given if one.checkpoint.height >= height)
         )
 
-    async def _compare(self, peer: str, own: IdSet) -> Comparison:
+    async def _compare(self, peer: str, own: IdSet, rounds: int) -> Comparison:
         given = await self._answer(self.pending_of, "pending", peer, None)
         theirs = IdSet(one if isinstance(one, bytes) else one.id for one in given)
-        comparison = Comparison(own)
+        comparison = Comparison(own, rounds)
         while request := comparison.request():
             comparison.answer(answer(theirs, request))
         return comparison
