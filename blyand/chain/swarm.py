@@ -212,7 +212,7 @@ class Swarm:
         idle = sum(not want.asked for want in self._wanted.values())
         share = idle // max(1, len(able) * TURNS) + 1
         began = False
-        for peer in sorted(able, key=lambda peer: self._running[peer]):
+        for peer in sorted(able, key=lambda p: (self._running[p], self.gave[p])):
             if self._running.total() >= MAX_EXCHANGES:
                 break
             ids = self._pick(peer, min(MAX_ASKED, max(MIN_ASKED, share)), now)

@@ -90,7 +90,8 @@ async def open_nodes(genesis: Genesis, keys: Sequence[SigningKey], home: Path):
 
 
 async def connect(*nodes: HostNode) -> None:
-    """Connect each with each."""
-    for place, node in enumerate(nodes):
-        for other in nodes[place + 1 :]:
-            await node.host.connect(other.host.addresses[0])
+    """Connect each with each, all at the same time."""
+    async with trio.open_nursery() as nursery:
+        for place, node in enumerate(nodes):
+            for other in nodes[place + 1 :]:
+                nursery.start_soon(node.host.connect, other.host.addresses[0])
