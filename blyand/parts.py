@@ -216,12 +216,16 @@ def build_ledger(base: Base) -> Ledger:
         functools.partial(base.host.gossip.publish, topics.BLOCK),
         base.settled,
     )
+
+    async def finals(peer: str, height: int) -> Sequence[FinalCheckpoint]:
+        return (await remote.checkpoints(peer, height)).checkpoints
+
     mender = Mender(
         base.stores.database,
         base.stores.blocks,
         base.stores.checkpoints,
         base.disk_lane,
-        Givers(base.peers, checkpoints.fetch, client.fetch, base.blame),
+        Givers(base.peers, finals, swarm.ancestors, base.blame),
     )
     return Ledger(machine, pool, intake, follower, author, mender)
 
