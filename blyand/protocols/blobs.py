@@ -37,7 +37,7 @@ from blyand.net.stream import CODES, MessageStream, Serve, expect_ok, requesting
 from blyand.protocols.uploads import Uploads
 
 FIRST_WORD_S = 6.0  # until a peer says whether it has a blob
-ROOM_LEAVES = 8  # read by one call of the disk lane, sent by one write
+ROOM_LEAVES = 4  # read and sent together
 ROOM_BYTES = ROOM_LEAVES * (LEAF_BYTES + 16)
 
 
@@ -113,8 +113,12 @@ class Blobs(Protocol):
     def outline(self, root: bytes) -> Outline: ...
 
     def read_leaves(
-        self, root: bytes, rooms: Iterable[tuple[int, memoryview]]
-    ) -> None: ...
+        self,
+        root: bytes,
+        rooms: Iterable[tuple[int, memoryview]],
+        *,
+        wait: bool = True,
+    ) -> bool: ...
 
 
 def serve(blobs: Blobs, lane: Threads, uploads: Uploads) -> Serve:
@@ -130,7 +134,17 @@ def serve(blobs: Blobs, lane: Threads, uploads: Uploads) -> Serve:
             finally:
                 rooms.append(room)
 
+    async def read(
+        outline: Outline, first: int, last: int, room: memoryview
+    ) -> list[int]:
+        """Put the frames of some leaves into `room`; return their sizes."""
+        sizes, bodies = _frames(outline, first, last, room)
+        if not blobs.read_leaves(outline.root, bodies, wait=False):
+            await lane.run(blobs.read_leaves, outline.root, bodies)
+        return sizes
+
     async def answer(stream: MessageStream) -> None:
+        known: Outline | None = None  # what this stream is about
         while not stream.draining.is_set():
             raw = await stream.receive_or_end(MAX_REQUEST_BYTES, IDLE_S)
             if raw is None:
@@ -139,42 +153,39 @@ def serve(blobs: Blobs, lane: Threads, uploads: Uploads) -> Serve:
             with ExitStack() as held:
                 try:
                     room = held.enter_context(room_of(stream.peer))
-                    outline, sizes = await lane.run(_look, blobs, request, room)
+                    if known is None or known.root != request.blob:
+                        known = await lane.run(blobs.outline, request.blob)
+                    if isinstance(request, GetLeaves):
+                        index, last = _span(request, known)
+                        sizes = await read(known, index, last, room)
                 except Unavailable as error:
                     await stream.send_result(code_of(error))
                     return
                 await stream.send_result(ResultCode.OK)
                 if isinstance(request, GetOutline):
-                    await _send_outline(stream, outline, uploads)
+                    await _send_outline(stream, known, uploads)
                     continue
-                index, last = request.first, request.first + request.count
                 while True:
                     await uploads.send(stream, room, sizes, DEADLINE_S)
                     index += len(sizes)
                     if index == last:
                         break
-                    sizes = await lane.run(_read, blobs, outline, index, last, room)
+                    sizes = await read(known, index, last, room)
 
     return answer
 
 
-def _look(
-    blobs: Blobs, request: GetOutline | GetLeaves, room: memoryview
-) -> tuple[Outline, list[int]]:
-    """Return what a request is about; read its first leaves: one call of the lane."""
-    outline = blobs.outline(request.blob)
-    if isinstance(request, GetOutline):
-        return outline, []
-    last = request.first + request.count
+def _span(request: GetLeaves, outline: Outline) -> tuple[int, int]:
+    first, last = request.first, request.first + request.count
     if last > len(outline.leaves):
         raise UnexpectedMessage("leaves that the blob does not have")
-    return outline, _read(blobs, outline, request.first, last, room)
+    return first, last
 
 
-def _read(
-    blobs: Blobs, outline: Outline, first: int, last: int, room: memoryview
-) -> list[int]:
-    """Put the frames of leaves from `first` on into `room`; return their sizes."""
+def _frames(
+    outline: Outline, first: int, last: int, room: memoryview
+) -> tuple[list[int], list[tuple[int, memoryview]]]:
+    """Lay out the frames of leaves from `first` on; return their sizes and bodies."""
     sizes, bodies = [], []
     for index in range(first, min(last, first + ROOM_LEAVES)):
         size = outline.leaf_span(index)[1]
@@ -184,8 +195,7 @@ def _read(
         bodies.append((index, room[len(head) : len(head) + size]))
         sizes.append(len(head) + size)
         room = room[sizes[-1] :]
-    blobs.read_leaves(outline.root, bodies)
-    return sizes
+    return sizes, bodies
 
 
 async def _send_outline(

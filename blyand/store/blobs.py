@@ -7,7 +7,6 @@ Every question about a blob counts as a use: retention leaves alone what is in u
 
 from __future__ import annotations
 
-import os
 import secrets
 import threading
 import time
@@ -26,7 +25,7 @@ from blyan_tile.tblock import Outline
 from blyand.errors import Busy, NotHere, Pruned
 from blyand.store.budget import Budget
 from blyand.store.medium import Medium, open_outside
-from blyand.store.partial import PartialBlob, pread
+from blyand.store.partial import PartialBlob, pread, read_into
 from blyand.store.shelf import PARTIAL, TEMPORARY, Shelf, name_of
 
 OPEN_VIEWS = 256  # mappings kept; each holds one descriptor
@@ -144,20 +143,31 @@ class BlobStore:
             raise NotHere(f"blob {root.hex()} was damaged") from error
         return chunk
 
-    def read_leaves(self, root: bytes, rooms: Iterable[tuple[int, memoryview]]) -> None:
+    def read_leaves(
+        self,
+        root: bytes,
+        rooms: Iterable[tuple[int, memoryview]],
+        *,
+        wait: bool = True,
+    ) -> bool:
         """Fill each room with the data under its leaf, checked; it has the leaf's size.
 
-        For serving: memory that is used again costs no page faults. As `read_leaf`.
+        For serving: memory that is used again costs no page faults. Without `wait`
+        nothing is waited for: False when not all of it is in the page cache. Errors as
+        of `read_leaf`.
         """
         outline = self.outline(root)
         with self._shelf.file(root) as fd:
             for index, room in rooms:
-                size = os.preadv(fd, [room], outline.leaf_span(index)[0])
+                size = read_into(fd, room, outline.leaf_span(index)[0], wait)
+                if size < len(room) and not wait:
+                    return False
                 try:
                     tblock.check_leaf(outline, index, room[:size])
                 except ProtocolError as error:
                     self._lose(root, error)
                     raise NotHere(f"blob {root.hex()} was damaged") from error
+        return True
 
     def verify(self, root: bytes) -> bool:
         """Hash the whole blob; a damaged one is removed. False when it is not here."""

@@ -6,6 +6,7 @@ there is never written down but found again by hashing, so a kill costs nothing.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -131,3 +132,24 @@ def pread(fd: int, offset: int, length: int) -> bytes:
         parts.append(part)
         offset, length = offset + len(part), length - len(part)
     return b"".join(parts)
+
+
+def read_into(fd: int, room: memoryview, offset: int, wait: bool) -> int:
+    """Fill `room` from `offset` on; return how much there was.
+
+    Without `wait`, only what is in the page cache.
+    """
+    size = 0
+    while size < len(room):
+        try:
+            count = os.preadv(
+                fd, [room[size:]], offset + size, 0 if wait else os.RWF_NOWAIT
+            )
+        except OSError as error:
+            if not wait and error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                break
+            raise
+        if not count:
+            break
+        size += count
+    return size

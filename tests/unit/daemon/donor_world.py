@@ -78,9 +78,9 @@ class World:
         class Counting:
             outline = held.outline
 
-            def read_leaves(self, root: bytes, rooms: list[tuple[int, memoryview]]):
-                held.read_leaves(root, rooms)
+            def read_leaves(self, root, rooms, *, wait=True):
                 world.given[name] += len(rooms)
+                return held.read_leaves(root, rooms)
 
         uploads = more.get("uploads") or Uploads()
         self.donors[name] = ends.serve(Counting(), self.lane, uploads)

@@ -191,6 +191,39 @@ def test_a_flipped_bit_is_not_served(blobs, tmp_path):
     assert not blobs.has(root) and blobs.lost == {root}
 
 
+def rooms_of(outline, indices):
+    return [(i, memoryview(bytearray(outline.leaf_span(i)[1]))) for i in indices]
+
+
+def test_leaves_are_read_into_memory_and_checked(blobs, tmp_path):
+    root = blobs.put_array(LARGE)
+    rooms = rooms_of(blobs.outline(root), (0, 2))
+    assert blobs.read_leaves(root, rooms)
+    assert [bytes(room) for _, room in rooms] == [chunks(LARGE)[0], chunks(LARGE)[2]]
+    again = rooms_of(blobs.outline(root), (1, 2))
+    if blobs.read_leaves(root, again, wait=False):  # as far as the kernel can tell
+        assert [bytes(room) for _, room in again] == chunks(LARGE)[1:]
+    with pytest.raises(NotHere):
+        blobs.read_leaves(bytes(32), rooms)
+    flip(path_of(tmp_path, root), 4096 + LEAF_BYTES + 3)
+    assert blobs.read_leaves(root, rooms)
+    with pytest.raises(NotHere):
+        blobs.read_leaves(root, again)
+    assert blobs.lost == {root}
+
+
+def test_a_truncated_file_is_not_served(blobs, tmp_path):
+    root = blobs.put_array(LARGE)
+    rooms = rooms_of(blobs.outline(root), (0, 1))
+    path = path_of(tmp_path, root)
+    path.chmod(0o644)
+    os.truncate(path, 4096 + LEAF_BYTES + 5)
+    assert not blobs.read_leaves(root, rooms, wait=False)  # nothing is said of it yet
+    with pytest.raises(NotHere):
+        blobs.read_leaves(root, rooms)
+    assert blobs.lost == {root}
+
+
 def test_derived_blobs_are_hashed_after_a_restart(blobs, tmp_path):
     root = blobs.put_array(LARGE, durable=False)
     flip(tmp_path / "blobs" / "derived" / f"{root.hex()}.tblk", 4096 + LEAF_BYTES)
