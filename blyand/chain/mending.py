@@ -28,7 +28,7 @@ from blyand.store.schema import META_HOLES
 
 logger = logging.getLogger(__name__)
 
-AGAIN_S = 5.0  # after peers were asked in vain
+AGAIN_S = 2.0  # after peers were asked in vain
 PATIENCE_S = 10.0  # for one answer
 MAX_FINALS = 16  # checkpoints asked for at once
 
@@ -80,7 +80,7 @@ class Mender:
                 if came := await self._ask(peer, holes):
                     break  # look what is still missing
             if not came:
-                logger.warning("no peer gives the %s that are missing", holes)
+                logger.info("no peer gives the %s that are missing", holes)
                 await trio.sleep(AGAIN_S)
         self.missing = None
         await trio.sleep_forever()

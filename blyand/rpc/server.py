@@ -34,6 +34,7 @@ from blyan_proto.rpc.spec import Method
 from blyan_proto.rpc.values import JsonObject
 from blyand.errors import (
     Busy,
+    Damaged,
     DiskFull,
     LocalFault,
     NoRoute,
@@ -226,7 +227,8 @@ class _Connection:
         except RpcError as error:
             reply = jsonrpc.line(jsonrpc.failure(request.id, error))
         except LocalFault as fault:
-            failed = RpcError(INTERNAL, f"{fault}; the daemon stops")
+            ends = "starts again" if isinstance(fault, Damaged) else "stops"
+            failed = RpcError(INTERNAL, f"{fault}; the daemon {ends}")
             if not request.notification:
                 await self._send(jsonrpc.line(jsonrpc.failure(request.id, failed)))
             raise

@@ -117,11 +117,13 @@ class LevelStore:
                             written.delete(key)
                         else:
                             written.put(key, value)
-            except ERRORS as error:
-                failed = fault("cannot write to the database", error)
-                if isinstance(error, plyvel.Error):
-                    self._torn = failed
-                raise failed from error
+            except plyvel.CorruptionError as error:  # met when tables were compacted
+                raise self._unreadable(error) from error
+            except plyvel.Error as error:
+                self._torn = fault("cannot write to the database", error)
+                raise self._torn from error
+            except RuntimeError as error:
+                raise StorageFault(f"cannot write to the database: {error}") from error
 
     def scan(
         self, prefix: bytes, *, start: bytes = b"", reverse: bool = False
