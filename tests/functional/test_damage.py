@@ -1,0 +1,80 @@
+"""A node whose database is damaged comes back by itself, with what its peers have."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blyan_proto.rpc.errors import RpcError
+from blyanctl import devnet
+from blyanctl.client import NoAnswer, NoDaemon
+from tests.functional.harness import Daemon, Network, wait_for
+
+pytestmark = pytest.mark.functional
+
+
+@pytest.fixture
+def net(unspared: Network) -> Network:
+    return unspared
+
+
+def test_a_damaged_database_is_mended_by_the_peers(net: Network):
+    victim, peer = net[3], net[0]
+    victim.kill()
+    victim.start()  # which makes tables of the log
+    victim.kill()
+    rng = random.Random(7)
+    for table in (victim.home / "db").glob("*.ldb"):
+        spoil(table, rng)
+    for log in (victim.home / "db").glob("*.log"):
+        os.truncate(log, log.stat().st_size // 2)
+    (victim.home / "db" / "CURRENT").unlink()
+    victim.start()
+    assert any("damaged and repaired" in one for one in victim.status()["warnings"])
+    assert agrees(victim, peer)
+
+
+def test_damage_that_a_running_node_meets_does_not_end_it(net: Network):
+    victim, peer = net[3], net[0]
+    victim.kill()
+    for table in (victim.home / "db").glob("*.ldb"):
+        spoil(table, random.Random(8), at=600)  # headers: the start needs few of them
+    started = devnet.start(net.directory, victim.node, len(net.nodes))
+    try:
+        victim.call("chain.verify", blobs=False)
+    except (RpcError, NoDaemon, NoAnswer) as error:  # or it was met before
+        assert "the daemon starts again" in str(error) or not isinstance(
+            error, RpcError
+        )
+    victim.wait_for_log("this node starts again and repairs it")
+    assert agrees(victim, peer)
+    victim.note()
+    assert victim.pid == started["pid"]
+
+
+def spoil(table: Path, rng: random.Random, at: int | None = None) -> None:
+    """Write over some bytes of a file, as a dying disk does."""
+    with table.open("r+b") as file:
+        file.seek(table.stat().st_size // 3 if at is None else at)
+        file.write(rng.randbytes(200))
+
+
+def agrees(victim: Daemon, peer: Daemon) -> bool:
+    """True once both have the same state and blocks, all of them sound."""
+
+    def tips(node: Daemon) -> list[Any]:
+        told = node.call("chain.tips")
+        counts = [(one["chain"], one["blocks"]) for one in told["chains"]]
+        return [told["finalised"], told["state_root"], counts]
+
+    def sound() -> bool:
+        told = victim.call("chain.verify", blobs=False)
+        return bool(told["sound"]) and victim.status()["hosted"] != []
+
+    wait_for(lambda: tips(victim) == tips(peer), "equal state and blocks")
+    wait_for(sound, "all that was lost is back")
+    return True
