@@ -8,8 +8,10 @@ import numpy as np
 
 from blyan_proto.rpc.methods import all_methods
 from blyan_tile.corpus import Archive, joined
+from blyand.base import Base
 from blyand.compute import Worker
-from blyand.parts import Base, Ledger, Models
+from blyand.ledger import Ledger
+from blyand.parts import Models
 from blyand.protocols.fetch import Fetcher
 from blyand.rpc import (
     backup,

@@ -24,6 +24,7 @@ from blyan_proto.types import Role, bitmap
 from blyan_tile.aggregate import check_arithmetic
 from blyand import genesis as genesis_file
 from blyand import keystore, settling
+from blyand.base import Base
 from blyand.bindings import bind_all
 from blyand.clock import SystemClock
 from blyand.compute import Threads, choose_threads, open_worker
@@ -38,6 +39,7 @@ from blyand.finality.beacon import BeaconChain
 from blyand.home import Home, read_or_none, replace_file
 from blyand.initialise import hardware, role_bits
 from blyand.joining import build_directory, holdings
+from blyand.ledger import Ledger, build_ledger
 from blyand.metrics import Metrics
 from blyand.net.calls import open_calls
 from blyand.net.dialer import WANTED_PEERS, Dialer
@@ -47,16 +49,7 @@ from blyand.net.mdns import LocalNetwork
 from blyand.net.outside import announced
 from blyand.net.peers import PeerBook
 from blyand.net.standing import Standing
-from blyand.parts import (
-    Base,
-    Ledger,
-    Models,
-    build_fetcher,
-    build_ledger,
-    build_models,
-    build_sequencer,
-    wanting,
-)
+from blyand.parts import Models, build_fetcher, build_models, build_sequencer, wanting
 from blyand.poison import PoisonBox
 from blyand.protocols import expert as expert_ends
 from blyand.protocols.hello import Greeter

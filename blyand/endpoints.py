@@ -8,7 +8,9 @@ from blyan_proto.protocols import delta as delta_proto
 from blyan_proto.protocols import expert as expert_proto
 from blyan_proto.protocols import providers as providers_proto
 from blyan_proto.protocols import sync as sync_proto
-from blyand.parts import Base, Ledger, Models, build_uploads
+from blyand.base import Base
+from blyand.ledger import Ledger
+from blyand.parts import Models, build_uploads
 from blyand.protocols import blobs as blobs_ends
 from blyand.protocols import blocks as blocks_ends
 from blyand.protocols import delta as delta_ends

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from random import Random
 
 from blyan_proto.protocols.providers import expert_key
+from blyand.base import Base
+from blyand.ledger import Ledger
 from blyand.net.dht import Directory, Remote
 from blyand.net.dialer import WANTED_PEERS, Dialer
 from blyand.net.host import Host
 from blyand.net.peers import PeerBook
-from blyand.parts import Base, Ledger, Models
+from blyand.parts import Models
 from blyand.protocols.meeting import Meeting
 from blyand.protocols.providers import Client
 from blyand.rules.records import MODELS

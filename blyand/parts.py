@@ -10,49 +10,27 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import trio
-
 from blyan_proto import topics
 from blyan_proto.block.block import Block
 from blyan_proto.checkpoint import FinalCheckpoint
-from blyan_proto.genesis import Genesis
 from blyan_proto.protocols.providers import expert_key
-from blyan_proto.signing import SigningKey
-from blyan_proto.types import Role, members
-from blyand.chain.author import Author
-from blyand.chain.follow import Follower
-from blyand.chain.intake import Intake, Sources
-from blyand.chain.machine import Machine
-from blyand.chain.mending import Givers, Mender
-from blyand.chain.pool import Pool, blobs_of
-from blyand.chain.swarm import Remote, Swarm
-from blyand.clock import Clock
-from blyand.compute import Threads, Worker, choose_device, choose_memory_bytes
-from blyand.config import Config
-from blyand.events import BlockStored, Broadcast
+from blyan_proto.types import members
+from blyand.base import Base
+from blyand.chain.pool import blobs_of
+from blyand.compute import Worker, choose_device, choose_memory_bytes
+from blyand.events import BlockStored
 from blyand.finality.beacon import BeaconChain
 from blyand.finality.sequencer import Availability, Chain, Sequencer
-from blyand.home import Home
-from blyand.metrics import Metrics
-from blyand.net.calls import Calls
-from blyand.net.dht import Directory
-from blyand.net.host import Host
+from blyand.ledger import Ledger
 from blyand.net.identity import peer_id_of
-from blyand.net.peers import PeerBook
-from blyand.net.reach import Reachability
-from blyand.poison import PoisonBox
 from blyand.protocols import blobs as blobs_ends
-from blyand.protocols import blocks as blocks_ends
 from blyand.protocols import delta as delta_ends
-from blyand.protocols import sync as sync_ends
 from blyand.protocols.expert import Client as ExpertClient
 from blyand.protocols.fetch import Fetcher
-from blyand.protocols.meeting import Meeting
 from blyand.protocols.uploads import Uploads
 from blyand.rules.net.uploads import UploadLimits
 from blyand.rules.records import NODES
 from blyand.rules.view import View
-from blyand.stores import Stores
 from blyand.training.delivery import Delivery, Reach
 from blyand.training.holder import Holder
 from blyand.training.journal import Journal
@@ -62,69 +40,6 @@ from blyand.training.waiting import Blocks
 
 if TYPE_CHECKING:  # torch is imported when a node is built, not when it is named
     from blyand.inference.serving import Serving
-
-
-@dataclass(frozen=True)
-class Base:
-    """What every part of one node stands on."""
-
-    home: Home
-    config: Config
-    genesis: Genesis
-    key: SigningKey
-    clock: Clock
-    events: Broadcast
-    poison: PoisonBox
-    metrics: Metrics
-    stores: Stores
-    alarms: dict[int, str]  # by height: what the operator must know
-    settled: trio.Event  # nothing is signed before
-    host: Host
-    calls: Calls
-    book: PeerBook
-    meeting: Meeting
-    reach: Reachability
-    directory: Directory
-    blame: Callable[[str, Exception], None]
-    threads: int  # of one tensor operation
-    chain_lane: Threads
-    tile_lane: Threads
-    disk_lane: Threads
-    infer_lane: Threads
-
-    def peers(self) -> list[str]:
-        """Return the peers that said hello."""
-        return list(self.meeting.peers)
-
-    def archives(self) -> list[str]:
-        """Return those of them that prune nothing."""
-        met = self.meeting.peers
-        return [
-            peer
-            for peer, met_peer in met.items()
-            if met_peer.greeting.roles & Role.ARCHIVE
-        ]
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """The chain as this node follows it."""
-
-    machine: Machine
-    pool: Pool
-    intake: Intake
-    follower: Follower
-    author: Author
-    mender: Mender
-
-    @property
-    def view(self) -> View:
-        return self.machine.view
-
-    def peer_of(self, account: bytes) -> str | None:
-        """Return the peer id of a registered account."""
-        node = NODES.get(self.view, account)
-        return peer_id_of(node.key) if node is not None else None
 
 
 @dataclass(frozen=True)
@@ -158,76 +73,6 @@ def build_uploads(base: Base) -> Uploads:
         net.uploads, net.upload_kib_s << 10, net.upload_peer_kib_s << 10
     )
     return Uploads(limits, base.metrics)
-
-
-def build_ledger(base: Base) -> Ledger:
-    """Return the chain, from the stores and the network."""
-    machine = Machine(
-        base.genesis,
-        base.stores.state,
-        base.stores.checkpoints,
-        base.chain_lane,
-        base.events,
-        base.poison,
-    )
-    client = blocks_ends.Client(base.host)
-    remote = Remote(
-        peers=base.peers,
-        archives=base.archives,
-        checkpoints=sync_ends.Client(base.host).fetch,
-        blocks=client.get,
-        compare=client.compare,
-        blame=base.blame,
-    )
-    swarm = Swarm(remote)
-    pool = Pool()
-    intake = Intake(
-        base.genesis,
-        base.stores.blocks,
-        base.stores.commit,
-        pool,
-        base.events,
-        base.clock,
-        base.chain_lane,
-        base.poison,
-        Sources(
-            swarm.ancestors,
-            base.blame,
-            lambda account: NODES.get(machine.view, account) is not None,
-        ),
-    )
-    follower = Follower(
-        base.genesis,
-        machine,
-        base.stores.blocks,
-        pool,
-        intake,
-        base.chain_lane,
-        remote,
-        swarm,
-    )
-    author = Author(
-        base.key,
-        machine,
-        pool,
-        intake,
-        base.stores.intents,
-        base.clock,
-        functools.partial(base.host.gossip.publish, topics.BLOCK),
-        base.settled,
-    )
-
-    async def finals(peer: str, height: int) -> Sequence[FinalCheckpoint]:
-        return (await remote.checkpoints(peer, height)).checkpoints
-
-    mender = Mender(
-        base.stores.database,
-        base.stores.blocks,
-        base.stores.checkpoints,
-        base.disk_lane,
-        Givers(base.peers, finals, swarm.ancestors, base.blame),
-    )
-    return Ledger(machine, pool, intake, follower, author, mender)
 
 
 def build_models(

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from blyand.parts import Base, Ledger
+from blyand.base import Base
+from blyand.ledger import Ledger
 
 ALARM = -1  # its place among the alarms, which go by height
 

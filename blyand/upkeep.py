@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blyan_proto.types import Role
+from blyand.base import Base
 from blyand.compute import Threads
-from blyand.parts import Base, Ledger, Models, wanting
+from blyand.ledger import Ledger
+from blyand.parts import Models, wanting
 from blyand.protocols.fetch import Fetcher
 from blyand.retention.duty import Duty
 from blyand.retention.pruner import Disk, Pruner

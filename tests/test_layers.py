@@ -27,7 +27,18 @@ MAY_IMPORT = {
 
 LEVELS = {
     **dict.fromkeys(["__init__", "__main__", "daemon", "initialise"], 5),
-    **dict.fromkeys(["bindings", "endpoints", "parts", "settling", "stores"], 5),
+    **dict.fromkeys(
+        [
+            "base",
+            "bindings",
+            "endpoints",
+            "ledger",
+            "parts",
+            "settling",
+            "stores",
+        ],
+        5,
+    ),
     **dict.fromkeys(["joining", "upkeep"], 5),
     "rpc": 4,
     **dict.fromkeys(["chain", "finality", "election", "inference", "training"], 3),

@@ -7,6 +7,7 @@ Every question about a blob counts as a use: retention leaves alone what is in u
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 import time
