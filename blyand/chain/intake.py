@@ -95,7 +95,7 @@ class Intake:
             poison,
             sources.is_registered,
         )
-        self._send, self._receive = trio.open_memory_channel[tuple[Checked, str]](QUEUE)
+        self._send, self._receive = trio.open_memory_channel[Arrived](QUEUE)
         self._queued: Counter[str] = Counter()
         self._orphans = Orphans()
         self._connecting: set[str] = set()
@@ -129,7 +129,7 @@ class Intake:
                 check, block, self._genesis, self._clock.now_ms()
             )
             self._pool.check_room(block.header.author)
-            self._send.send_nowait((checked, peer))
+            self._send.send_nowait(Arrived(checked, peer))
         except (ProtocolError, Reject) as error:
             logger.info("refused a block of %s: %s", peer, error)
             raise
@@ -198,6 +198,7 @@ class Intake:
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Admit what gossip brought."""
+        await self._lane.run(self._blocks.learn)
         for id, arrival in self._blocks.pending():
             block = self._blocks.get(id)
             if block is not None:
@@ -216,26 +217,26 @@ class Intake:
                     group.append(self._receive.receive_nowait())
                 except trio.WouldBlock:
                     break
-            for _, peer in group:
-                self._queued[peer] -= 1
-                if not self._queued[peer]:
-                    del self._queued[peer]
-            errors = await self._admit(Arrived(*pair) for pair in group)
-            self._blame_authors((pair[0] for pair in group), errors)
+            for one in group:
+                self._queued[one.peer] -= 1
+                if not self._queued[one.peer]:
+                    del self._queued[one.peer]
+            self._blame_authors(group, await self._admit(group))
 
     def _blame_authors(
-        self, blocks: Iterable[Checked], errors: dict[bytes, Refusal]
+        self, group: Iterable[Arrived], errors: dict[bytes, Refusal]
     ) -> None:
         """Let the authors pay for what is wrong with their blocks.
 
         Who forwarded one may not have had the parents that show it (DEC-A2).
         """
-        for checked in blocks:
-            error = errors.get(checked.id)
+        for one in group:
+            error = errors.get(one.id)
             if isinstance(error, Reject):
-                self._sources.blame(peer_id_of(checked.block.header.author), error)
+                author = one.checked.block.header.author
+                self._sources.blame(peer_id_of(author), error)
             elif error is not None:
-                logger.debug("block %s waits: %s", checked.id.hex()[:16], error)
+                logger.debug("block %s waits: %s", one.id.hex()[:16], error)
 
     def _is_known(self, id: bytes) -> bool:
         return (
@@ -252,13 +253,13 @@ class Intake:
         """
         errors: dict[bytes, Refusal] = {}
         waiting = sorted(arrived, key=lambda one: one.height)
-        stored: list[bytes] = []
+        freed: list[Arrived] = []
         while waiting:
             group, waiting = waiting[:GROUP], waiting[GROUP:]
             for one in group:
                 self._orphans.discard(one.id)
             refused = await self._groups.store(group)
-            again = []
+            again, stored = [], []
             for one in group:
                 error = refused.get(one.id)
                 if isinstance(error, ParentUnknown) and not self._park(one, error):
@@ -268,11 +269,9 @@ class Intake:
                 else:
                     stored.append(one.id)
             waiting = again + waiting
-        freed = self._orphans.release(stored)
+            freed += self._orphans.release(stored)
         if freed:
-            self._blame_authors(
-                (one.checked for one in freed), await self._admit(freed)
-            )
+            self._blame_authors(freed, await self._admit(freed))
         return errors
 
     # Orphans

@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -116,8 +117,8 @@ class Node:
     def _blame(self, peer: str, error: Exception) -> None:
         raise RuntimeError(f"{peer} is blamed") from error
 
-    async def take(self, ids: Sequence[bytes], give: Give) -> float:
-        """Take in blocks, one answer ahead of their storing; return blocks a second."""
+    async def take(self, ids: Sequence[bytes], give: Give) -> Pace:
+        """Take in blocks, one answer ahead of their storing."""
         send, receive = trio.open_memory_channel[Sequence[Block]](1)
 
         async def fetch() -> None:
@@ -125,14 +126,14 @@ class Node:
                 for start in range(0, len(ids), MAX_IDS):
                     await send.send(await give(ids[start : start + MAX_IDS]))
 
-        began = time.perf_counter()
+        watch = Watch()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fetch)
             async for got in receive:
                 for one in await self.intake.submit_many(got, "peer", is_final=True):
                     if one.error is not None:
                         raise one.error
-        return len(ids) / (time.perf_counter() - began)
+        return watch.pace(len(ids))
 
 
 @asynccontextmanager
@@ -140,6 +141,7 @@ async def node_in(folder: Path) -> AsyncIterator[Node]:
     made = Node(folder)
     async with trio.open_nursery() as nursery:
         await nursery.start(made.commit.run)
+        await nursery.start(made.intake.run)
         yield made
         nursery.cancel_scope.cancel()
     made.database.close()
@@ -190,16 +192,38 @@ async def peer_with(folder: Path) -> AsyncIterator[Give]:
 # Figures
 
 
-def row(what: str, rates: Sequence[float], note: str = "") -> None:
-    middle = statistics.median(rates)
+@dataclass(frozen=True)
+class Pace:
+    """How fast some blocks went, and what they cost this process."""
+
+    rate: float  # blocks a second
+    cpu_us: float  # of all threads, for each block
+
+
+class Watch:
+    """Measures from its making on."""
+
+    def __init__(self) -> None:
+        self._began, self._cpu = time.perf_counter(), time.process_time()
+
+    def pace(self, count: int) -> Pace:
+        took = time.perf_counter() - self._began
+        return Pace(count / took, (time.process_time() - self._cpu) / count * 1e6)
+
+
+def row(what: str, paces: Sequence[Pace], note: str = "") -> None:
+    rates = [one.rate for one in paces]
+    cpu_us = statistics.median(one.cpu_us for one in paces)
     spread = f"{min(rates):,.0f} … {max(rates):,.0f}"
-    print(f"{what:<44} {middle:>10,.0f}   {spread:<20} {note}", flush=True)
+    middle = statistics.median(rates)
+    line = f"{what:<44} {middle:>10,.0f}   {spread:<20} {cpu_us:>8.0f}   {note}"
+    print(line.rstrip(), flush=True)
 
 
-def rate_of(work: Callable[[], object], count: int) -> float:
-    began = time.perf_counter()
+def pace_of(work: Callable[[], object], count: int) -> Pace:
+    watch = Watch()
     work()
-    return count / (time.perf_counter() - began)
+    return watch.pace(count)
 
 
 def limits(blocks: Sequence[Block]) -> None:
@@ -208,10 +232,10 @@ def limits(blocks: Sequence[Block]) -> None:
     for _ in range(REPEATS):
         fresh: list[Block] = []
         decoding.append(
-            rate_of(lambda: fresh.extend(map(decode_block, raws)), len(raws))
+            pace_of(lambda: fresh.extend(map(decode_block, raws)), len(raws))
         )
         checking.append(
-            rate_of(lambda: check_many(fresh, GENESIS, None, []), len(raws))
+            pace_of(lambda: check_many(fresh, GENESIS, None, []), len(raws))
         )
     row("decoding alone, one thread", decoding)
     row("checking alone, one thread", checking)
@@ -224,7 +248,7 @@ async def compare(made: Sequence[Block], home: Path, tenth: int) -> None:
     fill(long / "db", made[:-tenth])
     shutil.copytree(long / "db", home / "served")
     fill(home / "served", made[-tenth:], known=made[:-tenth])
-    rates: dict[str, list[float]] = {"memory": [], "first": [], "last": []}
+    paces: dict[str, list[Pace]] = {"memory": [], "first": [], "last": []}
     opened = []
 
     async def remembered(some: Sequence[bytes]) -> Sequence[Block]:
@@ -242,20 +266,22 @@ async def compare(made: Sequence[Block], home: Path, tenth: int) -> None:
                 if name == "last":
                     shutil.copytree(long, folder)
                 async with node_in(folder) as node:
-                    rates[name].append(await node.take(part, source))
+                    paces[name].append(await node.take(part, source))
                     opened.append((name, node.open_s))
                 if name == "last":
                     began = time.perf_counter()
                     open_store(folder / "db").close()
                     opened.append(("full", time.perf_counter() - began))
                 shutil.rmtree(folder)
-    row("taken in from memory (no peer)", rates["memory"])
-    row(f"from a peer, the first {tenth:,}", rates["first"], "limit: 2,000")
-    ratio = statistics.median(rates["last"]) / statistics.median(rates["first"])
+    row("taken in from memory (no peer)", paces["memory"])
+    row(f"from a peer, the first {tenth:,}", paces["first"], "limit: 2,000")
+    last, first = (
+        statistics.median(one.rate for one in paces[name]) for name in ("last", "first")
+    )
     row(
         f"from a peer, the last {tenth:,} of {len(made):,}",
-        rates["last"],
-        f"{ratio:.2f} of the first; limit: 0.8",
+        paces["last"],
+        f"{last / first:.2f} of the first; limit: 0.8",
     )
     full_s = statistics.median(s for name, s in opened if name == "full")
     print(
@@ -275,7 +301,9 @@ def main() -> None:
     count = 5_000 if asked.quick else asked.blocks
     made = make_blocks(count)
     tenth = count // 10 if not asked.quick else 1_000
-    print(f"{'blocks a second':<44} {'median':>10}   {'least … most':<20}")
+    print(
+        f"{'blocks a second':<44} {'median':>10}   {'least … most':<20} {'CPU us':>8}"
+    )
     limits(made[:2_000])
     with tempfile.TemporaryDirectory() as home:
         trio.run(compare, made, Path(home), tenth)

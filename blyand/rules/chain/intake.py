@@ -79,7 +79,7 @@ class ParentUnknown(Ignore):
         self.missing = missing
 
 
-Verdict = Checked | Reject | Ignore
+Judged = Checked | Reject | Ignore
 
 
 def difficulty(genesis: Genesis, anchor_height: int) -> int:
@@ -119,7 +119,7 @@ def check_many(
     blocks: Iterable[Block],
     genesis: Genesis,
     now_ms: int | None,
-    verdicts: list[Verdict],
+    verdicts: list[Judged],
 ) -> None:
     """Append the verdict on each of `blocks`; for one job of a thread lane.
 

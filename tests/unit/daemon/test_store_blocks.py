@@ -96,7 +96,9 @@ def test_blocks_and_indexes(store):
     assert {arrival for _, arrival in blocks.pending()} == {Arrival(7, "p"), OWN}
     assert blocks.place_of(child.id) == (Chain.LEDGER, 1)
     assert blocks.place_of(bytes(32)) is None
-    assert blocks.batch(verified(GENESIS, first)) == []
+    before = list(store.scan(b""))
+    put(blocks, first)
+    assert list(store.scan(b"")) == before
 
 
 def test_checkpoint_orders_blocks_with_its_state(store):
