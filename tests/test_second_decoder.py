@@ -65,6 +65,7 @@ def test_a_block(name):
     same("Header", vector["header"], header)
     raw = encode("Header", header)
     assert digest("BLOCK", raw).hex() == vector["id"]
+    assert digest("WORK", raw).hex() == vector["work"]
     assert digest("PAYLOAD", payload) == header["payload_digest"]
     assert len(payload) == header["payload_bytes"]
     kind = CODES[str(header["kind"])]

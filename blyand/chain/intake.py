@@ -199,15 +199,20 @@ class Intake:
     ) -> None:
         """Admit what gossip brought."""
         await self._lane.run(self._blocks.learn)
-        for id, arrival in self._blocks.pending():
-            block = self._blocks.get(id)
-            if block is not None:
-                self._pool.add(block, keep=not arrival.peer)
+        for number, (block, own) in enumerate(await self._lane.run(self._pending)):
+            self._pool.add(block, keep=own)
+            if number % GROUP == 0:
+                await trio.lowlevel.checkpoint()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for _ in range(WORKERS):
                 nursery.start_soon(self._work)
             task_status.started()
+
+    def _pending(self) -> list[tuple[Block, bool]]:
+        """Return the blocks that waited when the daemon stopped, and whether they are ours."""
+        found = ((self._blocks.get(id), how) for id, how in self._blocks.pending())
+        return [(block, not how.peer) for block, how in found if block is not None]
 
     async def _work(self) -> None:
         async for first in self._receive.clone():

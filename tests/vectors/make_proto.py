@@ -21,6 +21,7 @@ from blyan_proto.block import data, economy, model
 from blyan_proto.block.block import Block, encode_block
 from blyan_proto.block.header import INLINE, NO_LAYER, Header
 from blyan_proto.block.payload import encode_payload, kind_of, payload_digest
+from blyan_proto.block.work import work_digest
 from blyan_proto.checkpoint import (
     BlobReceipt,
     Checkpoint,
@@ -451,6 +452,7 @@ def build_blocks() -> dict[str, Any]:
         "blocks": {
             name: {
                 "id": block.id.hex(),
+                "work": f"{work_digest(block.header):064x}",
                 "raw": encode_block(block).hex(),
                 "header": to_plain(block.header),
                 "payload": to_plain(block.content),
