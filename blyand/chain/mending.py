@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import trio
 
-from blyan_proto.block.block import Block, check_block_signature, check_wellformed
+from blyan_proto.block.block import Block
 from blyan_proto.checkpoint import FinalCheckpoint
 from blyan_proto.errors import ProtocolError
 from blyan_proto.protocols.blocks import MAX_IDS
 from blyand.compute import Threads
 from blyand.errors import Damaged, Unavailable
+from blyand.rules.chain.intake import check_ordered
 from blyand.rules.verdict import Reject
 from blyand.store.blocks import BlockStore
 from blyand.store.checkpoints import CheckpointStore
@@ -148,13 +149,7 @@ class Mender:
         came = 0
         for block in await self._givers.blocks(peer, wanted):
             if block.id in wanted:
-                await self._lane.run(_check, block)
-                await self._lane.run(self._blocks.put_back, block)
+                checked = await self._lane.run(check_ordered, block)
+                await self._lane.run(self._blocks.put_back, checked)
                 came += 1
         return came
-
-
-def _check(block: Block) -> None:
-    """Raise a ProtocolError for a block that is not what its id and author say."""
-    check_wellformed(block)
-    check_block_signature(block)

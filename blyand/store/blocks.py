@@ -16,7 +16,7 @@ from blyan_proto.errors import ProtocolError
 from blyan_proto.signing import account_of
 from blyan_proto.types import Chain
 from blyand.errors import Pruned
-from blyand.rules.chain.intake import Place, Verified
+from blyand.rules.chain.intake import Checked, Place, Verified
 from blyand.store.db import Store
 from blyand.store.equivocations import Equivocations
 from blyand.store.retained import dropping, naming, unnaming
@@ -212,8 +212,10 @@ class BlockStore:
         signed = self.signed_header(block)
         return [] if signed is None else _index(block, signed.header)
 
-    def put_back(self, block: Block) -> None:
+    def put_back(self, checked: Checked) -> None:
         """Store an ordered block that a repaired database lost, durable on return."""
+        block = checked.block
+        self._sieve.add(block.id)
         signed = encode(SignedHeader(block.header, block.signature))
         whole = [(HEADER + block.id, signed), (PAYLOAD + block.id, block.payload)]
         writes: Batch = [*whole, *_index(block.id, block.header)]

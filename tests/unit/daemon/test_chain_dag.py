@@ -22,7 +22,7 @@ from blyand.rules.chain.order import order
 from blyand.rules.verdict import Ignore, Reject
 from blyand.store.blocks import BlockStore
 from blyand.store.memory import MemoryStore
-from blyand.store.schema import EQUIVOCATION, EXECUTED, META, PENDING
+from blyand.store.schema import EQUIVOCATION, EXECUTED, META, NAMED, PENDING
 from tests.unit.daemon.chain_node import Node, run, until
 from tests.unit.daemon.chain_world import (
     START_MS,
@@ -93,11 +93,14 @@ async def pour(node: Node, blocks: list[Block], source: random.Random) -> None:
 
 
 def shape(store: MemoryStore) -> list[tuple[bytes, bytes]]:
-    """Return the blocks and their indexes, without how and when they came."""
+    """Return the blocks and their indexes, without how and when they came.
+
+    Which blobs they name is retention's index, made again in the background.
+    """
     return [
         (key, b"" if key[:1] == PENDING else value)
         for key, value in store.scan(b"")
-        if key[:1] not in (EQUIVOCATION, EXECUTED, META)
+        if key[:1] not in (EQUIVOCATION, EXECUTED, META, NAMED)
     ]
 
 

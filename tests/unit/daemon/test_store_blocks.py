@@ -16,6 +16,7 @@ from blyan_proto.checkpoint import (
 )
 from blyan_proto.types import Chain
 from blyand.errors import Pruned, StorageFault
+from blyand.rules.chain.intake import check_ordered
 from blyand.store.blocks import OWN, BlockStore
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.commit import GroupCommit
@@ -164,7 +165,7 @@ def test_prune_and_expire(store):
     assert blocks.get(dropped.id) is None and blocks.children(dropped.id) == ()
     assert blocks.highest_sequence(ACCOUNT) == 1 and list(blocks.pending()) == []
     assert blocks.has(kept.id)
-    blocks.put_back(kept)
+    blocks.put_back(check_ordered(kept))
     assert blocks.get(kept.id) == kept and blocks.dropped_ms(kept.id) is None
 
 

@@ -11,6 +11,7 @@ import plyvel
 import pytest
 
 from blyand.errors import Damaged, StorageFault
+from blyand.rules.chain.intake import check_ordered
 from blyand.store.blocks import BlockStore
 from blyand.store.db import open_store
 from blyand.store.migrations import STEPS
@@ -32,7 +33,7 @@ def old_database(path):
         made.append(child_of(genesis, keys[1], beat(), made[-1], **more))
     store = open_store(path)
     for block in made:
-        BlockStore(store).put_back(block)
+        BlockStore(store).put_back(check_ordered(block))
     rows = [key for key, _ in store.scan(CHILD)]
     store.write_batch([(row, None) for row in rows], sync=True)
     store.write_batch([(META_SCHEMA, bytes(4))], sync=True)

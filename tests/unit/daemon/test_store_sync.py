@@ -12,6 +12,7 @@ import itertools
 import pytest
 import trio
 
+from blyand.rules.chain.intake import check_ordered
 from blyand.rules.records import CLOCK
 from blyand.store.blocks import BlockStore
 from blyand.store.checkpoints import CheckpointStore
@@ -64,7 +65,7 @@ async def live(home, log, nth):
             await node.machine.apply(final, some)
             acknowledge("final", (final, node.machine.view.root))
     node.store.write_batch([(b"L" + made[0].id, None)], sync=True)
-    node.blocks.put_back(made[0])
+    node.blocks.put_back(check_ordered(made[0]))
     acknowledge("whole", made[0])
     return node
 
