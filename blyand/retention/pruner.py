@@ -214,6 +214,7 @@ class Pruner:
             root
             for root, changed_s in self._disk.blobs.in_stock(folder)
             if changed_s < before_s
+            and self._disk.blobs.is_idle(root, age_s)
             and root not in named_by_state
             and not self._in_use(root)
             and not self._is_kept(root)

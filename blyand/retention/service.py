@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 PAUSE_S = 2.0  # between two looks, unless the window is shorter
 LOOK_S = 10.0  # between two looks at all groups that keep old blocks
 STOCK_S = 600.0  # between two searches for blobs that nothing names
+HURRIED_STOCK_S = 30.0  # the same, while the disk budget is used up
 PARTIAL_S = 86_400.0  # a fetch that was left lying for as long is given up
 STATE_AT_ONCE = 256  # names taken from the state in one turn of the loop
 MAX_LACKING = 4096  # blobs that an archive looks for; the oldest is given up
@@ -104,13 +105,13 @@ class Retention:
             while await run(self._pruner.release):
                 pass
         else:
-            await self._ask()
+            self._ask()
         after: bytes | None = b""
         while after is not None:
             after = await run(self._pruner.sweep, after)
-        hurried, self._hurried = self._hurried, False
-        if hurried or now - self._stocked_s > STOCK_S:
-            self._stocked_s = now
+        hurried = self._hurried
+        if now - self._stocked_s > (HURRIED_STOCK_S if hurried else STOCK_S):
+            self._stocked_s, self._hurried = now, False
             await self._take_stock(hurried)
 
     async def _take_stock(self, hurried: bool) -> None:
@@ -142,11 +143,11 @@ class Retention:
             root, _ = self._lacking.popitem(last=False)
             logger.warning("blob %s is not archived: too many are lacking", root.hex())
 
-    async def _ask(self) -> None:
+    def _ask(self) -> None:
         """Ask for what is lacking; a want that nobody renews is given up."""
         assert self._want is not None
         for root, account in list(self._lacking.items()):
-            if await self._lane.run(self._blobs.has, root):
-                self._lacking.pop(root, None)
+            if self._blobs.bytes_of(root):
+                del self._lacking[root]
             else:
                 self._want(root, account)

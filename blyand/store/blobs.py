@@ -276,16 +276,18 @@ class BlobStore:
         if not self._shelf.is_named_durable(root):
             self.delete(root)
 
+    def is_idle(self, root: bytes, idle_s: float) -> bool:
+        """True when nobody asked about a blob for `idle_s`, as far as is known here."""
+        used_s = self._uses.get(root)
+        return used_s is None or time.monotonic() - used_s >= idle_s
+
     def put_away(self, root: bytes, idle_s: float) -> bool:
         """Remove a blob that nobody asked about for `idle_s`; False if it stays.
 
         What is mapped stays readable until it is let go.
         """
         with self._lock:
-            used_s = self._uses.get(root)
-            if used_s is not None and time.monotonic() - used_s < idle_s:
-                return False
-            if root in self._fetching:
+            if root in self._fetching or not self.is_idle(root, idle_s):
                 return False
             self._views.pop(root, None)
             self._uses.pop(root, None)
