@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,14 @@ def test_writers_at_once_do_not_overshoot_together(tmp_path, budget, blobs):
     refused: list[str] = []
     began = threading.Barrier(24)
     most = []
+    measure = budget._counted
+
+    def slowly() -> int:
+        used = measure()
+        time.sleep(0.001)  # others run between a look and a reservation
+        return used
+
+    budget.count(slowly)
 
     def arrive(number: int) -> None:
         began.wait()
