@@ -166,8 +166,14 @@ class Pruner:
         if writes:
             self._disk.retained.write(writes)
 
-    def drop_unpinned(self, id: bytes) -> None:
-        """Judge one block again whose pin was taken away."""
+    def unpinned(self, kind: PinKind, id: bytes) -> None:
+        """Judge a blob or block again whose pin was taken away; models have their turn."""
+        if kind is PinKind.BLOB:
+            self._disk.retained.doom([id])
+        elif kind is PinKind.BLOCK:
+            self._drop_unpinned(id)
+
+    def _drop_unpinned(self, id: bytes) -> None:
         block = self._ordered(id)
         if block is None or block.place[0] > self._disk.retained.judged:
             return  # it has its turn still to come

@@ -62,9 +62,8 @@ class Retention:
 
     async def unpinned(self, kind: PinKind, id: bytes) -> None:
         """Judge again what was pinned until now."""
-        if kind is PinKind.BLOCK:
-            await self._lane.run(self._pruner.drop_unpinned, id)
-        self._looked_s = self._stocked_s = -1e9
+        await self._lane.run(self._pruner.unpinned, kind, id)
+        self._looked_s = -1e9
         self._wake.set()
 
     def make_room(self) -> None:

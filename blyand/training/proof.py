@@ -114,7 +114,10 @@ class Proof:
                     self._blobs.verify, root
                 ):
                     return f"blob {root.hex()} of the first version is damaged"
-        state = await self._lane.run(tiles.load, self._blobs, group, path.tiles)
+        try:
+            state = await self._lane.run(tiles.load, self._blobs, group, path.tiles)
+        except ProtocolError as error:
+            return f"the first version: {error}"
         base = path.tiles
         for count, block in enumerate(path.updates):
             update: TileUpdate = block.content

@@ -20,6 +20,7 @@ from blyan_proto.genesis import DEVNET
 from blyand.retention.pruner import Disk, Pruner
 from blyand.rules.chain.execute import Outcome
 from blyand.rules.chain.order import order
+from blyand.rules.model.model import layout_for
 from blyand.rules.records import VERSIONS
 from blyand.store.blobs import BlobStore
 from blyand.store.blocks import BlockStore
@@ -27,7 +28,7 @@ from blyand.store.checkpoints import CheckpointStore
 from blyand.store.memory import MemoryStore
 from blyand.store.pins import Pins
 from blyand.store.retained import Retained
-from tests.unit.daemon.chain_world import Training, replace, some
+from tests.unit.daemon.chain_world import Training, model, replace, some
 
 SPAN_MS = 2_000
 GENESIS = {"parameters": replace(DEVNET, retention_span_ms=SPAN_MS)}
@@ -112,9 +113,9 @@ class Kept(Training):
         named = f"{run.hex()} {group} {head.rounds}"
         blob = self.blobs.put_bytes(f"deltas of {named}".encode())
         tiles = []
-        for index in range(len(head.tiles)):
+        for index, tile in enumerate(layout_for(model()).groups[group].tiles):
             seed = some(f"{named} {index}").randrange(2**31)
-            weights = np.full(8, seed, np.float32)
+            weights = np.full(tile.shape, seed, np.float32)
             tiles.append(
                 TileRoots(
                     self.blobs.put_array(weights, durable=False),
