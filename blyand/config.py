@@ -129,9 +129,8 @@ class StoreSection:
 
     disk_mib: int = option(
         0,
-        "Most that the home may take. When it is used up, what may be pruned goes at once, "
-        "then nothing new is kept; an eighth is left for what this node has to hold. "
-        "0: as much as the disk has.",
+        "Most that the home may take; 0: no limit. When it is used up, what may be pruned "
+        "goes at once, then nothing new is kept.",
         unit="MiB",
     )
 
@@ -275,17 +274,13 @@ def load_config(
         section.name: type(section.default)(
             **{
                 name: values[f"{section.name}.{name}"]
-                for name in _names(section.default)
+                for name in (made.name for made in fields(section.default))
             }
         )
         for section in fields(Config)
         if isinstance(section.default, _SECTIONS)
     }
     return Config(**sections, value_sources=sources)
-
-
-def _names(section: Any) -> list[str]:
-    return [made.name for made in fields(section)]
 
 
 def _from_file(file: Path | None) -> Iterator[tuple[str, Value, str]]:

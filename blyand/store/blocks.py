@@ -26,6 +26,7 @@ from blyand.store.schema import (
     DROPPED,
     HEADER,
     META_NAMED,
+    NAMED,
     ORDERED,
     PAYLOAD,
     PENDING,
@@ -229,7 +230,7 @@ class BlockStore:
         A block whose id is not the digest of its header, and a pending one without its
         payload, is dropped, so that it is fetched again. Returns how many are here.
         """
-        for prefix in (PLACE, AUTHOR, CHILD, PENDING):
+        for prefix in (PLACE, AUTHOR, CHILD, PENDING, NAMED):
             for key, _ in self._store.scan(prefix):
                 if not self.has(key[-32:]):
                     self._store.write_batch([(key, None)], sync=False)

@@ -17,8 +17,10 @@ from blyan_proto.checkpoint import (
     VoteStatement,
 )
 from blyan_proto.genesis import DEVNET
+from blyan_proto.signing import SigningKey
 from blyand.retention.pruner import Disk, Pruner
 from blyand.rules.chain.execute import Outcome
+from blyand.rules.chain.intake import Place, check, verify
 from blyand.rules.chain.order import order
 from blyand.rules.model.model import layout_for
 from blyand.rules.records import VERSIONS
@@ -31,7 +33,7 @@ from blyand.store.retained import Retained
 from tests.unit.daemon.chain_world import Training, model, replace, some
 
 SPAN_MS = 2_000
-GENESIS = {"parameters": replace(DEVNET, retention_span_ms=SPAN_MS)}
+GENESIS = {"parameters": replace(DEVNET, retention_span_ms=SPAN_MS, work_bits=0)}
 
 
 class Kept(Training):
@@ -43,6 +45,7 @@ class Kept(Training):
         self.path = path
         self.store = store or MemoryStore()
         self.used: set[bytes] = set()
+        self._places: dict[bytes, Place] = {}
         self.open_disk()
         super().__init__(**GENESIS, **changed)
 
@@ -65,12 +68,28 @@ class Kept(Training):
 
     def checkpoint(self, *blocks: Block, **more: int) -> list[Outcome]:
         outcomes = super().checkpoint(*blocks, **more)
-        self.blocks.put_many(blocks)
+        self.keep(*blocks)
         found = {outcome.block: outcome.error for outcome in outcomes}
         ordered = tuple(block.id for block in order(blocks))
         results = [(int(found[id] is not None), found[id] or "") for id in ordered]
         self.checkpoints.commit_checkpoint(self._final(ordered), {}, results)
         return outcomes
+
+    def block(
+        self, payload: Any, key: SigningKey | None = None, **changed: Any
+    ) -> Block:
+        made = super().block(payload, key, **changed)
+        self._places[made.id] = Place(made.header.chain, made.header.height)
+        return made
+
+    def keep(self, *blocks: Block) -> None:
+        """Store blocks as intake does."""
+        self.blocks.put_many(
+            [
+                verify(check(b, self.genesis, b.header.time_ms), self._places.get)
+                for b in blocks
+            ]
+        )
 
     def _final(self, ordered: tuple[bytes, ...]) -> FinalCheckpoint:
         named = some(("checkpoint", self.height)).randbytes(32)

@@ -155,7 +155,6 @@ def test_a_kill_between_a_file_and_its_note_is_worked_off(world: Kept, monkeypat
 def test_pins_keep_and_unpinning_lets_go(world: Kept):
     run = world.open(rounds=20, snapshot_every=2)
     deltas = world.train(run, 4)
-    update = world.blocks.by_author(world.keys[0].account, 1)[0]
     beat_block = world.ordered(beat())
     by_blob = {
         world.blocks.get(id).content.blob: id
@@ -171,7 +170,7 @@ def test_pins_keep_and_unpinning_lets_go(world: Kept):
     assert world.blobs.has(deltas[0]) and not world.blocks.is_whole(by_blob[deltas[0]])
     assert world.blobs.has(deltas[1]) and world.blocks.is_whole(by_blob[deltas[1]])
     assert not world.blobs.has(deltas[2])
-    assert world.blocks.is_whole(beat_block.id) and world.blocks.is_whole(update)
+    assert world.blocks.is_whole(beat_block.id) and world.blocks.is_whole(world.model)
     world.blobs.close()
     world.open_disk()  # they survive a restart
     assert sorted(pin[0] for pin in world.pins) == [
@@ -292,7 +291,7 @@ def test_an_expired_block_takes_its_blobs_along(world: Kept):
     run = world.open(rounds=20, snapshot_every=2)
     blob = world.blobs.put_bytes(b"never ordered")
     pending = world.update(run, 1, blob=blob)
-    world.blocks.put_many([pending])
+    world.keep(pending)
     world.pass_time()
     world.prune()
     assert world.blobs.has(blob)  # pending: however old
