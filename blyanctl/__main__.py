@@ -89,7 +89,8 @@ def _run(arguments: argparse.Namespace) -> int:
             show = live.json_lines if streaming else None
         if show is not None:
             # progress is no part of the output
-            show(stream, sys.stderr if show is live.progress else sys.stdout)
+            aside = show in (live.progress, live.syncing)
+            show(stream, sys.stderr if aside else sys.stdout)
         _print(name, stream.result, plain, streaming)
         # A check that went through and found something is no success for a script.
         return EXIT_FAILED if stream.result.get("sound") is False else 0

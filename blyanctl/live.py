@@ -65,13 +65,33 @@ def progress(items: Iterable[JsonObject], out: TextIO) -> None:
 
 def bar(item: JsonObject) -> str:
     """Return one Progress as text."""
-    done, total, unit = item["done"], item["total"], item["unit"]
-    count = size(done) if unit == "bytes" else f"{done} {unit}"
+    done, total, unit = item["done"], item["total"], item.get("unit")
+    count = item.get("told") or (size(done) if unit == "bytes" else f"{done} {unit}")
     if not total:
         return f"{item['stage']}: {count}"
     full = min(BAR_CELLS, BAR_CELLS * done // total)
     drawn = "#" * full + "." * (BAR_CELLS - full)
     return f"{item['stage']} [{drawn}] {100 * done // total:3} %  {count}"
+
+
+def syncing(items: Iterable[JsonObject], out: TextIO) -> None:
+    """Draw a bar over the checkpoints; on a pipe, one line per stage."""
+    progress((_as_progress(item) for item in items), out)
+
+
+def _as_progress(item: JsonObject) -> JsonObject:
+    """Return one sign of a sync as progress: its details go where the count stands."""
+    parts = [
+        f"checkpoint {item['checkpoint']} of {item['known']}",
+        f"{item['blocks']:,} blocks, {size(item['block_bytes'])}",
+        f"{item['blocks_per_s']:.0f} blocks/s",
+        f"{item['peers']} peers",
+    ]
+    if item["left_s"] is not None and item["left_s"] > 0:
+        parts.append(f"about {duration(item['left_s'])} left")
+    done, total = item["checkpoint"], item["known"]
+    told = ", ".join(parts)
+    return {"stage": item["stage"], "done": done, "total": total, "told": told}
 
 
 # Columns of the round table: heading, width, the cell of one report.
@@ -137,6 +157,7 @@ ALWAYS: dict[str, Show] = {
     "model.create": progress,
     "chain.export": lines,
     "chain.verify": progress,
+    "chain.sync": syncing,
     "node.backup": progress,
 }
 ON_REQUEST: dict[str, Show] = {"infer.generate": tokens}

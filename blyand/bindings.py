@@ -27,6 +27,7 @@ from blyand.rpc import (
     peer,
     pin,
     proof,
+    sync,
     tile,
     train,
     verify,
@@ -165,6 +166,12 @@ def bind_all(
         ledger=chains,
         tally=tally,
         lane=base.disk_lane,
+    )
+    sync.bind(
+        answers,
+        machine=ledger.machine,
+        follower=ledger.follower,
+        peers=lambda: len(base.meeting.peers),
     )
     explorer.bind(
         answers,

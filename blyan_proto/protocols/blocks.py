@@ -85,14 +85,17 @@ class Sum:
 
 @message
 class Held:
-    """What the server has in one range: nothing that differs, all ids, or 16 sums."""
+    """What the server has in one range: what the client knows, all ids, or 16 sums."""
 
+    count: U32  # ids in the range
     ids: Annotated[tuple[BlockId, ...], Size(0, MAX_LISTED)]
     parts: Annotated[tuple[Sum, ...], Size(0, PARTS)]
 
     def __post_init__(self) -> None:
         if len(self.parts) not in (0, PARTS) or (self.ids and self.parts):
             raise ValueError("neither ids nor 16 sums")
+        if len(self.ids) > self.count:
+            raise ValueError("more ids than there are")
 
 
 @message

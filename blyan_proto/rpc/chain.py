@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blyan_proto.rpc.errors import BLOCK_UNKNOWN, CHECKPOINT_UNKNOWN
+from blyan_proto.rpc.errors import BLOCK_UNKNOWN, CHECKPOINT_UNKNOWN, SYNC_HALTED
 from blyan_proto.rpc.parts import Progress
 from blyan_proto.rpc.spec import (
     LONG_DEADLINE_S,
@@ -311,6 +311,49 @@ verify = declare(
         VerifyChain,
         Verified,
         streams=Progress,
+        deadline_s=None,
+    )
+)
+
+
+@record
+class SyncChain:
+    """Wait until this node is level with its peers, and tell how far it has come."""
+
+
+@record
+class SyncProgress:
+    """How far this node has come."""
+
+    stage: str = arg("what it does, or waits for")
+    checkpoint: int = arg("height of the newest checkpoint applied")
+    known: int = arg("height that the network is known to have")
+    blocks: int = arg("blocks fetched since the call began")
+    block_bytes: int = arg("bytes of these blocks")
+    peers: int = arg("peers connected and greeted")
+    blocks_per_s: float = arg("blocks fetched a second, of late")
+    left_s: float | None = arg("time that the rest may take; null while unknown")
+
+
+@record
+class Synced:
+    """This node has everything that its peers have."""
+
+    checkpoint: int = arg("height of the newest checkpoint applied")
+    checkpoints: int = arg("checkpoints applied since the call began")
+    blocks: int = arg("blocks fetched since the call began")
+    block_bytes: int = arg("bytes of these blocks")
+    peers: int = arg("peers connected and greeted")
+    seconds: float = arg("how long it took")
+
+
+sync = declare(
+    Method(
+        "chain.sync",
+        SyncChain,
+        Synced,
+        streams=SyncProgress,
+        errors=(SYNC_HALTED,),
         deadline_s=None,
     )
 )

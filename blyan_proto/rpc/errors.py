@@ -104,6 +104,7 @@ PEER_UNKNOWN = ErrorCode(214, "peer unknown", "no such peer is connected or reme
 
 BLOCK_UNKNOWN = ErrorCode(310, "block unknown", "no such block here")
 CHECKPOINT_UNKNOWN = ErrorCode(311, "checkpoint unknown", "no such checkpoint here")
+SYNC_HALTED = ErrorCode(312, "sync halted", "this node executes no checkpoint any more")
 
 EXPERT_UNKNOWN = ErrorCode(410, "expert unknown", "the model has no such group")
 
@@ -142,6 +143,7 @@ NOUN_ERRORS = (
     PEER_UNKNOWN,
     BLOCK_UNKNOWN,
     CHECKPOINT_UNKNOWN,
+    SYNC_HALTED,
     EXPERT_UNKNOWN,
     MODEL_UNKNOWN,
     MODEL_AMBIGUOUS,

@@ -68,7 +68,7 @@ class Follower:
         self._asked: dict[str, float] = {}  # peer -> when, or when it may be again
         self._claims: dict[str, int] = {}  # peer -> the height it says it has
         self._level: set[str] = set()  # peers that had nothing newer than we
-        self._is_levelling = False  # somebody waits for all of them
+        self._levelling_calls = 0  # who wait for all of them
         self._expiry = Expiry(machine, blocks, pool, lane)
         self._gatherer = Gatherer(
             blocks,
@@ -107,19 +107,29 @@ class Follower:
         """The block that the next checkpoint needs and no connected peer gives."""
         return self._gatherer.stuck
 
-    async def level(self) -> None:
-        """Return once every connected peer, and at least one, had nothing newer."""
+    async def level(self, *, patient: bool = True) -> None:
+        """Return once every connected peer, and at least one, has shown all that it has.
+
+        Not `patient`: peers that do not answer do not count.
+        """
         self._level.clear()
-        self._is_levelling = True
+        self._levelling.compared.clear()
+        self._levelling_calls += 1
+        self._levelling.hurry = True
         try:
-            while True:
-                peers = set(self._remote.peers())
-                if peers and peers <= self._level:
-                    return
+            while not self._is_level(patient):
                 self._ask.set()
                 await trio.sleep(POLL_S / 10)
         finally:
-            self._is_levelling = False
+            self._levelling_calls -= 1
+            self._levelling.hurry = bool(self._levelling_calls)
+
+    def _is_level(self, patient: bool) -> bool:
+        peers, now = set(self._remote.peers()), trio.current_time()
+        if not patient:
+            peers = {p for p in peers if self._asked.get(p, 0.0) <= now}
+            peers = {p for p in peers if not self._levelling.rests(p)}
+        return bool(peers) and peers <= self._level & self._levelling.compared
 
     async def gossip_check(self, peer: str, raw: bytes) -> Verdict:
         """Say whether a gossiped checkpoint is forwarded, and keep it when it is.
@@ -185,7 +195,7 @@ class Follower:
         self._asked = {p: when for p, when in self._asked.items() if p in peers}
         self._claims = {p: height for p, height in self._claims.items() if p in peers}
         able = [p for p in peers if self._asked.get(p, 0.0) <= now]
-        if self._is_levelling:
+        if self._levelling_calls:
             able = [p for p in able if p not in self._level] or able
         elif self._is_behind():
             able = [p for p in able if self._claims.get(p, 0) > top] or able

@@ -63,6 +63,8 @@ class Levelling:
         self._skips: Counter[str] = Counter()
         self._turns: dict[str, float] = {}  # peer -> when it had its turn, or later
         self._unusable: OrderedDict[bytes, float] = OrderedDict()  # id -> until when
+        self.hurry = False  # somebody waits until all peers were compared with
+        self.compared: set[str] = set()  # since when it was cleared
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -75,40 +77,53 @@ class Levelling:
             peer = self._next()
             if peer is not None:
                 await self._level(peer)
-            await trio.sleep(TURN_S)
+            await trio.sleep(TURN_S / 10 if self.hurry else TURN_S)
+
+    def rests(self, peer: str) -> bool:
+        """True while a peer is left alone."""
+        return bool(self._turns.get(peer, 0.0) > trio.current_time())
 
     def _next(self) -> str | None:
         peers = self._remote.peers()
         self._skips = Counter({p: n for p, n in self._skips.items() if p in peers})
         self._turns = {p: turn for p, turn in self._turns.items() if p in peers}
         now = trio.current_time()
-        able = [p for p in peers if self._turns.get(p, 0.0) <= now]
+        able = [p for p in peers if not self.rests(p)]
+        if self.hurry:
+            able = [p for p in able if p not in self.compared] or able
         peer = min(able, key=lambda p: self._turns.get(p, -1.0), default=None)
         if peer is not None:
             self._turns[peer] = now
         return peer
 
     async def _level(self, peer: str) -> None:
-        if not await self._is_level(peer) and self._skips[peer] < MAX_SKIPS:
+        is_level = await self._is_level(peer)
+        if not is_level and not self.hurry and self._skips[peer] < MAX_SKIPS:
             # What is unordered at one of us is ordered at the other.
             self._skips[peer] += 1
             return
         self._skips.pop(peer, None)
         wanted = await self._missing(peer)
+        if wanted is None:
+            return
         if not wanted:
+            self.compared.add(peer)
             return
         holders = {peer: wanted}
         if len(wanted) >= SPREAD_AT:
             holders |= await self._spread(wanted, peer)
         for holder, ids in holders.items():
             self._swarm.want(ids, [holder])
-        got = 0
+        came: set[bytes] = set()
         with trio.move_on_after(FETCH_S):
-            got = await self._bring(wanted)
+            await self._bring(wanted, came)
         self._swarm.forget(wanted, among_holders=True)
-        self._set_aside([id for id in wanted if not self._blocks.has(id)])
-        if not got and not any(map(self._blocks.has, wanted)):
+        absent = [id for id in wanted if not self._blocks.has(id)]
+        self._set_aside(absent)
+        if len(absent) == len(wanted) and not came:
             self._turns[peer] = trio.current_time() + SHUN_S
+        elif came.issuperset(absent):
+            self.compared.add(peer)
 
     async def _compare(
         self, peer: str, own: IdSet, rounds: int = MAX_ROUNDS
@@ -123,11 +138,11 @@ class Levelling:
             self._remote.blame(peer, error)
         return None
 
-    async def _missing(self, peer: str) -> list[bytes]:
-        """Return usable ids that a peer has and we lack."""
+    async def _missing(self, peer: str) -> list[bytes] | None:
+        """Return usable ids that a peer has and we lack, None if it does not tell."""
         compared = await self._compare(peer, self._pool.ids)
         if compared is None:
-            return []
+            return None
         found = dict.fromkeys(compared.found)
         new = [id for id in found if not self._blocks.has(id)]
         now = trio.current_time()
@@ -156,9 +171,9 @@ class Levelling:
                 nursery.start_soon(ask, peer)
         return holders
 
-    async def _bring(self, wanted: list[bytes]) -> int:
-        """Take in what arrives, parents before children; return how many blocks."""
-        left, count, looked_s = set(wanted), 0, trio.current_time()
+    async def _bring(self, wanted: list[bytes], came: set[bytes]) -> None:
+        """Take in what arrives, parents before children; note in `came` what that was."""
+        left, looked_s = set(wanted), trio.current_time()
         while left:
             changed = self._swarm.changed
             if trio.current_time() - looked_s >= HOPELESS_S:
@@ -171,9 +186,8 @@ class Levelling:
                     await changed.wait()
                 continue
             left -= here.keys()
-            lost = await take(self._intake, self._swarm, here)
-            count += len(here) - len(lost)
-        return count
+            came.update(here)
+            await take(self._intake, self._swarm, here)
 
     def _is_due(self, id: bytes) -> bool:
         """False once another part of this node took a block over."""

@@ -305,6 +305,9 @@ class Swarm:
         """Ask a peer for nothing for a while, twice as long as the last time in a row."""
         connected = set(self._remote.peers())
         self._resting = {p: r for p, r in self._resting.items() if p in connected}
-        _, last_s = self._resting.get(peer, (0.0, 0.0))
-        span_s = min(MAX_REST_S, max(span_s, 2 * last_s))
-        self._resting[peer] = trio.current_time() + span_s, span_s
+        until, last_s = self._resting.get(peer, (0.0, 0.0))
+        now = trio.current_time()
+        if until <= now:  # not another exchange of the same moment
+            last_s *= 2
+        span_s = min(MAX_REST_S, max(span_s, last_s))
+        self._resting[peer] = now + span_s, span_s

@@ -250,9 +250,9 @@ def mux(initiator: bool) -> Callable[[bytes], None]:
 MUX_STEPS = [bytes.fromhex(step["bytes"]) for step in make_mux.build()["conversation"]]
 
 ENDLESS_ANSWER = codec.encode(
-    blocks.Compared((blocks.Held((), (blocks.sum_of(1000, 1),) * 16),))
+    blocks.Compared((blocks.Held(9, (), (blocks.sum_of(1000, 1),) * 16),))
 )
-EMPTY_ANSWER = codec.encode(blocks.Compared((blocks.Held((), ()),)))
+EMPTY_ANSWER = codec.encode(blocks.Compared((blocks.Held(0, (), ()),)))
 LEAVES = [made.hash_of(f"leaf {i}") for i in range(5)]
 SHAPE = (24, 16)
 TENSOR = np.arange(24 * 16, dtype=np.float32).reshape(SHAPE) / 64

@@ -368,9 +368,11 @@ MESSAGES: dict[str, tuple[Any, Any]] = {
     "compared": (
         blocks.Compared(
             (
-                blocks.Held((hash_of("one"), hash_of("two")), ()),
-                blocks.Held((), tuple(blocks.sum_of(n, n << 250) for n in range(16))),
-                blocks.Held((), ()),
+                blocks.Held(2, (hash_of("one"), hash_of("two")), ()),
+                blocks.Held(
+                    9, (), tuple(blocks.sum_of(n, n << 250) for n in range(16))
+                ),
+                blocks.Held(0, (), ()),
             )
         ),
         None,

@@ -31,7 +31,6 @@ from blyan_proto.protocols.blocks import (
 MAX_ROUNDS = 64  # requests of one comparison
 MAX_OPEN = 8192  # ranges not yet looked into
 MAX_FOUND = 16_384  # ids of one comparison
-NOTHING = Held((), ())
 EMPTY = sum_of(0, 0)
 ID_BITS = 256
 
@@ -101,15 +100,14 @@ class IdSet:
 def answer(own: IdSet, request: Compare) -> Compared:
     """Return what the server has in the ranges asked for, as many as fit one answer.
 
-    A range that is empty here or as the client knows it is NOTHING. Work is bounded by
-    the splits and ids of one answer.
+    Work is bounded by the splits and ids of one answer.
     """
     held: list[Held] = []
     listed = splits = 0
     for one in request.ranges:
         have = own.sum_of(one.prefix)
         if not have.count or have.fingerprint == one.known:
-            held.append(NOTHING)
+            held.append(Held(have.count, (), ()))
             continue
         wants_list = one.known is None or have.count <= LIST_AT
         if len(one.prefix) == MAX_DIGITS or (wants_list and have.count <= MAX_LISTED):
@@ -117,12 +115,12 @@ def answer(own: IdSet, request: Compare) -> Compared:
             if held and listed + len(ids) > MAX_LISTED:
                 break
             listed += len(ids)
-            held.append(Held(ids, ()))
+            held.append(Held(have.count, ids, ()))
         else:
             if splits == MAX_SPLITS:
                 break
             splits += 1
-            held.append(Held((), own.parts_of(one.prefix)))
+            held.append(Held(have.count, (), own.parts_of(one.prefix)))
     return Compared(tuple(held))
 
 
@@ -162,8 +160,7 @@ class Comparison:
         for one, held in zip(self._asked, compared.ranges):
             _check(one, held)
             if not one.prefix:
-                told = len(held.ids) + sum(part.count for part in held.parts)
-                self.theirs = told or len(self._own)
+                self.theirs = held.count
             found += (id for id in held.ids if id not in self._own)
             self._descend(one.prefix, held.parts)
         rest = self._asked[len(compared.ranges) :]

@@ -40,7 +40,14 @@ from blyand.store.intents import IntentLog
 from blyand.store.memory import MemoryStore
 from blyand.store.state import State
 from tests.sim.network import InlineCommit, InlineLane
-from tests.unit.daemon.chain_world import START_MS, genesis_of, key, replace
+from tests.unit.daemon.chain_world import (
+    START_MS,
+    beat,
+    genesis_of,
+    key,
+    replace,
+    sign_block,
+)
 
 CHAINS: dict[bytes, beacons.BeaconChain] = {}
 
@@ -77,6 +84,7 @@ class Node:
         self.beacon = beacon_of(self.keys[0])
         self.genesis = genesis_of(self.keys, self.beacon.tail, **changed)
         self.home, self.me = home, me
+        self.given = self._given
         self.store = MemoryStore()
         self.intents = IntentLog(home / f"intents{me}")
         self.clock = Wall()
@@ -123,7 +131,7 @@ class Node:
             peers=lambda: list(self.peers),
             archives=lambda: self.archives,
             checkpoints=self._finals,
-            blocks=self._given,
+            blocks=lambda peer, ids: self.given(peer, ids),
             compare=self._compare,
             blame=self._blame,
         )
@@ -271,3 +279,26 @@ async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     with trio.fail_after(timeout_s):
         while not condition():
             await trio.sleep(0.02)
+
+
+# One node that has checkpoints, and one that follows
+
+
+def block(node: Node, n: int = 0, author: int = 1) -> Block:
+    return sign_block(node.genesis, node.keys[author], beat(load=n), sequence=n + 1)
+
+
+async def grow(source, count, start=0):
+    """Make checkpoints with one block each; return (finals, blocks)."""
+    blocks = [block(source, n) for n in range(start, start + count)]
+    return [await source.order(one) for one in blocks], blocks
+
+
+def gives(node, peer, finals=(), blocks=(), pending=()):
+    node.peers.append(peer)
+    node.finals_of[peer], node.blocks_of[peer] = list(finals), list(blocks)
+    node.pending_of[peer] = list(pending)
+
+
+def following(node):
+    return node.running(node.intake.run, node.follower.run)

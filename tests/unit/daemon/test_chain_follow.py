@@ -15,7 +15,15 @@ from blyand.errors import Halted
 from blyand.net.gossip import Verdict
 from blyand.rules.chain.intake import check_final
 from blyand.rules.verdict import Reject
-from tests.unit.daemon.chain_node import Node, run, until
+from tests.unit.daemon.chain_node import (
+    Node,
+    block,
+    following,
+    gives,
+    grow,
+    run,
+    until,
+)
 from tests.unit.daemon.chain_world import beat, key, sign_block
 
 
@@ -30,26 +38,6 @@ def pair(tmp_path):
     (tmp_path / "source").mkdir()
     (tmp_path / "other").mkdir()
     return Node(tmp_path / "source"), Node(tmp_path / "other", me=1)
-
-
-def block(node, n=0, author=1):
-    return sign_block(node.genesis, node.keys[author], beat(load=n), sequence=n + 1)
-
-
-async def grow(source, count, start=0):
-    """Make checkpoints with one block each; return (finals, blocks)."""
-    blocks = [block(source, n) for n in range(start, start + count)]
-    return [await source.order(one) for one in blocks], blocks
-
-
-def gives(node, peer, finals=(), blocks=(), pending=()):
-    node.peers.append(peer)
-    node.finals_of[peer], node.blocks_of[peer] = list(finals), list(blocks)
-    node.pending_of[peer] = list(pending)
-
-
-def following(node):
-    return node.running(node.intake.run, node.follower.run)
 
 
 def test_gossip_in_order_is_applied_at_once(pair):

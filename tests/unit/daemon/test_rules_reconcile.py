@@ -132,7 +132,9 @@ def endless(request: Compare) -> Compared:
     """A set that has a thousand ids wherever one looks."""
     parts = tuple(sum_of(1000, digit) for digit in range(16))
     return Compared(
-        tuple(Held((), parts if len(one.prefix) < 32 else ()) for one in request.ranges)
+        tuple(
+            Held(9, (), parts if len(one.prefix) < 32 else ()) for one in request.ranges
+        )
     )
 
 
@@ -141,7 +143,7 @@ def listing(request: Compare) -> Compared:
     one = request.ranges[0]
     first = int((one.prefix or "0").ljust(64, "0"), 16)
     made = tuple((first + n).to_bytes(32, "big") for n in range(MAX_LISTED))
-    return Compared((Held(made, ()),))
+    return Compared((Held(len(made), made, ()),))
 
 
 @pytest.mark.parametrize("lie", [endless, listing])
@@ -158,9 +160,9 @@ def test_a_liar_costs_a_bounded_time_and_memory(lie):
 @pytest.mark.parametrize(
     "held",
     [
-        (Held((b"\2" * 32, b"\1" * 32), ()),),
-        (Held((b"\1" * 32, b"\1" * 32), ()),),
-        (Held((), ()), Held((), ())),
+        (Held(2, (b"\2" * 32, b"\1" * 32), ()),),
+        (Held(2, (b"\1" * 32, b"\1" * 32), ()),),
+        (Held(0, (), ()), Held(0, (), ())),
     ],
     ids=["not ascending", "twice", "not asked for"],
 )
@@ -174,10 +176,10 @@ def test_an_impossible_answer_is_the_servers_fault(held):
 def test_ids_outside_their_range_are_the_servers_fault():
     walk = Comparison(IdSet())
     walk.request()
-    walk.answer(Compared((Held((), (sum_of(9, 9), *[sum_of(0, 0)] * 15)),)))
+    walk.answer(Compared((Held(9, (), (sum_of(9, 9), *[sum_of(0, 0)] * 15)),)))
     assert walk.request() == Compare((Range("0", None),))
     with pytest.raises(UnexpectedMessage):
-        walk.answer(Compared((Held((b"\x10" + bytes(31),), ()),)))
+        walk.answer(Compared((Held(2, (b"\x10" + bytes(31),), ()),)))
 
 
 # What a client may ask for

@@ -61,6 +61,7 @@ def test_what_was_signed_after_the_backup_is_learned_first(tmp_path):
             after.peers = ["a", "b"]
             for peer in "ab":
                 after.finals_of[peer], after.pending_of[peer] = [], []
+                after.blocks_of[peer] = []
             del after.pending_of["b"]  # answers nothing yet
             await trio.sleep(60)
             assert not made, "not every peer has told"
