@@ -117,6 +117,33 @@ def test_the_round_table() -> None:
     assert len({len(line) for line in (heads, *rows)}) == 1
 
 
+def test_a_sync_shows_checkpoints_and_what_they_bring() -> None:
+    item = {
+        "stage": "catching up",
+        "checkpoint": 120,
+        "known": 480,
+        "blocks": 12_034,
+        "block_bytes": 4 << 20,
+        "peers": 3,
+        "blocks_per_s": 2034.4,
+        "left_s": 75.0,
+    }
+    lonely = {**item, "stage": "waiting for a peer", "known": 0, "left_s": None}
+    lonely |= {"checkpoint": 0, "peers": 0}
+    out = io.StringIO()
+    live.syncing([item, item, lonely], out)
+    assert out.getvalue() == "catching up\nwaiting for a peer\n"
+    out.isatty = lambda: True  # type: ignore[method-assign]
+    live.syncing([item, lonely], out)
+    first = out.getvalue().split("\r")[1]
+    assert first == (
+        "catching up [######..................]  25 %  checkpoint 120 of 480, "
+        "12,034 blocks, 4.0 MiB, 2034 blocks/s, 3 peers, about 1m 15s left"
+    )
+    assert "waiting for a peer: checkpoint 0 of 0, 12,034" in out.getvalue()
+    assert out.getvalue().endswith("\r" + " " * len(first) + "\r")
+
+
 def test_progress_on_a_pipe_and_on_a_terminal() -> None:
     items = [
         {"stage": "read", "done": 0, "total": None, "unit": "files"},

@@ -1,0 +1,154 @@
+"""A long chain made beforehand: blocks and checkpoints in the database of a home.
+
+The genesis names a sequencer that no node runs; its key is here.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from blyan_proto.block.block import Block
+from blyan_proto.block.economy import Heartbeat
+from blyan_proto.checkpoint import (
+    Checkpoint,
+    FinalCheckpoint,
+    Validator,
+    Vote,
+    VoteStage,
+    VoteStatement,
+    validators_root,
+)
+from blyan_proto.constants import FORMAT_VERSION
+from blyan_proto.genesis import DEVNET, Balance, Genesis
+from blyan_proto.signing import Purpose, SigningKey
+from blyand.chain.intake import Intake, Sources
+from blyand.chain.machine import Machine
+from blyand.chain.pool import Pool
+from blyand.clock import SystemClock
+from blyand.events import Broadcast
+from blyand.finality.beacon import BeaconChain
+from blyand.poison import PoisonBox
+from blyand.store.blocks import BlockStore
+from blyand.store.checkpoints import CheckpointStore
+from blyand.store.db import open_store
+from blyand.store.state import State
+from tests.sim.network import InlineCommit, InlineLane, registration
+from tests.unit.daemon.chain_world import sign_block
+
+AUTHORS = 16
+PER_CHECKPOINT = 500
+
+
+class Unsynced:
+    """A database whose writes reach the disk when it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self._store = open_store(path)
+
+    def write_batch(self, batch: Any, *, sync: bool) -> None:
+        self._store.write_batch(batch, sync=False)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+class Maker:
+    """Sequencer and authors of one chain."""
+
+    def __init__(self) -> None:
+        keys = [SigningKey(bytes([7, n]) * 16) for n in range(AUTHORS + 1)]
+        self.sequencer, self.authors = keys[0], keys[1:]
+        self.beacon = BeaconChain(self.sequencer.secret)
+        validator = Validator(self.sequencer.public, 1, self.beacon.tail)
+        self.genesis = Genesis(
+            version=FORMAT_VERSION,
+            name="bench",
+            salt=bytes(32),
+            time_ms=time.time_ns() // 1_000_000 - 600_000,
+            parameters=DEVNET,
+            validators=(validator,),
+            participants=tuple(registration(key) for key in keys),
+            balances=tuple(Balance(key.account, 1_000) for key in keys),
+        )
+
+    async def fill(self, database: Path, poison: Path, count: int) -> None:
+        """Write `count` blocks and the checkpoints that order them."""
+        store: Any = Unsynced(database)
+        lane: Any = InlineLane()
+        events, box = Broadcast(), PoisonBox(poison)
+        blocks = BlockStore(store)
+        machine = Machine(
+            self.genesis,
+            State.load(store),
+            CheckpointStore(store),
+            lane,
+            events,
+            box,
+        )
+        commit: Any = InlineCommit(store)
+        intake = Intake(
+            self.genesis,
+            blocks,
+            commit,
+            Pool(),
+            events,
+            SystemClock(),
+            lane,
+            box,
+            Sources(None, None),  # type: ignore[arg-type]
+        )
+        try:
+            for start in range(0, count, PER_CHECKPOINT):
+                made = [
+                    self._block(machine, number)
+                    for number in range(start, min(count, start + PER_CHECKPOINT))
+                ]
+                for block in made:
+                    await intake.submit(block, "bench", is_final=True)
+                await machine.apply(await self._final(machine, made), made)
+        finally:
+            store.close()
+
+    def _block(self, machine: Machine, number: int) -> Block:
+        author = self.authors[number % AUTHORS]
+        return sign_block(
+            self.genesis,
+            author,
+            Heartbeat(FORMAT_VERSION, None, b"", number % 1_000_000),
+            sequence=1 + number // AUTHORS,
+            anchor_height=machine.clock.height,
+            anchor=machine.last_id,
+            time_ms=machine.clock.time_ms,
+        )
+
+    async def _final(self, machine: Machine, made: list[Block]) -> FinalCheckpoint:
+        clock = machine.clock
+        preimage = self.beacon.before(clock.revealed)
+        preview = await machine.preview(made, clock.time_ms + 250, preimage)
+        signers = validators_root((self.genesis.sequencer,))
+        checkpoint = Checkpoint(
+            version=FORMAT_VERSION,
+            network=self.genesis.id,
+            height=preview.height,
+            parent=preview.parent,
+            round=0,
+            proposer=self.sequencer.public,
+            time_ms=clock.time_ms + 250,
+            beacon=preview.beacon,
+            preimage=preimage,
+            blocks=tuple(block.id for block in preview.blocks),
+            receipts=(),
+            state_root=preview.state_root,
+            validators_root=signers,
+            next_validators_root=signers,
+        )
+        statement = VoteStatement(
+            FORMAT_VERSION, VoteStage.PRECOMMIT, preview.height, 0, checkpoint.id
+        )
+        signed = self.sequencer.sign(
+            Purpose.CHECKPOINT_VOTE, self.genesis.id, statement
+        )
+        vote = Vote(statement, self.sequencer.public, signed)
+        return FinalCheckpoint(checkpoint, (vote,))
