@@ -19,6 +19,7 @@ from blyand.errors import NotHere, Pruned, Unavailable
 from blyand.metrics import Metrics
 from blyand.protocols.blobs import Client
 from blyand.protocols.gather import Gathering
+from blyand.rules.net.candidates import Candidates
 from blyand.rules.net.swarm import Out
 from blyand.store.blobs import BlobStore
 
@@ -238,9 +239,9 @@ class Fetcher:
         )
         fetch.asked = gathering.swarm.out
         told = [peer for peer in hints if not self._is_slow(peer)]
-        others = [peer for peer in (*hints, *self._peers()) if peer not in told]
-        others.sort(key=self._is_slow)  # stable: hints before the others
-        await gathering.run(told, others, self._elsewhere, durable)
+        # Stable: hints before the others.
+        others = sorted((*hints, *self._peers()), key=self._is_slow)
+        await gathering.run(Candidates(told, others), self._elsewhere, durable)
 
     def _is_slow(self, peer: str) -> bool:
         since = self._slow.get(peer)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -32,13 +31,13 @@ from blyand.errors import (
 )
 from blyand.metrics import Metrics
 from blyand.protocols.blobs import Client, Conversation
+from blyand.rules.net.candidates import Candidates
 from blyand.rules.net.swarm import LATE_S, Out, Swarm
 
 log = logging.getLogger(__name__)
 
 MAX_DONORS = 4  # of one blob at once
 LEAVES_PER_DONOR = 8  # missing ones that are worth another donor
-MAX_GUESSES = 8  # peers asked beside a donor, though nobody said they have it
 PATIENCE_S = 1.0  # until another candidate is tried beside a silent one
 BATCH = 8  # leaves of one call of the disk lane
 BATCH_S = 0.05
@@ -85,9 +84,8 @@ class Gathering:
         self._outline: Outline | None = None
         self._arriving: Arriving | None = None
         self._beginning = trio.Lock()
-        self._silent: set[str] = set()  # candidates that said nothing yet
-        self._running: set[str] = set()
-        self._guesses = 0
+        self._running: dict[str, trio.CancelScope] = {}
+        self._silent: dict[str, float] = {}  # of them, who said nothing, since when
         self._ending: Unavailable | LocalFault | None = None  # it cannot go on
         self._scope = trio.CancelScope()
         self._changed = trio.Event()
@@ -97,19 +95,18 @@ class Gathering:
 
     async def run(
         self,
-        hints: Sequence[str],
-        others: Sequence[str],
+        candidates: Candidates,
         elsewhere: Callable[[bytes], Awaitable[Sequence[str]]],
         durable: bool,
     ) -> None:
-        """Fetch the blob: from `hints`, `others`, and who `elsewhere` finds, in this order.
+        """Fetch the blob from the candidates, and from who `elsewhere` finds.
 
         NotHere, Pruned or Busy when nobody gave all of it; what came is kept.
         """
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    await self._recruit(nursery, deque(hints), deque(others), elsewhere)
+                    await self._recruit(nursery, candidates, elsewhere)
                     nursery.cancel_scope.cancel()
             if self._ending is not None:
                 raise self._ending
@@ -126,48 +123,55 @@ class Gathering:
     async def _recruit(
         self,
         nursery: trio.Nursery,
-        hints: deque[str],
-        others: deque[str],
+        candidates: Candidates,
         elsewhere: Callable[[bytes], Awaitable[Sequence[str]]],
     ) -> None:
         """Start donors until the blob is here or nobody is left."""
-        tried: set[str] = set()
         sought = False
         while not (self._arriving is not None and self.swarm.is_done):
-            while self._wants_more(bool(hints)) and (queue := hints or others):
-                self._guesses += queue is others
-                peer = queue.popleft()
-                if peer not in tried:
-                    tried.add(peer)
-                    self._running.add(peer)
-                    self._silent.add(peer)
-                    nursery.start_soon(self._donate, peer)
-            if not self._running and not hints and not others:
+            while (peer := self._next(candidates, trio.current_time())) is not None:
+                self._running[peer] = trio.CancelScope()
+                self._silent[peer] = trio.current_time()
+                nursery.start_soon(self._donate, peer)
+            if not self._running and not candidates.put_back():
                 if sought:
                     return
                 sought = True
-                hints.extend(await elsewhere(self._blob))
+                candidates.add(await elsewhere(self._blob))
                 continue
-            before = frozenset(self._silent)
-            with trio.move_on_after(PATIENCE_S) as patience:
+            with trio.move_on_after(PATIENCE_S):
                 await self._changed.wait()
-            if patience.cancelled_caught:
-                for peer in before & self._silent:
-                    self._silent.discard(peer)
-                    self._let_us_wait(peer)
 
-    def _wants_more(self, is_told: bool) -> bool:
-        """`is_told`: somebody said of the next candidate that it has the blob."""
-        if len(self._running) >= MAX_DONORS:
+    def _next(self, candidates: Candidates, now: float) -> str | None:
+        """Return another donor, if one is worth it; a slow one may have to give way."""
+        active = {
+            peer: self._is_slack(peer, now)
+            for peer, scope in self._running.items()
+            if not scope.cancel_called
+        }
+        giving = list(active.values()).count(False)
+        worth = 1
+        if self._outline is not None:
+            worth = min(MAX_DONORS, -(-self.swarm.missing // LEAVES_PER_DONOR))
+        if giving >= max(1, worth) or not candidates.would_try(bool(giving)):
+            return None
+        if len(active) >= MAX_DONORS:
+            slack = next(peer for peer, is_slack in active.items() if is_slack)
+            self._running[slack].cancel()
+            if candidates.put_off(slack):
+                self.swarm.leave(slack)
+            else:
+                self.swarm.drop(slack, Out.SLOW)
+        return candidates.next(bool(giving))
+
+    def _is_slack(self, peer: str, now: float) -> bool:
+        since_s = self._silent.get(peer)
+        if since_s is None:
+            return self.swarm.is_slack(peer, now)
+        if now - since_s < PATIENCE_S:
             return False
-        if self._outline is None:
-            return not self._silent
-        now = trio.current_time()
-        giving = sum(not self.swarm.is_slack(peer, now) for peer in self._running)
-        if not giving:
-            return True
-        worth = -(-self.swarm.missing // LEAVES_PER_DONOR)
-        return giving < worth and (is_told or self._guesses < MAX_GUESSES)
+        self._let_us_wait(peer)
+        return True
 
     def _failure(self) -> Unavailable:
         name = self._blob.hex()[:16]
@@ -184,15 +188,16 @@ class Gathering:
         """Take leaves from one peer until there is no need, or no use."""
         self.swarm.join(peer, trio.current_time())
         try:
-            again_s: float | None = 0.0
-            while again_s is not None:
-                await trio.sleep_until(again_s)
-                again_s = await self._converse(peer)
+            with self._running[peer]:
+                again_s: float | None = 0.0
+                while again_s is not None:
+                    await trio.sleep_until(again_s)
+                    again_s = await self._converse(peer)
         except LocalFault as error:
             self._end(error)
         finally:
-            self._running.discard(peer)
-            self._silent.discard(peer)
+            del self._running[peer]
+            self._silent.pop(peer, None)
             self._notify()
 
     async def _converse(self, peer: str) -> float | None:
@@ -201,7 +206,7 @@ class Gathering:
         try:
             async with self._client.open(peer, self._blob) as asking:
                 await self._begin(asking)
-                self._silent.discard(peer)
+                self._silent.pop(peer, None)
                 self._notify()
                 leaves = max(1, min(BATCH, self.swarm.missing))
                 room = memoryview(bytearray(leaves * LEAF_BYTES))  # used again
@@ -224,7 +229,7 @@ class Gathering:
             log.debug("%s: blob %s: %s", peer, self._blob.hex()[:16], error)
             return self._after(peer, error, gave)
         finally:
-            self._silent.discard(peer)
+            self._silent.pop(peer, None)
             self._notify()
         return None
 

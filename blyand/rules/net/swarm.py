@@ -108,8 +108,8 @@ class Swarm:
 
     def owed(self, peer: str) -> tuple[int, ...]:
         """Return the leaves of the range that comes next from a donor."""
-        owed = self._donors[peer].owed
-        return tuple(owed[0]) if owed else ()
+        donor = self._donors.get(peer)
+        return tuple(donor.owed[0]) if donor is not None and donor.owed else ()
 
     def is_slack(self, peer: str, now: float) -> bool:
         """True of a donor that is busy, or silent though it owes leaves."""
@@ -120,8 +120,10 @@ class Swarm:
 
     def ask(self, peer: str, now: float) -> Range | None:
         """Return what to ask a donor for now; None: nothing, for the time being."""
-        donor = self._donors[peer]
-        if len(donor.owed) >= RANGES_IN_FLIGHT or now < donor.again_s:
+        donor = self._donors.get(peer)
+        if donor is None or now < donor.again_s:
+            return None
+        if len(donor.owed) >= RANGES_IN_FLIGHT:
             return None
         leaves = self._take_free(donor) or self._take_late(peer, donor, now)
         if not leaves:
@@ -138,7 +140,9 @@ class Swarm:
 
         It is `kept` or `spoiled` next.
         """
-        donor = self._donors[peer]
+        donor = self._donors.get(peer)
+        if donor is None:  # it gave way at this moment
+            return False
         index = donor.owed[0].popleft()
         self._release(index)
         donor.heard_s = now
@@ -167,7 +171,9 @@ class Swarm:
 
     def busy(self, peer: str, now: float) -> float | None:
         """A donor was busy; return when to ask it again, None: never."""
-        donor = self._donors[peer]
+        donor = self._donors.get(peer)
+        if donor is None:
+            return None
         donor.busy += 1
         self._forgive_debts(donor)
         if donor.busy >= MOST_BUSY:
@@ -182,7 +188,9 @@ class Swarm:
 
         `gave`: leaves came on it.
         """
-        donor = self._donors[peer]
+        donor = self._donors.get(peer)
+        if donor is None:
+            return None
         donor.lost += 1
         self._forgive_debts(donor)
         if not gave or donor.lost >= MOST_LOST:
@@ -194,6 +202,10 @@ class Swarm:
     def drop(self, peer: str, why: Out) -> None:
         """A donor is not asked for this blob any more."""
         self.out[peer] = why
+        self.leave(peer)
+
+    def leave(self, peer: str) -> None:
+        """A donor gives way; it may `join` again. One that did already is no error."""
         donor = self._donors.pop(peer, None)
         if donor is not None:
             self._forgive_debts(donor)

@@ -15,8 +15,8 @@ from blyan_proto.framing import frame
 from blyan_proto.protocols.blobs import LEAF_S, REQUEST, GetLeaves, Leaf
 from blyand.errors import Busy, NotHere, Pruned, StorageFault
 from blyand.net.stream import MessageStream
-from blyand.protocols.gather import MAX_GUESSES
 from blyand.protocols.uploads import Uploads
+from blyand.rules.net.candidates import MAX_GUESSES
 from blyand.rules.net.uploads import UploadLimits
 from blyand.store.blobs import BlobStore
 from tests.unit.daemon.donor_world import (
@@ -192,6 +192,41 @@ def test_a_donor_that_trickles_is_replaced(tmp_path: Path):
         assert trio.current_time() < 2 * LEAF_S
         world.honest("honest")
         assert await fetched(world, "trickler") < 5
+        assert not world.blamed
+
+    running(tmp_path, act)
+
+
+@pytest.mark.parametrize("count", [4, 6])
+def test_slow_donors_together_do_not_keep_a_quick_one_out(tmp_path: Path, count: int):
+    """Each gives more than the floor; a quick one that nobody named is tried all the same."""
+
+    async def act(world: World) -> None:
+        async def leaf(stream: MessageStream, index: int, body: bytes) -> None:
+            await trio.sleep(8)
+            await truly(stream, index, body)
+
+        slow = [f"slow{number}" for number in range(count)]
+        world.donors = {name: lying(world, leaf) for name in slow}
+        world.honest("honest")
+        assert await fetched(world, *slow) < 20
+        assert world.given["honest"] > LEAVES // 2
+        assert not world.blamed
+
+    running(tmp_path, act)
+
+
+def test_slow_donors_are_good_enough_where_there_are_no_others(tmp_path: Path):
+    async def act(world: World) -> None:
+        async def leaf(stream: MessageStream, index: int, body: bytes) -> None:
+            await trio.sleep(3)
+            await truly(stream, index, body)
+
+        for number in range(6):
+            world.donors[f"slow{number}"] = lying(world, leaf)
+        for number in range(12):
+            world.honest(f"empty{number}", store=BlobStore(tmp_path / "empty"))
+        assert await fetched(world) < 3 * LEAVES
         assert not world.blamed
 
     running(tmp_path, act)
