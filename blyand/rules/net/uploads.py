@@ -34,6 +34,10 @@ class Places:
         self.total = limits.places
         if limits.rate:
             self.total = max(1, min(self.total, limits.rate // LEAST_SHARE))
+        self._per_peer = PLACES_PER_PEER
+        if limits.peer_rate:
+            few = max(1, limits.peer_rate // LEAST_SHARE)
+            self._per_peer = min(self._per_peer, few)
         self._running: Counter[str] = Counter()
 
     @property
@@ -44,7 +48,7 @@ class Places:
         """Take a place for a request of a peer; False when there is none for it."""
         mine = self._running[peer]
         peers = len(self._running) + (not mine)
-        if mine >= min(PLACES_PER_PEER, max(1, self.total // peers)):
+        if mine >= min(self._per_peer, max(1, self.total // peers)):
             return False
         if self.taken >= self.total:
             return False

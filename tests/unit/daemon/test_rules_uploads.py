@@ -37,6 +37,8 @@ def test_a_small_rate_serves_fewer_so_that_each_gets_something():
     assert Places(UploadLimits(32, rate=4 * LEAST_SHARE)).total == 4
     assert Places(UploadLimits(32, rate=1)).total == 1
     assert Places(UploadLimits(32, rate=1 << 40)).total == 32
+    thin = Places(UploadLimits(32, peer_rate=2 * LEAST_SHARE))
+    assert [thin.take("a") for _ in range(3)] == [True, True, False]
 
 
 @given(st.lists(st.sampled_from("abcde"), max_size=200), st.integers(1, 20))
