@@ -10,7 +10,7 @@ import trio
 from blyan_proto.constants import LEAF_BYTES
 from blyand.errors import Busy
 from blyand.metrics import Metrics
-from blyand.protocols.blobs import Client, Conversation
+from blyand.protocols.blobs import FIRST_WORD_S, Client, Conversation
 from blyand.protocols.uploads import Uploads
 from blyand.rules.net.uploads import UploadLimits
 from tests.unit.daemon.donor_world import LEAVES, World, running
@@ -81,6 +81,20 @@ def test_beyond_its_places_a_peer_is_told_busy_and_small_things_pass(tmp_path: P
                 await asking.outline()
             assert trio.current_time() == began_s
         assert metrics.gauge("blyan_blob_uploads").value == 0
+
+    running(tmp_path, act)
+
+
+def test_a_thin_line_is_not_taken_for_silence(tmp_path: Path):
+    """OK comes at once though the leaf has to wait its turn for longer than OK may."""
+
+    async def act(world: World) -> None:
+        served(world, UploadLimits(rate=LEAF_BYTES // 10))
+        async with Client(world).open("donor", world.blob) as asking:
+            for index in range(3):
+                began_s = trio.current_time()
+                await take(asking, index, 1)
+            assert trio.current_time() - began_s > FIRST_WORD_S
 
     running(tmp_path, act)
 
