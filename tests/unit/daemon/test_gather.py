@@ -203,6 +203,7 @@ def test_slow_donors_together_do_not_keep_a_quick_one_out(tmp_path: Path, count:
 
     async def act(world: World) -> None:
         async def leaf(stream: MessageStream, index: int, body: bytes) -> None:
+            await stream.flush()
             await trio.sleep(8)
             await truly(stream, index, body)
 
@@ -219,6 +220,7 @@ def test_slow_donors_together_do_not_keep_a_quick_one_out(tmp_path: Path, count:
 def test_slow_donors_are_good_enough_where_there_are_no_others(tmp_path: Path):
     async def act(world: World) -> None:
         async def leaf(stream: MessageStream, index: int, body: bytes) -> None:
+            await stream.flush()
             await trio.sleep(3)
             await truly(stream, index, body)
 
