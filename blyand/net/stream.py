@@ -78,6 +78,7 @@ class MessageStream:
         self._transport = transport
         self._meter = traffic.meter(protocol, link)
         self._inflow = Inflow()
+        self._ahead = _READ_MOST if bulk else _READ_AHEAD
         self._length: int | None = None  # of the frame whose prefix was read
         self._held = b""  # a result frame that travels with the next frame
         self._gone = False
@@ -281,7 +282,7 @@ class MessageStream:
             if self._gone:
                 raise NotHere(f"{self.protocol}: the stream is gone")
             try:
-                pieces = await self._read(min(max(missing, _READ_AHEAD), _READ_MOST))
+                pieces = await self._read(min(max(missing, self._ahead), _READ_MOST))
             except (StreamEOF, MuxedStreamEOF) as error:
                 self.ended = True
                 if may_end and not self._inflow.size:

@@ -34,7 +34,7 @@ from blyand.protocols.gather import Body
 from blyand.store.blobs import BlobStore
 from blyand.store.medium import Medium
 from tests.bench.bench_transport import MIB, program
-from tests.bench.blob_donor import SOURCE, content
+from tests.bench.blob_donor import PART_BYTES, SOURCE, content
 from tests.bench.transport_ends import WAIT_S, settings
 from tests.sim.network import InlineLane
 
@@ -147,18 +147,21 @@ class Bench:
     async def tcp(self) -> float:
         stream = await trio.open_tcp_stream("127.0.0.1", self.donors[0]["tcp"])
         async with stream:
-            await stream.send_all(self.size.to_bytes(8, "big"))
+            await stream.send_all(b"x")
             count = 0
             while count < self.size:
                 count += len(await stream.receive_some(256 * 1024))
         return 0.0
 
     async def transport(self) -> float:
-        async with await self.host.open_stream(self.peers[0], SOURCE) as stream:
-            await stream.send(self.size.to_bytes(8, "big"))
-            count = 0
+        peer = self.peers[0]
+        async with await self.host.open_stream(peer, SOURCE, bulk=True) as stream:
+            await stream.send(b"")
+            room, count = memoryview(bytearray(PART_BYTES)), 0
             while count < self.size:
-                count += len(await stream.receive(1 << 20, WAIT_S))
+                parts = await stream.receive_into(0, room, WAIT_S)
+                assert parts is not None
+                count += parts[1]
         return 0.0
 
     def in_memory(self, donors: int) -> Callable[[], Awaitable[float]]:

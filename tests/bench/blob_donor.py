@@ -8,8 +8,8 @@ The first line of stdout is JSON: where it listens, and the blob. It runs until 
 from __future__ import annotations
 
 import json
-import os
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from blyan_proto.protocols import blobs as proto
 from blyand.compute import Threads
 from blyand.net.connections import PeerInfo
 from blyand.net.host import open_host
-from blyand.net.stream import MessageStream
+from blyand.net.stream import MessageStream, Serve
 from blyand.protocols import blobs as ends
 from blyand.protocols.uploads import Uploads
 from blyand.store.blobs import BlobStore
@@ -34,33 +34,43 @@ def content(mib: int) -> np.ndarray:
     return np.random.default_rng(7).integers(0, 256, mib << 20, np.uint8)
 
 
-async def give(stream: MessageStream) -> None:
-    """Send as many bytes as are asked for, in parts."""
-    part = os.urandom(PART_BYTES)
-    while (ask := await stream.receive_or_end(8, WAIT_S)) is not None:
-        for _ in range(int.from_bytes(ask, "big") // PART_BYTES):
-            await stream.send(part)
+def give(body: memoryview) -> Serve:
+    """Send the blob's bytes from memory, framed, for each empty frame."""
+
+    async def serve(stream: MessageStream) -> None:
+        while await stream.receive_or_end(8, WAIT_S) is not None:
+            for at in range(0, len(body), PART_BYTES):
+                part = body[at : at + PART_BYTES]
+                prefix = len(part).to_bytes(4, "big")
+                await stream.send_framed(memoryview(prefix), WAIT_S)
+                await stream.send_framed(part, WAIT_S)
+
+    return serve
 
 
-async def give_bare(stream: trio.SocketStream) -> None:
-    """Send as many bytes as the first eight bytes say."""
-    part = os.urandom(PART_BYTES)
-    async with stream:
-        while ask := await stream.receive_some(8):
-            for _ in range(int.from_bytes(ask, "big") // PART_BYTES):
-                await stream.send_all(part)
+def give_bare(body: memoryview) -> Callable[[trio.SocketStream], Awaitable[None]]:
+    """Send the blob's bytes for each byte that comes."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            while await stream.receive_some(1):
+                await stream.send_all(body)
+
+    return serve
 
 
 async def serve(number: int, mib: int, folder: Path) -> None:
     store = BlobStore(folder)
-    blob = store.put_array(content(mib), durable=False)
+    array = content(mib)
+    body = memoryview(array)
+    blob = store.put_array(array, durable=False)
     async with open_host(settings(number)) as host, trio.open_nursery() as nursery:
 
         async def admit(info: PeerInfo) -> None:
             host.admit(info.peer_id)
 
         host.on_connected(admit)
-        host.handle(SOURCE, give, deadline_s=None, bulk=True)
+        host.handle(SOURCE, give(body), deadline_s=None, bulk=True)
         host.handle(
             proto.PROTOCOL_ID,
             ends.serve(store, Threads("disk", 2), Uploads()),
@@ -70,7 +80,7 @@ async def serve(number: int, mib: int, folder: Path) -> None:
         )
         said = {
             "ours": host.addresses[0],
-            "tcp": await listen(nursery, give_bare),
+            "tcp": await listen(nursery, give_bare(body)),
             "blob": blob.hex(),
         }
         print(json.dumps(said), flush=True)
