@@ -55,8 +55,11 @@ class Tally:
             final = self._checkpoints.at(self._height + 1)
             if final is None:
                 break
-            for id in final.checkpoint.blocks:
-                signed = self._blocks.signed_header(id)
+            ids = final.checkpoint.blocks
+            found = [self._blocks.signed_header(id) for id in ids]
+            if None in found:  # lost with a damaged database, and on its way back
+                break
+            for id, signed in zip(ids, found):
                 if signed is not None:
                     self._add(id, signed.header)
             self._height += 1

@@ -22,22 +22,6 @@ def net(unspared: Network) -> Network:
     return unspared
 
 
-def test_a_damaged_database_is_mended_by_the_peers(net: Network):
-    victim, peer = net[3], net[0]
-    victim.kill()
-    victim.start()  # which makes tables of the log
-    victim.kill()
-    rng = random.Random(7)
-    for table in (victim.home / "db").glob("*.ldb"):
-        spoil(table, rng)
-    for log in (victim.home / "db").glob("*.log"):
-        os.truncate(log, log.stat().st_size // 2)
-    (victim.home / "db" / "CURRENT").unlink()
-    victim.start()
-    assert any("damaged and repaired" in one for one in victim.status()["warnings"])
-    assert agrees(victim, peer)
-
-
 def test_damage_that_a_running_node_meets_does_not_end_it(net: Network):
     victim, peer = net[3], net[0]
     victim.kill()
@@ -54,6 +38,20 @@ def test_damage_that_a_running_node_meets_does_not_end_it(net: Network):
     assert agrees(victim, peer)
     victim.note()
     assert victim.pid == started["pid"]
+
+
+def test_a_damaged_database_is_mended_by_the_peers(net: Network):
+    victim, peer = net[3], net[0]
+    victim.kill()
+    rng = random.Random(7)
+    for table in (victim.home / "db").glob("*.ldb"):
+        spoil(table, rng)
+    for log in (victim.home / "db").glob("*.log"):
+        os.truncate(log, log.stat().st_size // 2)
+    (victim.home / "db" / "CURRENT").unlink()
+    victim.start()
+    assert any("damaged and repaired" in one for one in victim.status()["warnings"])
+    assert agrees(victim, peer)
 
 
 def spoil(table: Path, rng: random.Random, at: int | None = None) -> None:
