@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import plyvel
 import pytest
 
 from blyan_proto.rpc.errors import RpcError
@@ -25,6 +26,7 @@ def net(unspared: Network) -> Network:
 def test_damage_that_a_running_node_meets_does_not_end_it(net: Network):
     victim, peer = net[3], net[0]
     victim.kill()
+    plyvel.DB(str(victim.home / "db")).close()  # which makes a table of the log
     for table in (victim.home / "db").glob("*.ldb"):
         spoil(table, random.Random(8), at=600)  # headers: the start needs few of them
     started = devnet.start(net.directory, victim.node, len(net.nodes))
