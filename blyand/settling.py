@@ -6,13 +6,18 @@ It signs nothing until every connected peer, and at least one, has shown it ever
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 
 import trio
 
 from blyand.base import Base
+from blyand.errors import DiskFull
 from blyand.ledger import Ledger
 
+logger = logging.getLogger(__name__)
+
+FULL_S = 2.0  # before a disk that was full is tried again
 ALARM = -1  # its place among the alarms, which go by height
 
 
@@ -39,8 +44,14 @@ async def settle(
         await ledger.follower.level()
         intents, account = base.stores.intents, base.key.account
         known = base.stores.blocks.highest_sequence(account)
-        await base.disk_lane.run(intents.raise_sequence_to, account, known)
-        await base.disk_lane.run(intents.settle)
+        while True:
+            try:
+                await base.disk_lane.run(intents.raise_sequence_to, account, known)
+                await base.disk_lane.run(intents.settle)
+                break
+            except DiskFull as error:
+                logger.warning("%s; nothing is signed before", error)
+                await trio.sleep(FULL_S)
         base.home.restored.unlink(missing_ok=True)
         base.alarms.pop(ALARM, None)  # later alarms may have taken its place
         base.settled.set()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import trio
 
-from blyand.errors import LocalFault
+from blyand.errors import DiskFull, LocalFault
 from blyand.log import broken, context, fields
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def _is_worldly(service: Service, error: BaseException) -> bool:
 
 def _report(error: BaseException) -> None:
     for leaf in leaves(error):
-        if isinstance(leaf, (LocalFault, ServiceExited)):
+        if isinstance(leaf, (LocalFault, DiskFull, ServiceExited)):
             log.error("stopped: %s", leaf)
         elif isinstance(leaf, Exception):
             broken(log, "a service failed", leaf)
