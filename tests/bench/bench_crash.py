@@ -19,7 +19,7 @@ from pathlib import Path
 from blyan_proto.rpc.errors import RpcError
 from blyanctl.client import NoAnswer, NoDaemon
 from tests.functional.harness import Daemon, network, wait_for
-from tests.unit.daemon.crash_life import Said, losses, one_life
+from tests.unit.daemon.crash_life import Lives, Said, losses
 
 KILLS, DAEMON_KILLS = 50, 10
 QUICK_KILLS, QUICK_DAEMON_KILLS = 10, 2
@@ -30,10 +30,11 @@ def kill_writers(kills: int, rng: random.Random) -> list[str]:
     said: Said = []
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        for life in range(kills):
-            said += one_life(Path(folder) / "home", life, rng)
-            wrong = list(losses(Path(folder) / "home", said))
-            assert not wrong, wrong[:10]
+        with Lives(Path(folder) / "home") as lives:
+            for life in range(kills):
+                said += lives.one(life, rng)
+                wrong = list(losses(Path(folder) / "home", said))
+                assert not wrong, wrong[:10]
     counted = Counter(words[0] for words in said)
     return _row("stores and intake", kills, counted, time.monotonic() - began)
 

@@ -1,7 +1,8 @@
 """A process that stores blocks, blobs and checkpoints until it is killed (DEC-D1).
 
 It prints a line for each thing after the call that makes it durable has returned. Run
-as ``python -m tests.unit.daemon.crash_child HOME``; one life follows the other.
+as ``python -m tests.unit.daemon.crash_child HOME``: for every line of its input it forks
+one such process, so that what is slow to import is imported once.
 """
 
 from __future__ import annotations
@@ -106,10 +107,15 @@ async def live(stores: Stores, home: Home, life: int) -> None:
 
 
 def main() -> None:
-    home, life = create_home(Path(sys.argv[1])), int(sys.argv[2])
-    with open_stores(home) as stores:
-        say("open", *stores.warnings)
-        trio.run(live, stores, home, life)
+    home = create_home(Path(sys.argv[1]))
+    for line in sys.stdin:
+        pid = os.fork()
+        if not pid:
+            with open_stores(home) as stores:
+                say("open", os.getpid())
+                trio.run(live, stores, home, int(line))
+        status = os.waitpid(pid, 0)[1]
+        say("ended", os.waitstatus_to_exitcode(status))
 
 
 if __name__ == "__main__":

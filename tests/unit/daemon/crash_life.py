@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -23,20 +24,44 @@ INDEXES = (PLACE, AUTHOR, CHILD, PENDING)
 Said = list[list[str]]
 
 
-def one_life(home: Path, life: int, rng: random.Random) -> Said:
-    """Let a child work for a moment; return what it acknowledged before it was killed."""
-    command = [sys.executable, "-m", "tests.unit.daemon.crash_child"]
-    child = subprocess.Popen(
-        [*command, str(home), str(life)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    assert child.stdout is not None
-    first = child.stdout.readline()
-    time.sleep(rng.uniform(0.0, 0.4))
-    child.send_signal(signal.SIGKILL)
-    rest = child.stdout.read().splitlines(keepends=True)  # what was printed before
-    child.stdout.close()
-    assert child.wait() == -signal.SIGKILL, "the child ended by itself"
-    return [line.split() for line in [first, *rest] if line.endswith("\n")]
+class Lives:
+    """A child that forks one process per life; ``with Lives(home) as lives``."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+
+    def __enter__(self) -> Lives:
+        command = [sys.executable, "-m", "tests.unit.daemon.crash_child"]
+        self._child = subprocess.Popen(
+            [*command, str(self._home)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.kill()  # what it forked ends at its next line
+        self._child.communicate()
+
+    def one(self, life: int, rng: random.Random) -> Said:
+        """Let a process work for a moment; return what it acknowledged before its death."""
+        asked, told = self._child.stdin, self._child.stdout
+        assert asked is not None and told is not None
+        asked.write(f"{life}\n")
+        asked.flush()
+        word, pid = told.readline().split()
+        assert word == "open"
+        said: Said = []
+        while life % 3 and (not said or said[-1][0] != "block"):  # else: while it starts
+            said.append(told.readline().split())
+        time.sleep(rng.uniform(0.0, 0.3))
+        os.kill(int(pid), signal.SIGKILL)
+        while not said or said[-1][0] != "ended":
+            said.append(told.readline().split())
+        assert said.pop() == ["ended", str(-signal.SIGKILL)], "it ended by itself"
+        return said
 
 
 def losses(home: Path, said: Said) -> Iterator[str]:
