@@ -54,7 +54,9 @@ class Lives:
         word, pid = told.readline().split()
         assert word == "open"
         said: Said = []
-        while life % 3 and (not said or said[-1][0] != "block"):  # else: while it starts
+        while life % 3 and (
+            not said or said[-1][0] != "block"
+        ):  # else: while it starts
             said.append(told.readline().split())
         time.sleep(rng.uniform(0.0, 0.3))
         os.kill(int(pid), signal.SIGKILL)
