@@ -44,6 +44,7 @@ from blyand.net.host import HostSettings, open_host
 from blyand.poison import PoisonBox
 from blyand.protocols import blocks as blocks_ends
 from blyand.rules.chain.intake import check_many
+from blyand.rules.chain.reconcile import IdSet
 from blyand.store.blocks import BlockStore
 from blyand.store.commit import GroupCommit
 from blyand.store.db import open_store
@@ -159,7 +160,7 @@ async def serve(folder: Path) -> None:
     store = open_store(folder)
     stored = BlockStore(store)
     async with open_host(settings(1)) as host:
-        handler = blocks_ends.serve(stored.get, lambda: ())
+        handler = blocks_ends.serve(stored.get, IdSet(), Threads("disk", 2))
         host.handle(PROTOCOL_ID, handler, before_hello=True)
         print(json.dumps(host.addresses[0]), flush=True)
         await trio.to_thread.run_sync(sys.stdin.read)
