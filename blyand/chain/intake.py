@@ -198,13 +198,13 @@ class Intake:
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Admit what gossip brought."""
-        await self._lane.run(self._blocks.learn)
         for number, (block, own) in enumerate(await self._lane.run(self._pending)):
             self._pool.add(block, keep=own)
             if number % GROUP == 0:
                 await trio.lowlevel.checkpoint()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            nursery.start_soon(self._lane.run, self._blocks.learn)
             for _ in range(WORKERS):
                 nursery.start_soon(self._work)
             task_status.started()
