@@ -8,8 +8,8 @@ import numpy as np
 
 from blyan_proto.rpc.methods import all_methods
 from blyan_tile.corpus import Archive, joined
-from blyand.base import Base
 from blyand.compute import Worker
+from blyand.foundation import Base
 from blyand.ledger import Ledger
 from blyand.parts import Models
 from blyand.protocols.fetch import Fetcher

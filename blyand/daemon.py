@@ -24,7 +24,6 @@ from blyan_proto.types import Role, bitmap
 from blyan_tile.aggregate import check_arithmetic
 from blyand import genesis as genesis_file
 from blyand import keystore, settling
-from blyand.base import Base
 from blyand.bindings import bind_all
 from blyand.clock import SystemClock
 from blyand.compute import Threads, choose_threads, open_worker
@@ -36,6 +35,7 @@ from blyand.endpoints import serve_streams
 from blyand.errors import ComputeFault, Unavailable
 from blyand.events import Broadcast
 from blyand.finality.beacon import BeaconChain
+from blyand.foundation import Base
 from blyand.home import Home, read_or_none, replace_file
 from blyand.initialise import hardware, role_bits
 from blyand.joining import build_directory, holdings

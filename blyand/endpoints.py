@@ -8,7 +8,7 @@ from blyan_proto.protocols import delta as delta_proto
 from blyan_proto.protocols import expert as expert_proto
 from blyan_proto.protocols import providers as providers_proto
 from blyan_proto.protocols import sync as sync_proto
-from blyand.base import Base
+from blyand.foundation import Base
 from blyand.ledger import Ledger
 from blyand.parts import Models, build_uploads
 from blyand.protocols import blobs as blobs_ends

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from random import Random
 
 from blyan_proto.protocols.providers import expert_key
-from blyand.base import Base
+from blyand.foundation import Base
 from blyand.ledger import Ledger
 from blyand.net.dht import Directory, Remote
 from blyand.net.dialer import WANTED_PEERS, Dialer

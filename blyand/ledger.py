@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from blyan_proto import topics
 from blyan_proto.checkpoint import FinalCheckpoint
-from blyand.base import Base
 from blyand.chain.author import Author
 from blyand.chain.follow import Follower
 from blyand.chain.intake import Intake, Sources
@@ -16,6 +15,7 @@ from blyand.chain.machine import Machine
 from blyand.chain.mending import Givers, Mender
 from blyand.chain.pool import Pool
 from blyand.chain.swarm import Remote, Swarm
+from blyand.foundation import Base
 from blyand.net.identity import peer_id_of
 from blyand.protocols import blocks as blocks_ends
 from blyand.protocols import sync as sync_ends

@@ -15,12 +15,12 @@ from blyan_proto.block.block import Block
 from blyan_proto.checkpoint import FinalCheckpoint
 from blyan_proto.protocols.providers import expert_key
 from blyan_proto.types import members
-from blyand.base import Base
 from blyand.chain.pool import blobs_of
 from blyand.compute import Worker, choose_device, choose_memory_bytes
 from blyand.events import BlockStored
 from blyand.finality.beacon import BeaconChain
 from blyand.finality.sequencer import Availability, Chain, Sequencer
+from blyand.foundation import Base
 from blyand.ledger import Ledger
 from blyand.net.identity import peer_id_of
 from blyand.protocols import blobs as blobs_ends

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from blyand.base import Base
 from blyand.errors import DiskFull
+from blyand.foundation import Base
 from blyand.ledger import Ledger
 
 logger = logging.getLogger(__name__)

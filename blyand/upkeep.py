@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blyan_proto.types import Role
-from blyand.base import Base
 from blyand.compute import Threads
+from blyand.foundation import Base
 from blyand.ledger import Ledger
 from blyand.parts import Models, wanting
 from blyand.protocols.fetch import Fetcher

@@ -29,7 +29,7 @@ LEVELS = {
     **dict.fromkeys(["__init__", "__main__", "daemon", "initialise"], 5),
     **dict.fromkeys(
         [
-            "base",
+            "foundation",
             "bindings",
             "endpoints",
             "ledger",

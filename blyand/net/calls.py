@@ -40,8 +40,8 @@ T = TypeVar("T")
 ERRORS: dict[ResultCode, type[Unavailable]] = {
     ResultCode.BUSY: Busy,
     ResultCode.STALE_VERSION: StaleVersion,
+    ResultCode.PRUNED: Pruned,  # before what it is a kind of
     ResultCode.ABSENT: NotHere,
-    ResultCode.PRUNED: Pruned,
 }
 
 

@@ -260,6 +260,9 @@ class Node:
             newest, tuple(one for one in given if one.checkpoint.height >= height)
         )
 
+    async def _finals_alone(self, peer: str, height: int) -> Sequence[FinalCheckpoint]:
+        return (await self._finals(peer, height)).checkpoints
+
     async def _compare(self, peer: str, own: IdSet, rounds: int) -> Comparison:
         given = await self._answer(self.pending_of, "pending", peer, None)
         theirs = IdSet(one if isinstance(one, bytes) else one.id for one in given)

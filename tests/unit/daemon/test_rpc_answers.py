@@ -73,6 +73,7 @@ from blyand.rpc import (
     proof,
     rounds,
     runs,
+    sync,
     tile,
     train,
     verify,
@@ -576,6 +577,7 @@ def bind_chain(world):
         state_entries=lambda: len(world.state),
         lane=world.lane,
     )
+    sync.bind(world.answers, machine=world.machine, follower=None, peers=lambda: 0)
     verify.bind(
         world.answers,
         genesis=GENESIS,

@@ -138,7 +138,7 @@ async def catch_up(home: Home, past: Past, stores: Stores) -> None:
     node.blocks_of[PEER] = past.blocks
     node.finals_of[PEER] = past.finals
     node.pending_of[PEER] = []
-    givers = Givers(lambda: node.peers, node._finals, node._blocks, node._blame)
+    givers = Givers(lambda: node.peers, node._finals_alone, node._blocks, node._blame)
     mender = Mender(
         stores.database, stores.blocks, stores.checkpoints, node.lane, givers
     )
@@ -272,7 +272,7 @@ def test_a_peer_that_gives_something_else_is_blamed(past, home):
         }
         givers = Givers(
             lambda: node.peers,
-            node._finals,
+            node._finals_alone,
             node._blocks,
             lambda peer, error: blamed.append(peer),
         )
