@@ -55,7 +55,7 @@ class Retention:
         self._want = want
         self._pause_s = min(PAUSE_S, span_ms / 4000)
         self._look_s = min(LOOK_S, span_ms / 1000)
-        self._looked_s = self._stocked_s = -1e9
+        self._looked_s = self._stocked_s = self._refreshed_s = -1e9
         self._lacking: OrderedDict[bytes, bytes] = OrderedDict()  # root -> author
         self._hurried = False
         self._wake = trio.Event()
@@ -94,7 +94,9 @@ class Retention:
         while await run(self._pruner.index):
             pass
         now = trio.current_time()
-        self._duty.refresh()
+        if now - self._refreshed_s > self._look_s:
+            self._refreshed_s = now
+            self._duty.refresh()
         if self._want is None:
             while await run(self._pruner.judge):
                 pass

@@ -289,9 +289,13 @@ class BlobStore:
         with self._lock:
             if root in self._fetching or not self.is_idle(root, idle_s):
                 return False
+            names = self._shelf.put_away(root)
+            if names is None:
+                return False
             self._views.pop(root, None)
             self._uses.pop(root, None)
-            return self._shelf.put_away(root)
+        self._shelf.erase(names)
+        return True
 
     def stock(self) -> list[str]:
         """Return the folders of durable blobs, for `in_stock`."""

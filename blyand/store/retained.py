@@ -9,6 +9,7 @@ height, so that no start walks the chain.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -71,10 +72,11 @@ def _roots(kind: int, payload: bytes) -> set[bytes]:
 
 
 class Retained:
-    """What this node keeps and kept. Blocking; one user writes at a time."""
+    """What this node keeps and kept. Blocking; safe from several threads."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._removing = threading.Lock()  # of the places in the ring
 
     # How far retention is
 
@@ -173,6 +175,10 @@ class Retained:
 
     def removed(self, roots: Iterable[bytes], now_ms: int) -> None:
         """Note that blobs are gone, so that they are known as pruned."""
+        with self._removing:
+            self._note_removed(roots, now_ms)
+
+    def _note_removed(self, roots: Iterable[bytes], now_ms: int) -> None:
         raw = self._store.get(META_GONE)
         count = 0 if raw is None else int.from_bytes(raw, "big")
         writes: Batch = []

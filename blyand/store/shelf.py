@@ -9,6 +9,7 @@ again after a restart. What turns out wrong is removed, so that it is fetched ag
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -184,20 +185,35 @@ class Shelf:
         if held is not None and held.twin:
             self._medium.unlink(name_of(root, False))
 
-    def put_away(self, root: bytes) -> bool:
-        """Remove a blob unless it is being settled; False if it stays.
+    def put_away(self, root: bytes) -> list[str] | None:
+        """Take a blob off unless it is being settled (None); return what to `erase`.
 
-        Under the lock, so that a file which comes back meanwhile is not the one that goes.
+        Its files lose their names under the lock, so that one which comes back meanwhile
+        is not the one that goes. The rest of the work, which takes long for a large file,
+        needs no lock.
         """
         with self._lock:
             if root in self._settling:
-                return False
+                return None
             held = self._held.pop(root, None)
-            if held is not None and (held.twin or not held.durable):
-                self._medium.unlink(name_of(root, False))
-            if held is not None and held.durable:
-                self._medium.unlink(name_of(root, True))
-        return True
+            if held is None:
+                return []
+            named = [name_of(root, True)] if held.durable else []
+            if held.twin or not held.durable:
+                named.append(name_of(root, False))
+            erased = []
+            for name in named:
+                fd = self._medium.open(name)
+                if fd is not None:
+                    self._medium.close_file(fd)
+                    erased.append(f"{TEMPORARY}/{secrets.token_hex(16)}")
+                    self._medium.rename(name, erased[-1])
+            return erased
+
+    def erase(self, names: list[str]) -> None:
+        """Delete files that lost their names."""
+        for name in names:
+            self._medium.unlink(name)
 
     def is_named_durable(self, root: bytes) -> bool:
         """True when a durable file has the blob's name, believed or not."""
