@@ -32,6 +32,7 @@ BLOCKS_AT_ONCE = 512  # judged in one batch, unless a checkpoint has more
 CHECKPOINTS_AT_ONCE = 256
 GROUPS_AT_ONCE = 64
 BLOBS_AT_ONCE = 64
+NAMES_AT_ONCE = 512
 IDLE_S = 60.0  # a blob that somebody asked about is left alone for as long
 ORPHAN_S = 86_400.0  # a blob that nothing names may still be on its way into a block
 HURRIED_IDLE_S = 5.0  # the same, when the disk budget is used up
@@ -228,6 +229,21 @@ class Pruner:
         if found:
             logger.info("%d blobs that nothing names go", len(found))
             self._disk.retained.doom(found)
+
+    def lacking(self, after: bytes) -> tuple[dict[bytes, bytes], bytes]:
+        """Look whether some named blobs are here; for an archive.
+
+        Returns those that are not, with the author of a block that names each, and where
+        to go on: at the start again behind the last.
+        """
+        some = self._disk.retained.names(after, NAMES_AT_ONCE)
+        found = {}
+        for root, id in some:
+            signed = self._disk.blocks.signed_header(id)
+            if signed is not None and not self._disk.blobs.bytes_of(root):
+                found[root] = signed.header.account
+        at_end = len(some) < NAMES_AT_ONCE
+        return found, b"" if at_end else b"".join(some[-1]) + b"\0"
 
     def _is_kept(self, root: bytes) -> bool:
         pinned = (PinKind.BLOB, root) in self._disk.pins

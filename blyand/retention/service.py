@@ -56,6 +56,7 @@ class Retention:
         self._pause_s = min(PAUSE_S, span_ms / 4000)
         self._look_s = min(LOOK_S, span_ms / 1000)
         self._looked_s = self._stocked_s = self._refreshed_s = -1e9
+        self._named_after = b""
         self._lacking: OrderedDict[bytes, bytes] = OrderedDict()  # root -> author
         self._hurried = False
         self._wake = trio.Event()
@@ -106,6 +107,11 @@ class Retention:
             while await run(self._pruner.release):
                 pass
         else:
+            found, self._named_after = await run(
+                self._pruner.lacking, self._named_after
+            )
+            for root, account in found.items():  # what it missed while it was off
+                self._lacking.setdefault(root, account)
             self._ask()
         after: bytes | None = b""
         while after is not None:
@@ -140,13 +146,12 @@ class Retention:
         if block.header.kind in NAMING:
             for root in blobs_named(block.content):
                 self._lacking[root] = block.header.account
-        while len(self._lacking) > MAX_LACKING:
-            root, _ = self._lacking.popitem(last=False)
-            logger.warning("blob %s is not archived: too many are lacking", root.hex())
 
     def _ask(self) -> None:
         """Ask for what is lacking; a want that nobody renews is given up."""
         assert self._want is not None
+        while len(self._lacking) > MAX_LACKING:
+            self._lacking.popitem(last=False)  # found again by and by
         for root, account in list(self._lacking.items()):
             if self._blobs.bytes_of(root):
                 del self._lacking[root]

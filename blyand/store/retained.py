@@ -156,6 +156,11 @@ class Retained:
         """True while a payload that is here names the blob."""
         return next(iter(self._store.scan(NAMED + root)), None) is not None
 
+    def names(self, after: bytes, count: int) -> list[tuple[bytes, bytes]]:
+        """Return at most `count` (root, block) above `after`, which is one of both."""
+        found = self._store.scan(NAMED, start=after)
+        return [(key[1:33], key[33:]) for key, _ in islice(found, count)]
+
     def namers(self, root: bytes) -> list[bytes]:
         """Return some of the blocks whose payloads name the blob, at most 64."""
         return [key[33:] for key, _ in islice(self._store.scan(NAMED + root), 64)]

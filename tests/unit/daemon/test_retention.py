@@ -29,7 +29,7 @@ from blyand.store.retained import naming
 from blyand.store.schema import GONE, GONE_SLOT, META_NAMED, NAMED
 from blyand.training.proof import Proof
 from tests.sim.network import InlineLane
-from tests.unit.daemon.chain_world import beat, replace
+from tests.unit.daemon.chain_world import beat, dataset, replace
 from tests.unit.daemon.retention_world import Kept
 
 
@@ -391,7 +391,14 @@ def test_the_service_prunes_and_an_archive_fetches_instead(world: Kept):
             with trio.fail_after(5):
                 while bytes(32) not in wanted:
                     await trio.sleep(0.01)
-            assert all(map(world.blobs.has, deltas)) and set(wanted) == {bytes(32)}
+            assert all(map(world.blobs.has, deltas)) and deltas[0] not in wanted
+            assert dataset().blob in wanted  # named since long, and not here
+            raw = bytes(world.blobs.open_array(deltas[0]))
+            world.blobs.delete(deltas[0])
+            with trio.fail_after(5):
+                while deltas[0] not in wanted:
+                    await trio.sleep(0.01)
+            world.blobs.put_bytes(raw)
             nursery.cancel_scope.cancel()
         async with trio.open_nursery() as nursery:
             retention = service(None)
