@@ -20,7 +20,7 @@ from blyand.chain.intake import Intake
 from blyand.chain.pool import Pool
 from blyand.chain.swarm import Swarm
 from blyand.compute import Threads
-from blyand.rules.verdict import Ignore, Reject
+from blyand.rules.verdict import Reject
 from blyand.store.blocks import BlockStore
 
 logger = logging.getLogger(__name__)
@@ -167,29 +167,17 @@ async def take(
     Whoever gave a block that is false is blamed for it and not asked for it again.
     """
     blocks = [block for block, _ in batch.values()]
+    sender = next(iter(batch.values()))[1]
     lost = []
     swarm.take(batch)
-    for id, error in await _submit(intake, blocks, is_final, batch):
-        peer = batch[id][1]
-        logger.info("block %s of %s: %s", id.hex()[:16], peer, error)
-        lost.append(id)
-        if isinstance(error, Reject):
-            swarm.refuse(peer, error)
+    for one in await intake.submit_many(blocks, sender, is_final=is_final):
+        if one.error is None:
+            continue
+        peer = batch[one.id][1]
+        logger.info("block %s of %s: %s", one.id.hex()[:16], peer, one.error)
+        lost.append(one.id)
+        if isinstance(one.error, Reject):
+            swarm.refuse(peer, one.error)
     swarm.forget(batch)
     swarm.poke()
     return lost
-
-
-async def _submit(
-    intake: Intake,
-    blocks: Sequence[Block],
-    is_final: bool,
-    batch: dict[bytes, tuple[Block, str]],
-) -> list[tuple[bytes, Reject | Ignore]]:
-    errors: list[tuple[bytes, Reject | Ignore]] = []
-    for block in sorted(blocks, key=lambda block: block.header.height):
-        try:
-            await intake.submit(block, batch[block.id][1], is_final=is_final)
-        except (Reject, Ignore) as error:
-            errors.append((block.id, error))
-    return errors

@@ -186,8 +186,9 @@ class Levelling:
                     await changed.wait()
                 continue
             left -= here.keys()
-            came.update(here)
-            await take(self._intake, self._swarm, here)
+            if here:
+                came.update(here)
+                await take(self._intake, self._swarm, here)
 
     def _is_due(self, id: bytes) -> bool:
         """False once another part of this node took a block over."""
