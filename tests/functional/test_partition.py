@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ import trio
 
 from blyan_proto.block.block import Block, encode_block
 from blyan_proto.block.economy import Heartbeat
+from blyan_proto.block.work import FIRST_NONCE, find_nonce
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.genesis import Genesis
 from blyan_proto.protocols.blocks import PROTOCOL_ID
-from blyan_proto.signing import SigningKey
+from blyan_proto.signing import Purpose, SigningKey
 from blyand import genesis as genesis_file
 from blyand.chain.intake import Intake, Sources
 from blyand.chain.pool import Pool
@@ -53,9 +55,18 @@ def made_by(genesis: Genesis, half: int) -> list[Block]:
                 if chain
                 else sign_block(genesis, key, beat, **fields)
             )
-            chain.append(made)
+            chain.append(worked(genesis, key, made))
         blocks += chain
     return blocks
+
+
+def worked(genesis: Genesis, key: SigningKey, block: Block) -> Block:
+    """Return a block with the nonce that strangers owe."""
+    bits = genesis.parameters.work_bits
+    nonce = find_nonce(block.header, bits, FIRST_NONCE, 1 << 20)
+    assert nonce is not None
+    header = replace(block.header, nonce=nonce)
+    return Block(header, key.sign(Purpose.BLOCK, genesis.id, header), block.payload)
 
 
 def put(node: Daemon, genesis: Genesis, blocks: list[Block]) -> None:
