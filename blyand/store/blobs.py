@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -31,12 +31,15 @@ from blyand.store.shelf import PARTIAL, TEMPORARY, Shelf, name_of
 
 OPEN_VIEWS = 256  # mappings kept; each holds one descriptor
 MAX_USES = 65_536  # blobs whose last use is known; the older half is then forgotten
+MAX_CHECKED = 4096  # leaves of one blob of which it is remembered that
+CHECKED_S = 60.0  # a leaf in the page cache is not hashed again for so long
 
 
 @dataclass
 class _View:
     outline: Outline
     array: np.ndarray | None = None  # mapped at the first need
+    checked: dict[int, float] = field(default_factory=dict)  # leaf -> when, to serve it
 
 
 class BlobStore:
@@ -154,17 +157,24 @@ class BlobStore:
         """Fill each room with the data under its leaf, checked; it has the leaf's size.
 
         For serving: memory that is used again costs no page faults. Without `wait`
-        nothing is waited for: False when not all of it is in the page cache. Errors as
-        of `read_leaf`.
+        nothing is waited for: False when not all of it is in the page cache; what is
+        there and was checked within `CHECKED_S` is not hashed again. Errors as of
+        `read_leaf`.
         """
-        outline = self.outline(root)
+        view, now = self._view(root), time.monotonic()
+        outline, checked = view.outline, view.checked
         with self._shelf.file(root) as fd:
             for index, room in rooms:
                 size = read_into(fd, room, outline.leaf_span(index)[0], wait)
                 if size < len(room) and not wait:
                     return False
+                if not wait and now - checked.get(index, -CHECKED_S) < CHECKED_S:
+                    continue
                 try:
                     tblock.check_leaf(outline, index, room[:size])
+                    if len(checked) >= MAX_CHECKED:
+                        checked.clear()
+                    checked[index] = now
                 except ProtocolError as error:
                     self._lose(root, error)
                     raise NotHere(f"blob {root.hex()} was damaged") from error

@@ -10,7 +10,7 @@ from blyan_proto.constants import LEAF_BYTES
 from blyan_proto.errors import BadProof, ProtocolError
 from blyan_tile import tblock
 from blyand.errors import Busy, NotHere, StorageFault
-from blyand.store.blobs import BlobStore
+from blyand.store.blobs import CHECKED_S, BlobStore
 
 RNG = np.random.default_rng(7)
 SMALL = RNG.standard_normal((20, 30), np.float32)
@@ -210,6 +210,27 @@ def test_leaves_are_read_into_memory_and_checked(blobs, tmp_path):
     with pytest.raises(NotHere):
         blobs.read_leaves(root, again)
     assert blobs.lost == {root}
+
+
+def test_a_hot_leaf_is_hashed_once_a_minute(blobs, monkeypatch):
+    root = blobs.put_array(LARGE)
+    rooms = rooms_of(blobs.outline(root), (0, 1))
+    hashed, now, check = [], [1000.0], tblock.check_leaf
+
+    def counting(outline, index, chunk):
+        hashed.append(index)
+        check(outline, index, chunk)
+
+    monkeypatch.setattr(tblock, "check_leaf", counting)
+    monkeypatch.setattr("blyand.store.blobs.time.monotonic", lambda: now[0])
+    if not blobs.read_leaves(root, rooms, wait=False):
+        pytest.skip("this file system does not tell what is in memory")
+    blobs.read_leaves(root, rooms, wait=False)
+    assert hashed == [0, 1]
+    blobs.read_leaves(root, rooms)  # from the disk, perhaps
+    now[0] += CHECKED_S
+    blobs.read_leaves(root, rooms, wait=False)
+    assert hashed == [0, 1] * 3
 
 
 def test_a_truncated_file_is_not_served(blobs, tmp_path):
