@@ -42,6 +42,7 @@ Serve = Callable[["MessageStream"], Awaitable[None]]
 SEND_DEADLINE_S = 30.0
 _READ_AHEAD = 16 * 1024  # one read takes a small frame whole
 _READ_MOST = 256 * 1024
+_READ_MOST_BULK = 512 * 1024
 _HEAD_BYTES = 65_000  # copied behind the prefix; the rest of a frame is sent as is
 
 CODES: tuple[tuple[type[Unavailable], ResultCode], ...] = (
@@ -78,7 +79,7 @@ class MessageStream:
         self._transport = transport
         self._meter = traffic.meter(protocol, link)
         self._inflow = Inflow()
-        self._ahead = _READ_MOST if bulk else _READ_AHEAD
+        self._ahead = _READ_MOST_BULK if bulk else _READ_AHEAD
         self._length: int | None = None  # of the frame whose prefix was read
         self._held = b""  # a result frame that travels with the next frame
         self._gone = False
@@ -167,23 +168,38 @@ class MessageStream:
 
         For bulk: memory that is used again is not zeroed and mapped again.
         """
-        with trio.move_on_after(deadline_s):
-            if (length := await self._frame(head_bytes + len(room))) is None:
+        limit = head_bytes + len(room)
+        length = self._whole(limit)  # spares a deadline
+        if length is None:
+            with trio.move_on_after(deadline_s) as scope:
+                length = await self._frame(limit)
+            if scope.cancelled_caught:
+                raise TooSlow(f"{self.protocol}: nothing within {deadline_s:g} s")
+            if length is None:
                 return None
-            head = self._inflow.take(min(head_bytes, length))
-            self._inflow.take_into(room[: length - len(head)])
-            return head, length - len(head)
-        raise TooSlow(f"{self.protocol}: nothing within {deadline_s:g} s")
+        head = self._inflow.take(min(head_bytes, length))
+        self._inflow.take_into(room[: length - len(head)])
+        return head, length - len(head)
 
     async def _frame(self, limit: int) -> int | None:
         """Wait for a whole frame; return its length, None at a clean end."""
-        if self._length is None:
+        if self._length is None and self._inflow.size < PREFIX_BYTES:
             if not await self._fill(PREFIX_BYTES, may_end=True):
+                return None
+        while (length := self._whole(limit)) is None:
+            await self._fill(self._length or PREFIX_BYTES)
+        return length
+
+    def _whole(self, limit: int) -> int | None:
+        """Return the length of the next frame if all of it is here."""
+        if self._length is None:
+            if self._inflow.size < PREFIX_BYTES:
                 return None
             self._length = int.from_bytes(self._inflow.take(PREFIX_BYTES), "big")
         if (length := self._length) > limit:
             raise LimitExceeded(f"a frame of {length} bytes, at most {limit}")
-        await self._fill(length)
+        if self._inflow.size < length:
+            return None
         self._length = None
         return length
 
@@ -282,7 +298,7 @@ class MessageStream:
             if self._gone:
                 raise NotHere(f"{self.protocol}: the stream is gone")
             try:
-                pieces = await self._read(min(max(missing, self._ahead), _READ_MOST))
+                pieces = await self._read(max(min(missing, _READ_MOST), self._ahead))
             except (StreamEOF, MuxedStreamEOF) as error:
                 self.ended = True
                 if may_end and not self._inflow.size:

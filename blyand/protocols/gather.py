@@ -10,7 +10,6 @@ a thread is worth its hop, while the stream goes on filling its window.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -276,25 +275,24 @@ class Gathering:
         assert self._outline is not None
         batch: list[Body] = []  # checked
         try:
-            for index in self.swarm.owed(peer)[: len(room) // LEAF_BYTES]:
-                size = self._outline.leaf_span(index)[1]
-                body, room = room[:size], room[size:]
-                # What came is not held up by what does not come.
-                with trio.move_on_after(BATCH_S if batch else math.inf) as patience:
+            with trio.CancelScope() as patience:
+                for index in self.swarm.owed(peer)[: len(room) // LEAF_BYTES]:
+                    size = self._outline.leaf_span(index)[1]
+                    body, room = room[:size], room[size:]
                     await asking.leaf(index, body)
-                if patience.cancelled_caught:
-                    break
-                now = trio.current_time()
-                if not self.swarm.arrived(peer, size, now):
-                    self._copies.add()
-                    continue
-                try:
-                    check_leaf(self._outline, index, body)
-                except BadProof:
-                    self._false.add()
-                    self.swarm.spoiled([index])
-                    raise
-                batch.append((index, body))
+                    now = trio.current_time()
+                    if not self.swarm.arrived(peer, size, now):
+                        self._copies.add()
+                        continue
+                    try:
+                        check_leaf(self._outline, index, body)
+                    except BadProof:
+                        self._false.add()
+                        self.swarm.spoiled([index])
+                        raise
+                    batch.append((index, body))
+                    # What came is not held up by what does not come.
+                    patience.deadline = now + BATCH_S
         finally:
             if batch:
                 await self._keep(batch)
