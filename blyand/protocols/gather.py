@@ -131,6 +131,7 @@ class Gathering:
             while (peer := self._next(candidates, trio.current_time())) is not None:
                 self._running[peer] = trio.CancelScope()
                 self._silent[peer] = trio.current_time()
+                self.swarm.join(peer, trio.current_time())
                 nursery.start_soon(self._donate, peer)
             if not self._running and not candidates.put_back():
                 if sought:
@@ -185,7 +186,6 @@ class Gathering:
 
     async def _donate(self, peer: str) -> None:
         """Take leaves from one peer until there is no need, or no use."""
-        self.swarm.join(peer, trio.current_time())
         try:
             with self._running[peer]:
                 again_s: float | None = 0.0
@@ -197,6 +197,7 @@ class Gathering:
         finally:
             del self._running[peer]
             self._silent.pop(peer, None)
+            self.swarm.leave(peer)
             self._notify()
 
     async def _converse(self, peer: str) -> float | None:
