@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from blyan_proto.rpc.errors import RpcError
 from blyanctl import devnet
 from blyanctl.client import NoAnswer, NoDaemon
 from tests.functional.harness import Daemon, Network, wait_for
+from tests.functional.processes import children_of
 
 pytestmark = pytest.mark.functional
 
@@ -26,7 +28,7 @@ def net(unspared: Network) -> Network:
 def test_damage_that_a_running_node_meets_does_not_end_it(net: Network):
     victim, peer = net[3], net[0]
     victim.kill()
-    plyvel.DB(str(victim.home / "db")).close()  # which makes a table of the log
+    wait_for(lambda: makes_tables(victim.home / "db"), "nobody holds the database")
     for table in (victim.home / "db").glob("*.ldb"):
         spoil(table, random.Random(8), at=600)  # headers: the start needs few of them
     started = devnet.start(net.directory, victim.node, len(net.nodes))
@@ -54,6 +56,40 @@ def test_a_damaged_database_is_mended_by_the_peers(net: Network):
     victim.start()
     assert any("damaged and repaired" in one for one in victim.status()["warnings"])
     assert agrees(victim, peer)
+
+
+def test_a_full_disk_is_told_and_passes(net: Network, tmp_path: Path):
+    """No file of the process may grow: what a full disk looks like to it."""
+    victim, peer = net[3], net[0]
+    (tmp_path / "text.txt").write_text("some words that nobody has seen\n" * 200)
+    add = {"directory": str(tmp_path), "name": "written when there was room"}
+    usual = resource.prlimit(victim.pid, resource.RLIMIT_FSIZE)
+    try:
+        resource.prlimit(victim.pid, resource.RLIMIT_FSIZE, (1024, usual[1]))
+        with pytest.raises(RpcError, match="full|too large"):
+            victim.call("data.add", **add)
+        wait_for(lambda: warns(victim, "disk is full"), "the operator is told")
+        assert victim.call("infer.generate", prompt="def ", max_tokens=4)["token_ids"]
+    finally:
+        for pid in (victim.pid, *children_of(victim.pid)):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, usual)
+    wait_for(lambda: not warns(victim, "disk is full"), "it takes writes again")
+    made = victim.call("data.add", **add)["dataset_id"]
+    wait_for(lambda: peer.call("chain.block", id=made), "the peer has its block")
+    assert agrees(victim, peer)
+
+
+def warns(node: Daemon, text: str) -> bool:
+    return any(text in warning for warning in node.status()["warnings"])
+
+
+def makes_tables(path: Path) -> bool:
+    """Open a database, which makes a table of its log; False while it is in use."""
+    try:
+        plyvel.DB(str(path)).close()
+    except plyvel.IOError:
+        return False
+    return True
 
 
 def spoil(table: Path, rng: random.Random, at: int | None = None) -> None:
