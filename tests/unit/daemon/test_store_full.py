@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import threading
 
 import numpy as np
 import pytest
@@ -65,6 +67,44 @@ def test_a_full_database_reads_on_and_takes_writes_when_there_is_room(disk):
     assert not store.repaired and dict(store.scan(b"X")) == rows
     assert [key for key, _ in store.scan(b"X", reverse=True)] == sorted(rows)[::-1]
     store.close()
+
+
+def test_readers_are_not_disturbed_by_openings(tmp_path):
+    """Each turn closes LevelDB under three threads that read and walk it."""
+    rows = {b"X" + n.to_bytes(2, "big"): os.urandom(50) for n in range(500)}
+    stop, wrong = threading.Event(), []
+
+    def read(store, reverse):
+        while not stop.is_set():
+            walk = store.scan(b"X", reverse=reverse)
+            if reverse:
+                next(walk)  # and left behind half way
+                continue
+            found = {key: value for key, value in walk if len(key) == 3}
+            one = random.choice(list(rows))
+            if found != rows or store.get(one) != rows[one]:
+                wrong.append(len(found))
+
+    with disk_of("limit", tmp_path) as disk:
+        store = open_store(disk.path / "db")
+        store.write_batch(list(rows.items()), sync=True)
+        readers = [
+            threading.Thread(target=read, args=(store, reverse))
+            for reverse in (False, False, True)
+        ]
+        for reader in readers:
+            reader.start()
+        for turn in range(5):
+            disk.fill()
+            with pytest.raises(DiskFull):
+                store.write_batch([(b"Xmore", bytes(60_000))], sync=True)
+            disk.free()
+            store.write_batch([(b"Xturn", bytes([turn]))], sync=True)
+        stop.set()
+        for reader in readers:
+            reader.join()
+        assert wrong == [] and store._openings == 6
+        store.close()
 
 
 def test_a_database_that_closes_while_the_disk_is_full_opens_again(disk):
