@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,9 +110,10 @@ def heal(net: Network) -> None:
     for place, node in enumerate(net.nodes):
         for other in net.nodes[3:] if place < 3 else net.nodes[:3]:
             node.call("peer.unban", peer_id=other.peer_id)
-    for node in net.nodes[:3]:
-        for other in net.nodes[3:]:
-            node.call("peer.connect", address=other.address)
+    pairs = [(one, other) for one in net.nodes[:3] for other in net.nodes[3:]]
+    with ThreadPoolExecutor(len(pairs)) as together:
+        for one, other in pairs:
+            together.submit(one.call, "peer.connect", address=other.address)
 
 
 def sent(node: Daemon) -> int:
