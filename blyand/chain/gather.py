@@ -20,6 +20,7 @@ from blyand.chain.intake import Intake
 from blyand.chain.pool import Pool
 from blyand.chain.swarm import Swarm
 from blyand.compute import Threads
+from blyand.errors import DiskFull
 from blyand.rules.verdict import Reject
 from blyand.store.blocks import BlockStore
 
@@ -170,7 +171,15 @@ async def take(
     sender = next(iter(batch.values()))[1]
     lost = []
     swarm.take(batch)
-    for one in await intake.submit_many(blocks, sender, is_final=is_final):
+    try:
+        admissions = await intake.submit_many(blocks, sender, is_final=is_final)
+    except DiskFull as error:
+        logger.info("%d fetched blocks are not kept: %s", len(batch), error)
+        return list(batch)
+    finally:
+        swarm.forget(batch)
+        swarm.poke()
+    for one in admissions:
         if one.error is None:
             continue
         peer = batch[one.id][1]
@@ -178,6 +187,4 @@ async def take(
         lost.append(one.id)
         if isinstance(one.error, Reject):
             swarm.refuse(peer, one.error)
-    swarm.forget(batch)
-    swarm.poke()
     return lost

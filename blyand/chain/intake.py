@@ -23,7 +23,7 @@ from blyand.chain.orphans import Arrived, Orphans
 from blyand.chain.pool import Pool
 from blyand.clock import Clock
 from blyand.compute import Threads
-from blyand.errors import Unavailable
+from blyand.errors import DiskFull, Unavailable
 from blyand.events import Broadcast
 from blyand.net.gossip import Verdict
 from blyand.net.identity import peer_id_of
@@ -226,7 +226,10 @@ class Intake:
                 self._queued[one.peer] -= 1
                 if not self._queued[one.peer]:
                     del self._queued[one.peer]
-            self._blame_authors(group, await self._admit(group))
+            try:
+                self._blame_authors(group, await self._admit(group))
+            except DiskFull as error:  # they come again by sync
+                logger.info("%d blocks are not kept: %s", len(group), error)
 
     def _blame_authors(
         self, group: Iterable[Arrived], errors: dict[bytes, Refusal]
