@@ -65,6 +65,6 @@ class Header:
         return _id(self)
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=2048)
 def _id(header: Header) -> bytes:
     return digest(Domain.BLOCK, encode(header))

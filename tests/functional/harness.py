@@ -165,7 +165,8 @@ class Network:
         if any(
             told["state"] in ("off", "finished") or not told["run"] for told in joined
         ):
-            started = self.nodes[0].call("train.start", preset="tiny", **settings)
+            asked = {"preset": "tiny", "dataset": "corpus", **settings}
+            started = self.nodes[0].call("train.start", **asked)
         else:
             started = self.nodes[0].call("train.start")
         for node in self.nodes[1:]:
