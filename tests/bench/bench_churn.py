@@ -29,7 +29,7 @@ from blyand.net.gossip import Verdict
 from blyand.net.host import Host, HostSettings, open_host
 from blyand.protocols.hello import Greeter
 from tests.functional.harness import Daemon, Network, network, wait_for
-from tests.functional.test_churn import publish
+from tests.functional.test_churn import HELD, publish
 
 MINUTES = 10.0
 DAEMONS, LIGHT = 6, 24
@@ -185,7 +185,7 @@ def rest(net: Network) -> dict[str, int]:
 
     def quiet() -> dict[str, int] | None:
         looks = [net[0].call("node.resources") for _ in range(8)]
-        seen = {name: min(one[name] for one in looks) for name in looks[0]}
+        seen = {name: min(one[name] for one in looks) for name in HELD}
         return seen if seen["connections"] == DAEMONS - 1 else None
 
     found: dict[str, int] = wait_for(quiet, "only the daemons are there", 60.0)
