@@ -64,6 +64,7 @@ class Pool:
         self._keys: list[Key] = []  # sorted: parents before children
         self._by_author: dict[bytes, dict[bytes, Block]] = {}
         self._bytes = 0
+        self._kept = 0  # how many of them are our own
         self._chosen: set[bytes] = set()  # by the last `ready`: about to be ordered
         self._dropped: list[bytes] = []
 
@@ -112,7 +113,9 @@ class Pool:
         insort(self._keys, pending.key)
         self._by_author.setdefault(block.header.author, {})[id] = block
         self._bytes += pending.bytes
-        if len(self._pending) > MAX_BLOCKS or self._bytes > MAX_BYTES:
+        self._kept += keep
+        is_full = len(self._pending) > MAX_BLOCKS or self._bytes > MAX_BYTES
+        if is_full and self._kept < len(self._pending):
             self.drop(self._oldest())
 
     def remove(self, id: bytes) -> None:
@@ -127,6 +130,7 @@ class Pool:
         if not self._by_author[author]:
             del self._by_author[author]
         self._bytes -= pending.bytes
+        self._kept -= pending.keep
 
     def drop(self, ids: Iterable[bytes]) -> None:
         """Give up blocks and, as they can never be ordered without them, their children.

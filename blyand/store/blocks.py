@@ -89,7 +89,9 @@ class BlockStore:
             writes += naming(key, block.header.kind, block.payload)
         return writes
 
-    def put_many(self, verified: Sequence[Verified], arrival: Arrival = OWN) -> None:
+    def put_many(
+        self, verified: Sequence[Verified], arrival: Arrival | None = OWN
+    ) -> None:
         """Store those that are not here as one batch, durable on return."""
         fresh = [one for one in verified if not self.has(one.id)]
         self._store.write_batch(self.batch(fresh, arrival), sync=True)

@@ -87,7 +87,7 @@ def fill(folder: Path, blocks: Sequence[Block], known: Sequence[Block] = ()) -> 
     for start in range(0, len(blocks), GROUP):
         some = blocks[start : start + GROUP]
         before = (*known[-2:], *blocks[:start][-2:])
-        stored.put_many(verified(GENESIS, *some, known=before))
+        stored.put_many(verified(GENESIS, *some, known=before), None)
     store.close()
 
 
