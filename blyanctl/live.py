@@ -83,7 +83,7 @@ def _as_progress(item: JsonObject) -> JsonObject:
     """Return one sign of a sync as progress: its details go where the count stands."""
     parts = [
         f"checkpoint {item['checkpoint']} of {item['known']}",
-        f"{item['blocks']:,} blocks, {size(item['block_bytes'])}",
+        f"{item['blocks']:,} blocks, {size(item['fetched_bytes'])}",
         f"{item['blocks_per_s']:.0f} blocks/s",
         f"{item['peers']} peers",
     ]

@@ -329,7 +329,7 @@ class SyncProgress:
     checkpoint: int = arg("height of the newest checkpoint applied")
     known: int = arg("height that the network is known to have")
     blocks: int = arg("blocks fetched since the call began")
-    block_bytes: int = arg("bytes of these blocks")
+    fetched_bytes: int = arg("bytes of these blocks")
     peers: int = arg("peers connected and greeted")
     blocks_per_s: float = arg("blocks fetched a second, of late")
     left_s: float | None = arg("time that the rest may take; null while unknown")
@@ -342,7 +342,7 @@ class Synced:
     checkpoint: int = arg("height of the newest checkpoint applied")
     checkpoints: int = arg("checkpoints applied since the call began")
     blocks: int = arg("blocks fetched since the call began")
-    block_bytes: int = arg("bytes of these blocks")
+    fetched_bytes: int = arg("bytes of these blocks")
     peers: int = arg("peers connected and greeted")
     seconds: float = arg("how long it took")
 

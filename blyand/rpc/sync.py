@@ -91,7 +91,7 @@ class Watch:
             checkpoint=height,
             known=known,
             blocks=blocks,
-            block_bytes=self._follower.swarm.bytes - self._bytes,
+            fetched_bytes=self._follower.swarm.bytes - self._bytes,
             peers=self._peers(),
             blocks_per_s=blocks_per_s,
             left_s=left / checkpoints_per_s if checkpoints_per_s > 0 else None,
@@ -111,7 +111,7 @@ class Watch:
             checkpoint=height,
             checkpoints=height - self._height,
             blocks=swarm.blocks - self._blocks,
-            block_bytes=swarm.bytes - self._bytes,
+            fetched_bytes=swarm.bytes - self._bytes,
             peers=self._peers(),
             seconds=trio.current_time() - self._began_s,
         )

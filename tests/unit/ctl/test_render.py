@@ -123,7 +123,7 @@ def test_a_sync_shows_checkpoints_and_what_they_bring() -> None:
         "checkpoint": 120,
         "known": 480,
         "blocks": 12_034,
-        "block_bytes": 4 << 20,
+        "fetched_bytes": 4 << 20,
         "peers": 3,
         "blocks_per_s": 2034.4,
         "left_s": 75.0,
