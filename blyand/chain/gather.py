@@ -27,7 +27,7 @@ from blyand.store.blocks import BlockStore
 logger = logging.getLogger(__name__)
 
 WINDOW_BLOCKS = 4096  # fetched ahead of the newest applied checkpoint, well below
-WINDOW_BYTES = 48 * MIB  # what the pool of pending blocks holds
+WINDOW_BYTES = 48 * MIB  # while unordered blocks take more, none are fetched ahead
 BATCH = 256  # taken in at once
 IDLE_S = 1.0
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
@@ -36,6 +36,7 @@ SHUN_S = 60.0  # a peer that shows blocks and gives none is left alone
 BEHIND_S = 20.0  # so is one that has not ordered what we have
 UNUSABLE_S = 30.0  # a block that could not be used is left alone
 MAX_UNUSABLE = 8192
+LOOKED_AT_ONCE = 128  # ids in one turn of the loop: about a millisecond
 
 
 class Levelling:
@@ -118,7 +119,7 @@ class Levelling:
         with trio.move_on_after(FETCH_S):
             await self._bring(wanted, came)
         self._swarm.forget(wanted, among_holders=True)
-        absent = [id for id in wanted if not self._blocks.has(id)]
+        absent = await self._absent(wanted)
         self._set_aside(absent)
         if len(absent) == len(wanted) and not came:
             self._turns[peer] = trio.current_time() + SHUN_S
@@ -144,12 +145,22 @@ class Levelling:
         if compared is None:
             return None
         found = dict.fromkeys(compared.found)
-        new = [id for id in found if not self._blocks.has(id)]
+        new = await self._absent(found)
         now = trio.current_time()
         if len(found) - len(new) > max(SPREAD_AT, len(new)):
             # It has yet to see what was ordered; comparing tells little until then.
             self._turns[peer] = now + BEHIND_S
         return [id for id in new if self._unusable.get(id, 0.0) <= now]
+
+    async def _absent(self, ids: Iterable[bytes]) -> list[bytes]:
+        """Return the ids of blocks that are not here; others have turns meanwhile."""
+        absent = []
+        for count, id in enumerate(ids):
+            if count % LOOKED_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+            if not self._blocks.has(id):
+                absent.append(id)
+        return absent
 
     async def _spread(self, wanted: list[bytes], first: str) -> dict[str, list[bytes]]:
         """Return which other peers seem to have the wanted blocks, to share the load.
