@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,7 +28,7 @@ from blyand.store import retained as retained_module
 from blyand.store.memory import MemoryStore
 from blyand.store.pins import PinKind
 from blyand.store.retained import naming
-from blyand.store.schema import GONE, GONE_SLOT, META_NAMED, NAMED
+from blyand.store.schema import GONE, GONE_SLOT, META_GONE, META_NAMED, NAMED
 from blyand.training.proof import Proof
 from tests.sim.network import InlineLane
 from tests.unit.daemon.chain_world import beat, dataset, replace
@@ -332,6 +334,29 @@ def test_only_so_many_removed_blobs_are_remembered(world: Kept, monkeypatch):
     for root in roots[:3]:
         world.retained.removed([root], 7)
     assert world.retained.gone_since(roots[8]) == 6
+
+
+def test_two_who_remove_at_once_take_two_places(world: Kept, monkeypatch):
+    read, here = world.store.get, threading.Barrier(2)
+
+    def slowly(key):
+        value = read(key)
+        if key == META_GONE:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                here.wait(0.2)  # both have read how many there are, if they may
+        return value
+
+    monkeypatch.setattr(world.store, "get", slowly)
+    roots = [bytes([n]) * 32 for n in range(2)]
+    threads = [
+        threading.Thread(target=world.retained.removed, args=([root], 5))
+        for root in roots
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {root for _, root in world.store.scan(GONE_SLOT)} == set(roots)
 
 
 def test_execution_that_begins_anew_is_judged_anew(world: Kept):

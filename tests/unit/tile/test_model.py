@@ -14,7 +14,13 @@ from blyan_proto.block.model import Architecture, QueryKeyNorm
 from blyan_proto.errors import LimitExceeded
 from blyan_tile.create import architecture_of, initial_parameters
 from blyan_tile.model.attention import attention, linear, rope_table, rotate
-from blyan_tile.model.expert import Expert, expert_forward, expert_of, shared_of
+from blyan_tile.model.expert import (
+    Expert,
+    expert_forward,
+    expert_of,
+    shared_of,
+    silu,
+)
 from blyan_tile.model.mixture import mixture
 from blyan_tile.model.router import choose
 from blyan_tile.model.sampling import Sampling, choose_token
@@ -237,6 +243,26 @@ def test_nothing_runs_beyond_the_context() -> None:
         list(generate_local(parameters, TINY, [1] * (TINY.context + 1), 1))
     full = list(generate_local(parameters, TINY, [1] * (TINY.context - 2), 9))
     assert len(full) == 2
+
+
+@pytest.mark.parametrize("width", [3, 12, 48, 384])
+@pytest.mark.parametrize("rows", [1, 2, 7, 64, 800])
+def test_an_element_of_silu_does_not_depend_on_its_place(rows, width):
+    x = 3 * torch.randn(rows, width, generator=torch.Generator().manual_seed(1))
+    alone = torch.cat([silu(row[None]) for row in x])
+    assert torch.equal(silu(x), alone)
+    assert torch.allclose(alone, F.silu(x))
+
+
+def test_an_element_of_silu_does_not_depend_on_the_threads():
+    x = 3 * torch.randn(1601, 64, generator=torch.Generator().manual_seed(1))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)  # whose shares would end inside a vector
+        shared = silu(x)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(shared, torch.cat([silu(row[None]) for row in x]))
 
 
 def test_the_mixture_has_the_gradients_of_its_formula() -> None:
