@@ -151,9 +151,9 @@ def test_a_liar_costs_a_bounded_time_and_memory(lie):
     walk, rounds, found = Comparison(IdSet(ids("ours", 1000))), 0, 0
     while request := walk.request():
         rounds += 1
+        assert rounds <= MAX_ROUNDS
         found += len(walk.answer(lie(request)))
         assert len(walk._open) <= reconcile.MAX_OPEN
-    assert rounds <= MAX_ROUNDS
     assert found <= reconcile.MAX_FOUND + MAX_LISTED
 
 
