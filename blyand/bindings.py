@@ -10,9 +10,9 @@ from blyan_proto.rpc.methods import all_methods
 from blyan_tile.corpus import Archive, joined
 from blyand.compute import Worker
 from blyand.foundation import Base
-from blyand.ledger import Ledger
 from blyand.parts import Models
 from blyand.protocols.fetch import Fetcher
+from blyand.replica import Replica
 from blyand.rpc import (
     backup,
     chain,
@@ -45,7 +45,7 @@ from blyand.upkeep import Upkeep
 
 def bind_all(
     base: Base,
-    ledger: Ledger,
+    replica: Replica,
     models: Models,
     fetcher: Fetcher,
     importer: Worker,
@@ -57,10 +57,10 @@ def bind_all(
     """Return the answers of one node."""
     answers = Answers(all_methods())
     stores = base.stores
-    ordering = Ordering(ledger.machine, stores.blocks, base.events)
-    holders = Holders(ledger.machine, models.holder, base.key.account)
+    ordering = Ordering(replica.machine, stores.blocks, base.events)
+    holders = Holders(replica.machine, models.holder, base.key.account)
     publishing = Publishing(
-        make=ledger.author.make,
+        make=replica.author.make,
         worker=importer,
         blobs=stores.blobs,
         lane=base.disk_lane,
@@ -69,7 +69,7 @@ def bind_all(
     latency_ms = models.serving.routes.latency_ms
 
     async def held_out(name: str | None) -> tuple[str, np.ndarray]:
-        record = dataset_called(ledger.view, name)
+        record = dataset_called(replica.view, name)
         await fetcher.get(record.dataset.blob)
         raw = stores.blobs.open_array(record.dataset.blob)
         archive = await base.disk_lane.run(Archive, raw)
@@ -84,14 +84,14 @@ def bind_all(
         config=base.config,
         host=base.host,
         standing=node.Standing(
-            machine=ledger.machine,
-            follower=ledger.follower,
-            pool=ledger.pool,
+            machine=replica.machine,
+            follower=replica.follower,
+            pool=replica.pool,
             meeting=base.meeting,
             holder=models.holder,
             learner=models.learner if learns else None,
             warnings=lambda: [
-                *_troubles(base, ledger),
+                *_troubles(base, replica),
                 *stores.warnings,
                 *base.alarms.values(),
             ],
@@ -105,7 +105,7 @@ def bind_all(
     pin.bind(
         answers,
         pins=stores.pins,
-        view=lambda: ledger.view,
+        view=lambda: replica.view,
         blocks=stores.blocks,
         blobs=stores.blobs,
         fetch=fetcher.get,
@@ -118,7 +118,7 @@ def bind_all(
         home=base.home,
         database=stores.database,
         blobs=stores.blobs,
-        height=lambda: ledger.machine.clock.height,
+        height=lambda: replica.machine.clock.height,
         lane=base.disk_lane,
     )
     net.bind(
@@ -131,14 +131,14 @@ def bind_all(
             known_peers=lambda: len(base.book.peers()),
             calls=base.calls.in_flight,
             gauges=lambda: {
-                "blyan_pending_blocks": len(ledger.pool),
-                "blyan_arrived_blocks": ledger.intake.waiting,
-                "blyan_orphan_blocks": ledger.intake.orphans,
+                "blyan_pending_blocks": len(replica.pool),
+                "blyan_arrived_blocks": replica.intake.waiting,
+                "blyan_orphan_blocks": replica.intake.orphans,
                 "blyan_waiting_writes": stores.commit.waiting,
                 "blyan_wanted_blobs": fetcher.wanted,
                 "blyan_fetched_blobs": fetcher.under_way,
-                "blyan_checkpoints_behind": ledger.follower.behind,
-                "blyan_finalised_height": ledger.machine.clock.height,
+                "blyan_checkpoints_behind": replica.follower.behind,
+                "blyan_finalised_height": replica.machine.clock.height,
             },
             bans=lambda: [
                 (
@@ -154,29 +154,29 @@ def bind_all(
         answers,
         host=base.host,
         meeting=base.meeting,
-        view=lambda: ledger.view,
+        view=lambda: replica.view,
         latency_ms=latency_ms,
         clock=base.clock,
     )
     tally = Tally(stores.blocks, stores.checkpoints)
-    chains = chain.Ledger(stores.blocks, stores.checkpoints, ledger.pool)
+    chains = chain.ChainView(stores.blocks, stores.checkpoints, replica.pool)
     chain.bind(
         answers,
-        machine=ledger.machine,
-        ledger=chains,
+        machine=replica.machine,
+        seen=chains,
         tally=tally,
         lane=base.disk_lane,
     )
     sync.bind(
         answers,
-        machine=ledger.machine,
-        follower=ledger.follower,
+        machine=replica.machine,
+        follower=replica.follower,
         peers=lambda: len(base.meeting.peers),
     )
     explorer.bind(
         answers,
-        machine=ledger.machine,
-        ledger=chains,
+        machine=replica.machine,
+        seen=chains,
         tally=tally,
         blobs=stores.blobs,
         state_entries=lambda: len(stores.state),
@@ -185,10 +185,10 @@ def bind_all(
     verify.bind(
         answers,
         genesis=base.genesis,
-        ledger=chains,
+        seen=chains,
         blobs=stores.blobs,
         state_root=stores.checkpoints.stored_state_root,
-        has_holes=lambda: ledger.mender.has_holes,
+        has_holes=lambda: replica.mender.has_holes,
         lane=base.disk_lane,
     )
     expert.bind(answers, holders=holders, latency_ms=latency_ms)
@@ -209,7 +209,7 @@ def bind_all(
         proof=Proof(
             stores.blocks,
             stores.blobs,
-            lambda: ledger.view,
+            lambda: replica.view,
             fetcher.get,
             base.tile_lane,
         ),
@@ -218,7 +218,7 @@ def bind_all(
         answers,
         models.serving.generation,
         models.serving.evaluation,
-        lambda name: model_called(ledger.view, name),
+        lambda name: model_called(replica.view, name),
         held_out,
         checkpoint_id,
     )
@@ -227,11 +227,11 @@ def bind_all(
         answers,
         account=base.key.account,
         ordering=ordering,
-        make=ledger.author.make,
+        make=replica.author.make,
         holder=models.holder,
         learner=learner,
         watching=Watching(
-            view=lambda: ledger.view,
+            view=lambda: replica.view,
             journal=models.journal,
             lane=base.disk_lane,
             peers=lambda: len(base.meeting.peers),
@@ -242,13 +242,13 @@ def bind_all(
     return answers
 
 
-def _troubles(base: Base, ledger: Ledger) -> Iterator[str]:
+def _troubles(base: Base, replica: Replica) -> Iterator[str]:
     """Yield what the operator should know of the disk, as it is now."""
     if base.stores.database.full:
         yield f"{base.stores.database.full}: nothing new is stored until there is"
-    if ledger.mender.missing:
+    if replica.mender.missing:
         yield (
-            f"{ledger.mender.missing} were lost with a damaged database; peers are asked "
+            f"{replica.mender.missing} were lost with a damaged database; peers are asked "
             "for them"
         )
     lost = len(base.stores.blobs.lost)

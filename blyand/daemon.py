@@ -39,7 +39,6 @@ from blyand.foundation import Base
 from blyand.home import Home, read_or_none, replace_file
 from blyand.initialise import hardware, role_bits
 from blyand.joining import build_directory, holdings
-from blyand.ledger import Ledger, build_ledger
 from blyand.metrics import Metrics
 from blyand.net.calls import open_calls
 from blyand.net.dialer import WANTED_PEERS, Dialer
@@ -55,6 +54,7 @@ from blyand.protocols import expert as expert_ends
 from blyand.protocols.hello import Greeter
 from blyand.protocols.meeting import Meeting
 from blyand.protocols.reach import open_reach
+from blyand.replica import Replica, build_replica
 from blyand.rpc.server import serve
 from blyand.rules.net.relay import RelayLimits
 from blyand.rules.records import MODELS
@@ -169,22 +169,22 @@ async def run(home: Home, config: Config) -> None:
             )
             settling.begin(base)
             fetcher = build_fetcher(base)
-            ledger = build_ledger(base)
+            replica = build_replica(base)
             models = build_models(
-                base, ledger, fetcher, expert_ends.Client(calls), trainer
+                base, replica, fetcher, expert_ends.Client(calls), trainer
             )
-            upkeep = build_upkeep(base, ledger, models, fetcher, _roles(base))
+            upkeep = build_upkeep(base, replica, models, fetcher, _roles(base))
             stop = trio.Event()
             serve_streams(
                 base,
-                ledger,
+                replica,
                 models,
                 serves_experts=bool(_roles(base) & Role.SERVE),
             )
             learns = bool(config.training.enabled and _roles(base) & Role.LEARN)
             answers = bind_all(
                 base,
-                ledger,
+                replica,
                 models,
                 fetcher,
                 importer,
@@ -199,36 +199,36 @@ async def run(home: Home, config: Config) -> None:
                 Service("meeting", base.meeting.run),
                 Service("reach", reach.run),
                 Service("relaying", relaying.run),
-                Service("intake", ledger.intake.run),
-                Service("follower", ledger.follower.run),
-                Service("mender", ledger.mender.run),
-                Service("settling", functools.partial(settling.settle, base, ledger)),
-                Service("author", ledger.author.run),
+                Service("intake", replica.intake.run),
+                Service("follower", replica.follower.run),
+                Service("mender", replica.mender.run),
+                Service("settling", functools.partial(settling.settle, base, replica)),
+                Service("author", replica.author.run),
                 Service("fetcher", fetcher.run),
                 Service("holder", models.holder.run),
                 Service("serving", models.serving.run),
                 Service("primary", settling.once_settled(base, models.primary.run)),
                 Service("journal", models.journal.run),
                 Service("retention", upkeep.retention.run),
-                Service("member", _member(base, ledger, models).run),
+                Service("member", _member(base, replica, models).run),
             ]
             if _is_sequencer(base):
-                sequencer = build_sequencer(base, ledger, fetcher)
-                adopter = Adopter(lambda: ledger.view, ledger.author.make, events)
+                sequencer = build_sequencer(base, replica, fetcher)
+                adopter = Adopter(lambda: replica.view, replica.author.make, events)
                 services.append(
                     Service("sequencer", settling.once_settled(base, sequencer.run))
                 )
                 services.append(Service("adopter", adopter.run))
             if learns:
                 custody = Custody(
-                    lambda: ledger.view,
+                    lambda: replica.view,
                     stores.blobs.has,
-                    wanting(ledger, fetcher),
+                    wanting(replica, fetcher),
                     events,
                 )
                 services.append(Service("custody", custody.run))
                 services.append(Service("learner", models.learner.run))
-            base.directory.holdings = functools.partial(holdings, base, ledger, models)
+            base.directory.holdings = functools.partial(holdings, base, replica, models)
             services.append(Service("directory", base.directory.run))
             if config.net.mdns:
                 local = LocalNetwork(
@@ -247,27 +247,27 @@ async def run(home: Home, config: Config) -> None:
             services.append(
                 Service("rpc", functools.partial(serve, _socket(base), answers))
             )
-            await _run_services(base, ledger, models, services, stop)
+            await _run_services(base, replica, models, services, stop)
 
 
 async def _run_services(
     base: Base,
-    ledger: Ledger,
+    replica: Replica,
     models: Models,
     services: list[Service],
     stop: trio.Event,
 ) -> None:
     greeter = Greeter(
         base.key,
-        lambda: _greeting(base, ledger, models),
+        lambda: _greeting(base, replica, models),
         base.meeting.known_peers,
         base.meeting.met,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch_signals, stop)
-        base.meeting.start(greeter, functools.partial(_heard, base, ledger))
-        await base.host.gossip.listen(topics.BLOCK, ledger.intake.gossip_check)
-        await base.host.gossip.listen(topics.CHECKPOINT, ledger.follower.gossip_check)
+        base.meeting.start(greeter, functools.partial(_heard, base, replica))
+        await base.host.gossip.listen(topics.BLOCK, replica.intake.gossip_check)
+        await base.host.gossip.listen(topics.CHECKPOINT, replica.follower.gossip_check)
         await nursery.start(supervise, services)
         logger.info("ready on %s", ", ".join(base.host.addresses))
         await stop.wait()
@@ -297,7 +297,7 @@ def _socket(base: Base) -> Path:
     return Path(chosen) if chosen else base.home.socket
 
 
-def _member(base: Base, ledger: Ledger, models: Models) -> Member:
+def _member(base: Base, replica: Replica, models: Models) -> Member:
     tail = BeaconChain(base.key.secret).tail if _is_sequencer(base) else None
     return Member(
         base.key.account,
@@ -309,16 +309,16 @@ def _member(base: Base, ledger: Ledger, models: Models) -> Member:
             tail,
         ),
         base.genesis,
-        lambda: ledger.view,
+        lambda: replica.view,
         models.holder.held,
-        ledger.author.make,
-        lambda: ledger.follower.behind <= 1,
+        replica.author.make,
+        lambda: replica.follower.behind <= 1,
         base.events,
     )
 
 
-def _greeting(base: Base, ledger: Ledger, models: Models) -> Greeting:
-    whole = [m for m in MODELS.scan(ledger.view) if m.weights == m.groups]
+def _greeting(base: Base, replica: Replica, models: Models) -> Greeting:
+    whole = [m for m in MODELS.scan(replica.view) if m.weights == m.groups]
     record = max(whole, key=lambda m: m.adopted_height, default=None)
     held = models.holder.held(record.id) if record else frozenset()
     return Greeting(
@@ -329,16 +329,16 @@ def _greeting(base: Base, ledger: Ledger, models: Models) -> Greeting:
         addresses=base.host.addresses[:MAX_ADDRESSES],
         model=record.id if record else None,
         held=bitmap(held, record.groups) if record else b"",
-        finalised=ledger.machine.clock.height,
-        checkpoint=ledger.machine.last_id,
+        finalised=replica.machine.clock.height,
+        checkpoint=replica.machine.last_id,
     )
 
 
-def _heard(base: Base, ledger: Ledger, peer: str, greeting: Greeting) -> None:
+def _heard(base: Base, replica: Replica, peer: str, greeting: Greeting) -> None:
     """Catch up with a peer that is further; alarm when it has another history."""
     base.reach.met(peer)
     height = greeting.finalised
-    ledger.follower.peer_is_at(peer, height)
+    replica.follower.peer_is_at(peer, height)
     final = base.stores.checkpoints.at(height)
     if final is not None and final.checkpoint.id != greeting.checkpoint:
         base.alarms[height] = (

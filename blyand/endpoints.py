@@ -9,7 +9,6 @@ from blyan_proto.protocols import expert as expert_proto
 from blyan_proto.protocols import providers as providers_proto
 from blyan_proto.protocols import sync as sync_proto
 from blyand.foundation import Base
-from blyand.ledger import Ledger
 from blyand.parts import Models, build_uploads
 from blyand.protocols import blobs as blobs_ends
 from blyand.protocols import blocks as blocks_ends
@@ -17,21 +16,22 @@ from blyand.protocols import delta as delta_ends
 from blyand.protocols import expert as expert_ends
 from blyand.protocols import providers as providers_ends
 from blyand.protocols import sync as sync_ends
+from blyand.replica import Replica
 
 
 def serve_streams(
-    base: Base, ledger: Ledger, models: Models, *, serves_experts: bool
+    base: Base, replica: Replica, models: Models, *, serves_experts: bool
 ) -> None:
     """Answer what peers ask on streams, from now on."""
     host, stores = base.host, base.stores
     host.handle(
         blocks_proto.PROTOCOL_ID,
-        blocks_ends.serve(stores.blocks.get, ledger.pool.ids, base.disk_lane),
+        blocks_ends.serve(stores.blocks.get, replica.pool.ids, base.disk_lane),
         deadline_s=blocks_proto.DEADLINE_S,
     )
     host.handle(
         sync_proto.PROTOCOL_ID,
-        sync_ends.serve(lambda: ledger.machine.clock.height, stores.checkpoints.range),
+        sync_ends.serve(lambda: replica.machine.clock.height, stores.checkpoints.range),
         deadline_s=sync_proto.DEADLINE_S,
     )
     host.handle(

@@ -7,7 +7,6 @@ from random import Random
 
 from blyan_proto.protocols.providers import expert_key
 from blyand.foundation import Base
-from blyand.ledger import Ledger
 from blyand.net.dht import Directory, Remote
 from blyand.net.dialer import WANTED_PEERS, Dialer
 from blyand.net.host import Host
@@ -15,6 +14,7 @@ from blyand.net.peers import PeerBook
 from blyand.parts import Models
 from blyand.protocols.meeting import Meeting
 from blyand.protocols.providers import Client
+from blyand.replica import Replica
 from blyand.rules.records import MODELS
 
 
@@ -41,9 +41,9 @@ def build_directory(
     return Directory(host.peer_id, network, book, remote, Random())
 
 
-def holdings(base: Base, ledger: Ledger, models: Models) -> Iterator[bytes]:
+def holdings(base: Base, replica: Replica, models: Models) -> Iterator[bytes]:
     """Yield the keys of what this node has: durable blobs, and groups of models."""
     yield from base.stores.blobs.roots(durable=True)
-    for record in MODELS.scan(ledger.view):
+    for record in MODELS.scan(replica.view):
         for group in models.holder.held(record.id):
             yield expert_key(record.id, group)

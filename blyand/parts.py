@@ -21,13 +21,13 @@ from blyand.events import BlockStored
 from blyand.finality.beacon import BeaconChain
 from blyand.finality.sequencer import Availability, Chain, Sequencer
 from blyand.foundation import Base
-from blyand.ledger import Ledger
 from blyand.net.identity import peer_id_of
 from blyand.protocols import blobs as blobs_ends
 from blyand.protocols import delta as delta_ends
 from blyand.protocols.expert import Client as ExpertClient
 from blyand.protocols.fetch import Fetcher
 from blyand.protocols.uploads import Uploads
+from blyand.replica import Replica
 from blyand.rules.net.uploads import UploadLimits
 from blyand.rules.records import NODES
 from blyand.rules.view import View
@@ -77,7 +77,7 @@ def build_uploads(base: Base) -> Uploads:
 
 def build_models(
     base: Base,
-    ledger: Ledger,
+    replica: Replica,
     fetcher: Fetcher,
     experts: ExpertClient,
     trainer: Worker,
@@ -85,7 +85,7 @@ def build_models(
     """Return everything that works with weights."""
 
     def view() -> View:
-        return ledger.view
+        return replica.view
 
     stores = base.stores
     holder = Holder(
@@ -93,17 +93,17 @@ def build_models(
         Blocks(
             view,
             stores.blocks.get,
-            lambda: iter(ledger.pool),
-            ledger.pool.__contains__,
-            ledger.author.abandon,
+            lambda: iter(replica.pool),
+            replica.pool.__contains__,
+            replica.author.abandon,
         ),
         stores.blobs,
         fetcher,
         base.tile_lane,
         base.events,
-        ledger.peer_of,
+        replica.peer_of,
     )
-    serving = _serving(base, ledger, holder, experts)
+    serving = _serving(base, replica, holder, experts)
     journal = Journal(
         view,
         base.host.traffic,
@@ -122,13 +122,13 @@ def build_models(
         stores.blobs,
         base.tile_lane,
         stores.intents,
-        ledger.author.make,
+        replica.author.make,
         base.events,
     )
     reach = Reach(
         push=delta_ends.Client(base.host).push,
         take=primary.take,
-        peer_of=ledger.peer_of,
+        peer_of=replica.peer_of,
         is_connected=lambda peer: peer in base.meeting.peers,
     )
     learner = Learner(
@@ -150,14 +150,14 @@ def build_models(
 
 
 def _serving(
-    base: Base, ledger: Ledger, holder: Holder, experts: ExpertClient
+    base: Base, replica: Replica, holder: Holder, experts: ExpertClient
 ) -> Serving:
     @functools.lru_cache(maxsize=8)
     def heartbeats(checkpoint: bytes) -> list[tuple[str, bytes | None, frozenset[int]]]:
         """Peer, model and groups of every node, decoded once per checkpoint."""
         return [
             (peer_id_of(node.key), node.model, members(node.held))
-            for node in NODES.scan(ledger.view)
+            for node in NODES.scan(replica.view)
         ]
 
     def holders(model: bytes, group: int) -> Iterable[str]:
@@ -168,7 +168,7 @@ def _serving(
         connected = base.meeting.peers
         found = [
             peer
-            for peer, follows, held in heartbeats(ledger.machine.last_id)
+            for peer, follows, held in heartbeats(replica.machine.last_id)
             if peer in connected and follows == model and group in held
         ]
         if not found:
@@ -184,7 +184,7 @@ def _serving(
     config = base.config
     return Serving(
         base.host.peer_id,
-        lambda: ledger.view,
+        lambda: replica.view,
         base.stores.blobs,
         base.infer_lane,
         experts,
@@ -201,19 +201,19 @@ def _serving(
     )
 
 
-def wanting(ledger: Ledger, fetcher: Fetcher) -> Callable[[bytes, bytes], None]:
+def wanting(replica: Replica, fetcher: Fetcher) -> Callable[[bytes, bytes], None]:
     """Return what asks for a blob in the background, from an account's node first."""
 
     def want(blob: bytes, account: bytes) -> None:
-        peer = ledger.peer_of(account)
+        peer = replica.peer_of(account)
         fetcher.want(blob, [peer] if peer else [])
 
     return want
 
 
-def build_sequencer(base: Base, ledger: Ledger, fetcher: Fetcher) -> Sequencer:
+def build_sequencer(base: Base, replica: Replica, fetcher: Fetcher) -> Sequencer:
     """Return the service that orders blocks, for the node that the genesis names."""
-    stores, pool = base.stores, ledger.pool
+    stores, pool = base.stores, replica.pool
 
     def is_ordered(id: bytes) -> bool:
         return stores.blocks.outcome(id) is not None
@@ -224,7 +224,7 @@ def build_sequencer(base: Base, ledger: Ledger, fetcher: Fetcher) -> Sequencer:
                 await facts.receive()
 
     async def apply(final: FinalCheckpoint, blocks: list[Block]) -> None:
-        await ledger.machine.apply(final, blocks)
+        await replica.machine.apply(final, blocks)
         for block in blocks:
             pool.remove(block.id)
 
@@ -232,14 +232,14 @@ def build_sequencer(base: Base, ledger: Ledger, fetcher: Fetcher) -> Sequencer:
         base.genesis,
         base.key,
         Chain(
-            clock=lambda: ledger.machine.clock,
+            clock=lambda: replica.machine.clock,
             ready=functools.partial(pool.ready, is_ordered),
-            preview=ledger.machine.preview,
+            preview=replica.machine.preview,
             apply=apply,
             drop=pool.remove,
             changed=changed,
         ),
-        Availability(blobs_of, stores.blobs.has, wanting(ledger, fetcher)),
+        Availability(blobs_of, stores.blobs.has, wanting(replica, fetcher)),
         stores.intents,
         base.clock,
         functools.partial(base.host.gossip.publish, topics.CHECKPOINT),

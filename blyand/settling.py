@@ -13,7 +13,7 @@ import trio
 
 from blyand.errors import DiskFull
 from blyand.foundation import Base
-from blyand.ledger import Ledger
+from blyand.replica import Replica
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +34,14 @@ def begin(base: Base) -> None:
 
 async def settle(
     base: Base,
-    ledger: Ledger,
+    replica: Replica,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Learn from the peers what this node signed before its records were lost (DEC-A9)."""
     task_status.started()
     if not base.settled.is_set():
-        await ledger.follower.level()
+        await replica.follower.level()
         intents, account = base.stores.intents, base.key.account
         known = base.stores.blocks.highest_sequence(account)
         while True:

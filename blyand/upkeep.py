@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from blyan_proto.types import Role
 from blyand.compute import Threads
 from blyand.foundation import Base
-from blyand.ledger import Ledger
 from blyand.parts import Models, wanting
 from blyand.protocols.fetch import Fetcher
+from blyand.replica import Replica
 from blyand.retention.duty import Duty
 from blyand.retention.pruner import Disk, Pruner
 from blyand.retention.service import Retention
@@ -25,7 +25,7 @@ class Upkeep:
 
 
 def build_upkeep(
-    base: Base, ledger: Ledger, models: Models, fetcher: Fetcher, roles: int
+    base: Base, replica: Replica, models: Models, fetcher: Fetcher, roles: int
 ) -> Upkeep:
     """Return the retention of one node; the disk budget learns what it may remove."""
     stores, span_ms = base.stores, base.genesis.parameters.retention_span_ms
@@ -35,7 +35,7 @@ def build_upkeep(
             return {}  # nobody asks
         return {
             record.id: models.holder.desired(record) | models.holder.held(record.id)
-            for record in MODELS.scan(ledger.view)
+            for record in MODELS.scan(replica.view)
             if record.weights == record.groups
         }
 
@@ -54,7 +54,7 @@ def build_upkeep(
             stores.retained,
             stores.pins,
         ),
-        lambda: ledger.view,
+        lambda: replica.view,
         span_ms,
         models.holder.uses,
     )
@@ -62,11 +62,11 @@ def build_upkeep(
         pruner,
         duty,
         stores.blobs,
-        lambda: ledger.view,
+        lambda: replica.view,
         base.events,
         Threads("retention", 1),
         span_ms,
-        wanting(ledger, fetcher) if roles & Role.ARCHIVE else None,
+        wanting(replica, fetcher) if roles & Role.ARCHIVE else None,
     )
     stores.budget.make_room = retention.make_room
     stores.budget.is_ours = duty.is_ours

@@ -32,7 +32,7 @@ LEVELS = {
             "foundation",
             "bindings",
             "endpoints",
-            "ledger",
+            "replica",
             "parts",
             "settling",
             "stores",

@@ -1,4 +1,4 @@
-"""The ledger: tips, blocks, checkpoints."""
+"""The chain: tips, blocks, checkpoints."""
 
 from __future__ import annotations
 

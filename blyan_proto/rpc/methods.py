@@ -14,7 +14,7 @@ NOUNS = {
     "node": "this node: is it well, how is it set, what does it transfer, stop",
     "net": "how this node is connected, and what goes over it",
     "peer": "who is connected, and connect to one more",
-    "chain": "the ledger: tips, blocks, checkpoints",
+    "chain": "the chain: tips, blocks, checkpoints",
     "expert": "which experts there are, who holds them, at which versions",
     "model": "create a model, list them, show one",
     "data": "add a dataset, list them, show one",

@@ -1,4 +1,4 @@
-"""Answers about the ledger: tips, blocks, checkpoints."""
+"""Answers about the chain: tips, blocks, checkpoints."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NO_ID = bytes(32)  # the parent of the genesis
 
 
 @dataclass(frozen=True)
-class Ledger:
+class ChainView:
     """What is on disk of the chains, and what waits."""
 
     blocks: BlockStore
@@ -43,7 +43,7 @@ def bind(
     answers: Answers,
     *,
     machine: Machine,
-    ledger: Ledger,
+    seen: ChainView,
     tally: Tally,
     lane: Threads,
 ) -> None:
@@ -54,8 +54,8 @@ def bind(
         height, last = machine.clock.height, machine.last_id
         ordered = {chain: _tips(machine, chain) for chain in Chain}
         counts = await tally.upto(height, lane)
-        waiting = await lane.run(pending, ledger)
-        final = ledger.checkpoints.at(height)
+        waiting = await lane.run(pending, seen)
+        final = seen.checkpoints.at(height)
         root = final.checkpoint.state_root if final else _genesis_root(machine.genesis)
         return spec.Tips(
             chains=[
@@ -73,12 +73,12 @@ def bind(
         wanted = None if params.chain is None else Chain("ABCD".index(params.chain))
         height = machine.clock.height
         return spec.Log(
-            blocks=await lane.run(newest, ledger, height, wanted, params.limit)
+            blocks=await lane.run(newest, seen, height, wanted, params.limit)
         )
 
     @answers(spec.block)
     async def block(params: spec.GetBlock) -> spec.Block:
-        return await lane.run(block_of, ledger.blocks, params.id, params.payload)
+        return await lane.run(block_of, seen.blocks, params.id, params.payload)
 
     @answers(spec.checkpoint)
     async def checkpoint(params: spec.GetCheckpoint) -> spec.Checkpoint:
@@ -86,7 +86,7 @@ def bind(
         height = newest if params.height is None else params.height
         if height == 0:
             return await lane.run(genesis_as_checkpoint, machine.genesis)
-        final = ledger.checkpoints.at(height) if height <= newest else None
+        final = seen.checkpoints.at(height) if height <= newest else None
         if final is None:
             raise RpcError(
                 CHECKPOINT_UNKNOWN,
@@ -95,11 +95,11 @@ def bind(
         return checkpoint_of(final)
 
 
-def pending(ledger: Ledger) -> list[tuple[bytes, Header]]:
+def pending(seen: ChainView) -> list[tuple[bytes, Header]]:
     """Return (id, header) of the blocks that no checkpoint has ordered. Blocking."""
-    found = ((block.id, block.header) for block in ledger.pool)
+    found = ((block.id, block.header) for block in seen.pool)
     # A checkpoint is on disk a moment before its blocks leave the pool.
-    return [(id, head) for id, head in found if ledger.blocks.outcome(id) is None]
+    return [(id, head) for id, head in found if seen.blocks.outcome(id) is None]
 
 
 def tips_of(
@@ -125,29 +125,29 @@ def tips_of(
 
 
 def newest(
-    ledger: Ledger, height: int, chain: Chain | None, limit: int
+    seen: ChainView, height: int, chain: Chain | None, limit: int
 ) -> list[spec.BlockLine]:
     """Return at most `limit` blocks: pending ones first, then by order, newest first."""
     lines: list[spec.BlockLine] = []
     waiting = sorted(
-        pending(ledger),
+        pending(seen),
         key=lambda pair: (pair[1].time_ms, pair[1].height),
         reverse=True,
     )
     for id, header in waiting:
         if len(lines) < limit and chain in (None, header.chain):
             lines.append(line_of(id, header, None))
-    for id in _ordered(ledger, height):
+    for id in _ordered(seen, height):
         if len(lines) >= limit:
             break
-        signed = ledger.blocks.signed_header(id)
+        signed = seen.blocks.signed_header(id)
         if signed is not None and chain in (None, signed.header.chain):
-            lines.append(line_of(id, signed.header, ledger.blocks.outcome(id)))
+            lines.append(line_of(id, signed.header, seen.blocks.outcome(id)))
     return lines
 
 
-def _ordered(ledger: Ledger, height: int) -> Iterator[bytes]:
-    while (final := ledger.checkpoints.at(height)) is not None:
+def _ordered(seen: ChainView, height: int) -> Iterator[bytes]:
+    while (final := seen.checkpoints.at(height)) is not None:
         yield from reversed(final.checkpoint.blocks)
         height -= 1
 

@@ -15,7 +15,7 @@ from blyan_proto.types import Chain
 from blyand.chain.machine import Machine
 from blyand.compute import Threads
 from blyand.rpc.bind import Answers, Emit
-from blyand.rpc.chain import Ledger, newest, pending, plain
+from blyand.rpc.chain import ChainView, newest, pending, plain
 from blyand.rpc.tally import Tally
 from blyand.store.blobs import BlobStore
 from blyand.store.equivocations import Equivocations
@@ -29,7 +29,7 @@ def bind(
     answers: Answers,
     *,
     machine: Machine,
-    ledger: Ledger,
+    seen: ChainView,
     tally: Tally,
     blobs: BlobStore,
     state_entries: Callable[[], int],
@@ -41,7 +41,7 @@ def bind(
     async def stats(params: spec.GetStats) -> spec.Stats:
         height = machine.clock.height
         counts = await tally.upto(height, lane)
-        waiting = await lane.run(pending, ledger)
+        waiting = await lane.run(pending, seen)
         kinds = [
             spec.KindStats(
                 chain=chain.letter,
@@ -58,24 +58,24 @@ def bind(
             refused=sum(kind.refused for kind in kinds),
             pending=len(waiting),
             authors=len(counts.authors),
-            equivocations=await lane.run(len, ledger.blocks.equivocations),
+            equivocations=await lane.run(len, seen.blocks.equivocations),
             blobs=sum(len(blobs.roots(durable=kind)) for kind in (True, False)),
             blob_bytes=blobs.total_bytes,
             state_entries=state_entries(),
-            checkpoint_s=await lane.run(interval_s, ledger, height),
+            checkpoint_s=await lane.run(interval_s, seen, height),
             kinds=kinds,
         )
 
     @answers(spec.evidence)
     async def evidence(params: spec.GetEvidence) -> spec.Evidence:
-        held = ledger.blocks.equivocations
+        held = seen.blocks.equivocations
         return await lane.run(evidence_of, held, params.account, params.limit)
 
     @answers(spec.export)
     async def export(params: spec.ExportChain, emit: Emit) -> spec.Exported:
         wanted = None if params.chain is None else Chain("ABCD".index(params.chain))
         height = machine.clock.height
-        blocks = await lane.run(newest, ledger, height, wanted, params.limit)
+        blocks = await lane.run(newest, seen, height, wanted, params.limit)
         blocks.reverse()
         lines = dot_lines(blocks) if params.dot else map(json_line, blocks)
         for number, line in enumerate(lines):
@@ -119,11 +119,11 @@ def _half_of(signed: SignedHeader) -> spec.SignedHeader:
     )
 
 
-def interval_s(ledger: Ledger, height: int) -> float | None:
+def interval_s(seen: ChainView, height: int) -> float | None:
     """Return the median time between recent checkpoints; None before two. Blocking."""
     times = []
     for at in range(max(1, height - RECENT), height + 1):
-        final = ledger.checkpoints.at(at)
+        final = seen.checkpoints.at(at)
         if final is not None:
             times.append(final.checkpoint.time_ms)
     if len(times) < 2:

@@ -10,7 +10,7 @@ from blyan_proto.rpc.parts import Progress
 from blyand.chain.audit import check_block, check_checkpoint
 from blyand.compute import Threads
 from blyand.rpc.bind import Answers, Emit
-from blyand.rpc.chain import Ledger
+from blyand.rpc.chain import ChainView
 from blyand.store.blobs import BlobStore
 
 AT_ONCE = 64  # blocks in one turn of the lane: some milliseconds
@@ -21,7 +21,7 @@ def bind(
     answers: Answers,
     *,
     genesis: Genesis,
-    ledger: Ledger,
+    seen: ChainView,
     blobs: BlobStore,
     state_root: Callable[[], tuple[int, bytes]],
     lane: Threads,
@@ -42,7 +42,7 @@ def bind(
             if problem is not None and len(problems) < MAX_PROBLEMS:
                 problems.append(spec.Problem(what=what, id=id, problem=problem))
 
-        blocks, store = ledger.blocks, ledger.checkpoints
+        blocks, store = seen.blocks, seen.checkpoints
         ids = await lane.run(blocks.ids)
         pruned, mending = 0, await lane.run(has_holes)
         for at in range(0, len(ids), AT_ONCE):

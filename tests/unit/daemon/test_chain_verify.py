@@ -13,7 +13,7 @@ from blyand.chain.audit import check_block, check_checkpoint
 from blyand.compute import Threads
 from blyand.rpc import verify
 from blyand.rpc.bind import Answers
-from blyand.rpc.chain import Ledger
+from blyand.rpc.chain import ChainView
 from blyand.store.blobs import BlobStore
 from blyand.store.schema import (
     EXECUTED,
@@ -66,7 +66,7 @@ def verified(node, **params):
     verify.bind(
         answers,
         genesis=node.genesis,
-        ledger=Ledger(node.blocks, node.checkpoints, node.pool),
+        seen=ChainView(node.blocks, node.checkpoints, node.pool),
         blobs=node.blobs,
         state_root=node.checkpoints.stored_state_root,
         lane=Threads("test", 1),

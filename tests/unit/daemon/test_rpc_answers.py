@@ -566,9 +566,9 @@ def test_judging_peers_by_hand(world):
 
 
 def bind_chain(world):
-    ledger = chain.Ledger(world.blocks, world.checkpoints, world.pool)
+    seen = chain.ChainView(world.blocks, world.checkpoints, world.pool)
     tally = Tally(world.blocks, world.checkpoints)
-    shared = {"machine": world.machine, "ledger": ledger, "tally": tally}
+    shared = {"machine": world.machine, "seen": seen, "tally": tally}
     chain.bind(world.answers, **shared, lane=world.lane)
     explorer.bind(
         world.answers,
@@ -581,7 +581,7 @@ def bind_chain(world):
     verify.bind(
         world.answers,
         genesis=GENESIS,
-        ledger=ledger,
+        seen=seen,
         blobs=world.blobs,
         state_root=world.checkpoints.stored_state_root,
         lane=world.lane,

@@ -24,7 +24,7 @@ from blyand.rules.view import View
 
 
 @dataclass(frozen=True)
-class Ledger:
+class Replica:
     """The chain as this node follows it."""
 
     machine: Machine
@@ -44,7 +44,7 @@ class Ledger:
         return peer_id_of(node.key) if node is not None else None
 
 
-def build_ledger(base: Base) -> Ledger:
+def build_replica(base: Base) -> Replica:
     """Return the chain, from the stores and the network."""
     machine = Machine(
         base.genesis,
@@ -111,4 +111,4 @@ def build_ledger(base: Base) -> Ledger:
         base.disk_lane,
         Givers(base.peers, finals, swarm.ancestors, base.blame),
     )
-    return Ledger(machine, pool, intake, follower, author, mender)
+    return Replica(machine, pool, intake, follower, author, mender)
