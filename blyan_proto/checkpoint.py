@@ -1,7 +1,7 @@
 """The checkpoint: an agreed order of blocks and the state after them. docs/consensus.md.
 
-A checkpoint is no block. In this version one sequencer, named by the genesis, signs it;
-the record is the one that a quorum of validators signs.
+A checkpoint is no block. Validators propose it and vote on it; with the precommits of a
+quorum it is final.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from typing import Annotated
 
-from blyan_proto.codec import U8, U16, U32, U64, Size, encode, message
+from blyan_proto.codec import U8, U32, U64, Size, encode, message
 from blyan_proto.constants import (
     FORMAT_VERSION,
     MAX_CHECKPOINT_BLOCKS,
@@ -50,8 +50,8 @@ class Checkpoint:
     height: U64  # 0 is the genesis itself
     parent: CheckpointId  # the genesis id at height 1
     round: U32  # consensus round that first proposed it; the votes say which decided
-    proposer: PublicKey
-    time_ms: U64  # chain time: the proposer's clock, above the parent's
+    proposer: PublicKey  # who first proposed it
+    time_ms: U64  # chain time: the first proposer's clock, above the parent's
     beacon: Hash  # H(previous beacon, preimage) (DEC-A7)
     preimage: Hash  # next element of the proposer's hash chain
     blocks: Annotated[tuple[BlockId, ...], Size(0, MAX_CHECKPOINT_BLOCKS)]
@@ -71,6 +71,27 @@ class Checkpoint:
     @property
     def id(self) -> bytes:
         return digest(Domain.CHECKPOINT, encode(self))
+
+
+@message
+class ProposalStatement:
+    """What a proposer signs; purpose "checkpoint proposal"."""
+
+    version: U8
+    height: U64
+    round: U32
+    valid_round: U32 | None  # round whose prevotes locked it; none: a fresh one
+    checkpoint: CheckpointId
+
+
+@message
+class Proposal:
+    """A checkpoint put to the vote of one round."""
+
+    statement: ProposalStatement
+    checkpoint: Checkpoint
+    proposer: PublicKey  # of this round; the checkpoint names who made it first
+    signature: Signature
 
 
 class VoteStage(enum.IntEnum):
@@ -109,20 +130,6 @@ class FinalCheckpoint:
 
 
 MAX_FINAL_CHECKPOINT_BYTES = 192 * 1024
-
-
-@message
-class Validator:
-    """A member of the set that signs checkpoints."""
-
-    key: PublicKey
-    weight: U16
-    beacon_tail: Hash
-
-
-def validators_root(validators: tuple[Validator, ...]) -> bytes:
-    """Return the root that a checkpoint names a validator set by."""
-    return digest(Domain.SET, *(encode(validator) for validator in validators))
 
 
 def next_beacon(beacon: bytes, preimage: bytes) -> bytes:

@@ -6,11 +6,12 @@ from functools import lru_cache
 from typing import Annotated
 
 from blyan_proto.block.economy import Registration
-from blyan_proto.checkpoint import Validator
 from blyan_proto.codec import I64, U8, U16, U32, U64, Size, encode, message
 from blyan_proto.constants import FORMAT_VERSION, MAX_VALIDATORS
 from blyan_proto.digest import Domain, digest
+from blyan_proto.settings import SETTINGS
 from blyan_proto.types import Account, Hash
+from blyan_proto.validators import Validator, ValidatorSet
 
 
 @message
@@ -67,9 +68,6 @@ class Setting:
     value: I64
 
 
-KNOWN_SETTINGS: frozenset[str] = frozenset()  # a node must understand all it is given
-
-
 @message
 class Genesis:
     """The first facts of a network."""
@@ -92,8 +90,14 @@ class Genesis:
         names = [setting.name for setting in self.settings]
         if names != sorted(set(names)):
             raise ValueError("settings are not ascending and distinct")
-        if unknown := set(names) - KNOWN_SETTINGS:
+        if unknown := set(names) - set(SETTINGS):
             raise ValueError(f"this software does not know {min(unknown)!r}")
+        for setting in self.settings:
+            known = SETTINGS[setting.name]
+            if not known.low <= setting.value <= known.high:
+                raise ValueError(
+                    f"{setting.name} is {setting.value}, not {known.low} to {known.high}"
+                )
         owners = [balance.account for balance in self.balances]
         if len(set(owners)) != len(owners):
             raise ValueError("two balances of one account")
@@ -107,9 +111,18 @@ class Genesis:
         return _id(self)
 
     @property
-    def sequencer(self) -> Validator:
-        """The validator that orders blocks until the set agrees by votes."""
-        return self.validators[0]
+    def founders(self) -> ValidatorSet:
+        """The set that signs the first checkpoints."""
+        return ValidatorSet(self.validators)
+
+    def setting(self, name: str) -> int:
+        """Return a setting, or its default where this genesis does not name it."""
+        return _settings(self).get(name, SETTINGS[name].default)
+
+
+@lru_cache(maxsize=8)
+def _settings(genesis: Genesis) -> dict[str, int]:
+    return {setting.name: setting.value for setting in genesis.settings}
 
 
 @lru_cache(maxsize=8)  # every block that comes is held against it

@@ -197,11 +197,11 @@ def remove(directory: Path) -> None:
 def _found(directory: Path, count: int) -> None:
     """Make the homes: keys first, then one genesis with all of them."""
     from blyan_proto.block.economy import Hardware, Registration
-    from blyan_proto.checkpoint import Validator
     from blyan_proto.codec import to_plain
     from blyan_proto.constants import FORMAT_VERSION
     from blyan_proto.genesis import DEVNET, Balance, Genesis
     from blyan_proto.types import Role
+    from blyan_proto.validators import Validator
 
     begun = [
         _begin_init(

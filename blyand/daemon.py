@@ -279,7 +279,7 @@ async def _run_services(
 
 
 def _is_sequencer(base: Base) -> bool:
-    return base.key.public == base.genesis.sequencer.key
+    return base.key.public == base.genesis.validators[0].key
 
 
 def _roles(base: Base) -> int:

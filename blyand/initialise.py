@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blyan_proto.block.economy import Hardware, Registration
-from blyan_proto.checkpoint import Validator
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.genesis import DEVNET, Balance, Genesis
 from blyan_proto.signing import SigningKey
 from blyan_proto.types import Role
+from blyan_proto.validators import Validator
 from blyand import genesis as genesis_file
 from blyand import keystore
 from blyand.config import NodeSection, write_default_toml

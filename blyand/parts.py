@@ -28,6 +28,7 @@ from blyand.protocols.expert import Client as ExpertClient
 from blyand.protocols.fetch import Fetcher
 from blyand.protocols.uploads import Uploads
 from blyand.replica import Replica
+from blyand.rules.chain.validators import revealed_by
 from blyand.rules.net.uploads import UploadLimits
 from blyand.rules.records import NODES
 from blyand.rules.view import View
@@ -233,6 +234,7 @@ def build_sequencer(base: Base, replica: Replica, fetcher: Fetcher) -> Sequencer
         base.key,
         Chain(
             clock=lambda: replica.machine.clock,
+            revealed=lambda: revealed_by(replica.view, base.key.public) or b"",
             ready=functools.partial(pool.ready, is_ordered),
             preview=replica.machine.preview,
             apply=apply,

@@ -73,7 +73,7 @@ def check_checkpoint(
     if final.checkpoint.parent != before:
         return "it does not follow the checkpoint before it"
     try:
-        check_final(final, genesis)
+        check_final(final, genesis, genesis.founders)
     except Reject as error:
         return str(error)
     if height > checkpoints.executed_height:

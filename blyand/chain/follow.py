@@ -28,6 +28,7 @@ from blyand.compute import Threads
 from blyand.errors import Halted, TooSlow, Unavailable
 from blyand.net.gossip import Verdict
 from blyand.rules.chain.intake import check_final
+from blyand.rules.chain.validators import signers
 from blyand.rules.verdict import Ignore, Reject
 from blyand.store.blocks import BlockStore
 
@@ -141,7 +142,9 @@ class Follower:
             height = final.checkpoint.height
             if height <= self._machine.clock.height or height in self._waiting:
                 return Verdict.IGNORE
-            await self._lane.run(check_final, final, self._genesis)
+            await self._lane.run(
+                check_final, final, self._genesis, signers(self._machine.view)
+            )
         except (ProtocolError, Reject) as error:
             logger.info("refused a checkpoint of %s: %s", peer, error)
             raise
@@ -239,7 +242,7 @@ class Follower:
 
     def _check_all(self, finals: Sequence[FinalCheckpoint]) -> None:
         for final in finals:
-            check_final(final, self._genesis)
+            check_final(final, self._genesis, signers(self._machine.view))
 
     def _keep(self, final: FinalCheckpoint, peer: str) -> None:
         height = final.checkpoint.height

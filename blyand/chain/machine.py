@@ -14,7 +14,7 @@ from typing import NoReturn
 import trio
 
 from blyan_proto.block.block import Block, encode_block
-from blyan_proto.checkpoint import Checkpoint, FinalCheckpoint, beacon_link, next_beacon
+from blyan_proto.checkpoint import Checkpoint, FinalCheckpoint, next_beacon
 from blyan_proto.errors import ProtocolError
 from blyan_proto.genesis import Genesis
 from blyand.chain.pool import size_of
@@ -22,11 +22,12 @@ from blyand.compute import Threads
 from blyand.errors import Halted
 from blyand.events import Broadcast, CheckpointFinalised
 from blyand.poison import PoisonBox, Poisoned
-from blyand.rules.chain.execute import Moment, Outcome, begin, execute
+from blyand.rules.chain import validators
+from blyand.rules.chain.execute import Executed, Moment, begin, execute
 from blyand.rules.chain.order import order
 from blyand.rules.records import CLOCK, Clock
 from blyand.rules.verdict import Reject
-from blyand.rules.view import Overlay, View
+from blyand.rules.view import View
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.state import State
 
@@ -107,7 +108,7 @@ class Machine:
         return times
 
     async def preview(
-        self, blocks: Sequence[Block], time_ms: int, preimage: bytes
+        self, blocks: Sequence[Block], time_ms: int, proposer: bytes, preimage: bytes
     ) -> Preview:
         """Return what a checkpoint over `blocks` would say.
 
@@ -119,10 +120,10 @@ class Machine:
             clock = self.clock
             if await self._lane.run(self.stored, clock.height + 1) is not None:
                 raise Reject(f"checkpoint {clock.height + 1} is final already")
-            moment = Moment(clock.height + 1, time_ms, self.genesis)
+            moment = Moment(clock.height + 1, time_ms, self.genesis, proposer, preimage)
             ordered = await self._lane.run(order, blocks)
-            changed, _ = await self._execute(ordered, moment, preimage)
-            root = await self._lane.run(self._state.preview, changed.changes)
+            done = await self._execute(ordered, moment)
+            root = await self._lane.run(self._state.preview, done.changes)
             return Preview(
                 moment.height,
                 self._last_id,
@@ -145,30 +146,32 @@ class Machine:
             ordered = await self._lane.run(order, blocks)
             if tuple(block.id for block in ordered) != checkpoint.blocks:
                 raise Reject("the checkpoint's blocks are not in the rule's order")
-            moment = Moment(checkpoint.height, checkpoint.time_ms, self.genesis)
+            moment = Moment(
+                checkpoint.height,
+                checkpoint.time_ms,
+                self.genesis,
+                checkpoint.proposer,
+                checkpoint.preimage,
+            )
             try:
-                changed, outcomes = await self._execute(
-                    ordered, moment, checkpoint.preimage
-                )
+                done = await self._execute(ordered, moment)
             except Poisoned as error:
                 self._halt(checkpoint, f"cannot be executed here: {error}")
-            root = await self._lane.run(self._state.preview, changed.changes)
+            root = await self._lane.run(self._state.preview, done.changes)
             if root != checkpoint.state_root:
                 self._halt(checkpoint, "gives another state root here")
-            results = [(int(o.error is not None), o.error or "") for o in outcomes]
+            results = [(int(o.error is not None), o.error or "") for o in done.outcomes]
             await self._lane.run(
-                self._checkpoints.commit_checkpoint, final, changed.changes, results
+                self._checkpoints.commit_checkpoint, final, done.changes, results
             )
-            self._state.apply(changed.changes)
+            self._state.apply(done.changes)
             self._last_id = checkpoint.id
-        for outcome in outcomes:
+        for outcome in done.outcomes:
             if outcome.error:
                 logger.info("block %s: %s", outcome.block.hex()[:16], outcome.error)
         self._events.publish(CheckpointFinalised(final, root, tuple(ordered)))
 
-    async def _execute(
-        self, blocks: Sequence[Block], moment: Moment, preimage: bytes
-    ) -> tuple[Overlay, list[Outcome]]:
+    async def _execute(self, blocks: Sequence[Block], moment: Moment) -> Executed:
         begun: list[Block] = []
 
         def item() -> tuple[bytes, bytes]:
@@ -176,9 +179,7 @@ class Machine:
 
         with self._poison.containing("block", item):
             try:
-                return await self._lane.run(
-                    execute, self._state, blocks, moment, preimage, begun
-                )
+                return await self._lane.run(execute, self._state, blocks, moment, begun)
             except ProtocolError as error:
                 # The blocks were checked: it is our record that does not encode.
                 raise RuntimeError("executing made an impossible record") from error
@@ -193,7 +194,11 @@ class Machine:
             raise Reject("the checkpoint does not follow the newest one")
         if checkpoint.time_ms <= clock.time_ms:
             raise Reject("the checkpoint's time does not grow")
-        if beacon_link(checkpoint.preimage) != clock.revealed:
+        if checkpoint.validators_root != validators.signers(self._state).root:
+            raise Reject("the checkpoint is signed by another set than state says")
+        if checkpoint.next_validators_root != validators.successors(self._state).root:
+            raise Reject("the checkpoint names another next set than state says")
+        if not validators.opens(self._state, checkpoint.proposer, checkpoint.preimage):
             raise Reject("the checkpoint reveals another preimage than was committed")
         if checkpoint.beacon != next_beacon(clock.beacons[-1], checkpoint.preimage):
             raise Reject("the checkpoint's beacon is not the rule's")

@@ -20,7 +20,6 @@ from blyan_proto.checkpoint import (
     Vote,
     VoteStage,
     VoteStatement,
-    validators_root,
 )
 from blyan_proto.codec import encode
 from blyan_proto.constants import FORMAT_VERSION
@@ -47,6 +46,7 @@ class Chain:
     """What the sequencer needs of the chain; handed over by the daemon."""
 
     clock: Callable[[], ChainClock]
+    revealed: Callable[[], bytes]  # the last link of this node's hash chain
     ready: Callable[[Callable[[Block], bool], int, int], list[Block]]
     preview: Callable[..., Awaitable[Any]]  # chain.machine.Machine.preview
     apply: Callable[[FinalCheckpoint, list[Block]], Awaitable[None]]
@@ -163,10 +163,10 @@ class Sequencer:
     async def _make(self, blocks: list[Block]) -> None:
         clock = self._chain.clock()
         time_ms = max(clock.time_ms + 1, self._clock.now_ms())
-        preimage = self._beacon.before(clock.revealed)
-        preview = await self._chain.preview(blocks, time_ms, preimage)
+        preimage = self._beacon.before(self._chain.revealed())
+        preview = await self._chain.preview(blocks, time_ms, self._key.public, preimage)
         round = self._round(preview.height)
-        signers = validators_root((self._genesis.sequencer,))
+        signers = self._genesis.founders.root
         checkpoint = Checkpoint(
             version=FORMAT_VERSION,
             network=self._genesis.id,

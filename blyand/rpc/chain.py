@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from blyan_proto.block.header import NO_LAYER, Header
-from blyan_proto.checkpoint import FinalCheckpoint, validators_root
+from blyan_proto.checkpoint import FinalCheckpoint
 from blyan_proto.genesis import Genesis
 from blyan_proto.rpc import chain as spec
 from blyan_proto.rpc.errors import BLOCK_UNKNOWN, CHECKPOINT_UNKNOWN, RpcError
@@ -249,13 +249,13 @@ def checkpoint_of(final: FinalCheckpoint) -> spec.Checkpoint:
 
 def genesis_as_checkpoint(genesis: Genesis) -> spec.Checkpoint:
     """Return height 0: the genesis, which nobody signed."""
-    validators = validators_root((genesis.sequencer,))
+    validators = genesis.founders.root
     return spec.Checkpoint(
         id=genesis.id,
         height=0,
         parent=NO_ID,
         round=0,
-        proposer=genesis.sequencer.key,
+        proposer=genesis.validators[0].key,
         time_ms=genesis.time_ms,
         beacon=genesis.id,
         blocks=[],

@@ -1,69 +1,20 @@
-"""Executed state: every record, its table, its key. Integers only.
+"""Executed state: the records that several systems read. Integers only.
 
-A table is a key prefix and a record type. Keys are the prefix and fixed-width parts, so
-that a scan gives records in order. docs/store-schema.md lists them.
+What one system alone writes and reads stands beside its rules. docs/store-schema.md
+lists all tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated
 
 from blyan_proto.block.data import Dataset, Tier
 from blyan_proto.block.economy import Hardware
 from blyan_proto.block.model import Model, Run, TileRootsList
-from blyan_proto.codec import U8, U16, U32, U64, Size, decode, encode, message
-from blyan_proto.constants import MAX_PARENTS, MIB
+from blyan_proto.codec import U8, U16, U32, U64, Size, message
+from blyan_proto.constants import MAX_PARENTS
 from blyan_proto.types import Account, Bitmap, BlockId, Hash, PublicKey
-from blyand.rules.view import Overlay, View
-
-T = TypeVar("T")
-
-MAX_RECORD_BYTES = 16 * MIB  # a schedule of 1024 seats with the longest bitmaps has 9
-
-
-class Table(Generic[T]):
-    """One kind of record under one prefix."""
-
-    def __init__(self, prefix: bytes, record: type[T]) -> None:
-        self._prefix = prefix + b"/"
-        self._record = record
-        # The same bytes are read again and again, and never change.
-        self._decoded = lru_cache(maxsize=2048)(self._decode)
-
-    def get(self, view: View, *parts: bytes | int) -> T | None:
-        raw = view.get(self._key(parts))
-        return None if raw is None else self._decoded(raw)
-
-    def put(self, view: Overlay, record: T, *parts: bytes | int) -> None:
-        view.put(self._key(parts), encode(record))
-
-    def remove(self, view: Overlay, *parts: bytes | int) -> None:
-        view.put(self._key(parts), None)
-
-    def scan(self, view: View, *parts: bytes | int) -> Iterator[T]:
-        """Yield records in key order; `parts` narrows the scan to a leading part."""
-        for _, raw in view.scan(self._key(parts)):
-            yield self._decoded(raw)
-
-    def _decode(self, raw: bytes) -> T:
-        return decode(self._record, raw, MAX_RECORD_BYTES)
-
-    def _key(self, parts: tuple[bytes | int, ...]) -> bytes:
-        return self._prefix + b"".join(
-            part.to_bytes(8, "big") if isinstance(part, int) else part for part in parts
-        )
-
-
-@message
-class Balance:
-    """An account's money and current key."""
-
-    account: Account
-    key: PublicKey | None  # none: only ever received
-    micro: U64
-    bonded_micro: U64
+from blyand.rules.table import Table
 
 
 @message
@@ -182,7 +133,6 @@ class Clock:
     height: U64
     time_ms: U64
     beacons: Annotated[tuple[Hash, ...], Size(1, 3)]  # newest last
-    revealed: Hash  # the sequencer's last preimage; at first its tail (DEC-A7)
 
 
 @message
@@ -202,7 +152,6 @@ class Tips:
 
 CLOCK = Table(b"clock", Clock)
 TIPS = Table(b"tips", Tips)  # chain
-BALANCES = Table(b"balance", Balance)  # account
 USED = Table(b"used", Used)  # account, chain
 NODES = Table(b"node", Node)  # account
 MODELS = Table(b"model", ModelRecord)  # model id

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+from blyand.rules.posting import Posting
+
 
 class View(Protocol):
     """Read-only key/value state."""
@@ -22,6 +24,7 @@ class Overlay:
     def __init__(self, below: View) -> None:
         self._below = below
         self.changes: dict[bytes, bytes | None] = {}
+        self.journal: list[Posting] = []  # how money moved, in order
 
     def get(self, key: bytes) -> bytes | None:
         return self.changes[key] if key in self.changes else self._below.get(key)
@@ -43,3 +46,4 @@ class Overlay:
     def merge(self, other: Overlay) -> None:
         """Take over the changes of an overlay that stood on this one."""
         self.changes.update(other.changes)
+        self.journal += other.journal

@@ -15,15 +15,14 @@ from blyan_proto.block.economy import Heartbeat
 from blyan_proto.checkpoint import (
     Checkpoint,
     FinalCheckpoint,
-    Validator,
     Vote,
     VoteStage,
     VoteStatement,
-    validators_root,
 )
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.genesis import DEVNET, Balance, Genesis
 from blyan_proto.signing import Purpose, SigningKey
+from blyan_proto.validators import Validator
 from blyand.chain.intake import Intake, Sources
 from blyand.chain.machine import Machine
 from blyand.chain.pool import Pool
@@ -31,6 +30,7 @@ from blyand.clock import SystemClock
 from blyand.events import Broadcast
 from blyand.finality.beacon import BeaconChain
 from blyand.poison import PoisonBox
+from blyand.rules.chain.validators import revealed_by
 from blyand.store.blocks import BlockStore
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.db import open_store
@@ -126,9 +126,11 @@ class Maker:
 
     async def _final(self, machine: Machine, made: list[Block]) -> FinalCheckpoint:
         clock = machine.clock
-        preimage = self.beacon.before(clock.revealed)
-        preview = await machine.preview(made, clock.time_ms + 250, preimage)
-        signers = validators_root((self.genesis.sequencer,))
+        preimage = self.beacon.before(revealed_by(machine.view, self.sequencer.public))
+        preview = await machine.preview(
+            made, clock.time_ms + 250, self.sequencer.public, preimage
+        )
+        signers = self.genesis.founders.root
         checkpoint = Checkpoint(
             version=FORMAT_VERSION,
             network=self.genesis.id,

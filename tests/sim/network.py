@@ -18,7 +18,6 @@ from blyan_proto.block.economy import Hardware, Registration
 from blyan_proto.checkpoint import (
     MAX_FINAL_CHECKPOINT_BYTES,
     FinalCheckpoint,
-    Validator,
 )
 from blyan_proto.codec import decode
 from blyan_proto.constants import FORMAT_VERSION
@@ -27,6 +26,7 @@ from blyan_proto.genesis import DEVNET, Balance, Genesis
 from blyan_proto.protocols.sync import Checkpoints
 from blyan_proto.signing import SigningKey
 from blyan_proto.types import Role
+from blyan_proto.validators import Validator
 from blyand.chain.author import Author
 from blyand.chain.follow import Follower
 from blyand.chain.intake import Intake, Sources
@@ -40,6 +40,7 @@ from blyand.finality.sequencer import Availability, Chain, Sequencer
 from blyand.poison import PoisonBox
 from blyand.protocols.blocks import Fetched
 from blyand.rules.chain.reconcile import Comparison, IdSet, answer
+from blyand.rules.chain.validators import revealed_by
 from blyand.rules.verdict import Reject
 from blyand.store.blocks import BlockStore
 from blyand.store.checkpoints import CheckpointStore
@@ -254,6 +255,7 @@ class SimNode:
 
         chain = Chain(
             clock=lambda: self.machine.clock,
+            revealed=lambda: revealed_by(self.machine.view, self.key.public),
             ready=lambda available, count, size: self.pool.ready(
                 lambda id: self.blocks.outcome(id) is not None, available, count, size
             ),
@@ -276,7 +278,7 @@ class SimNode:
 
     @property
     def is_sequencer(self) -> bool:
-        return self.key.public == self.genesis.sequencer.key
+        return self.key.public == self.genesis.validators[0].key
 
     @property
     def root(self) -> bytes:

@@ -15,7 +15,8 @@ from blyan_proto.block.economy import Heartbeat, Transfer
 from blyan_proto.constants import FORMAT_VERSION
 from blyand.errors import StorageFault
 from blyand.rules.chain import execute as execution
-from blyand.rules.records import BALANCES, DATASETS
+from blyand.rules.economy.book import amount
+from blyand.rules.records import DATASETS
 from blyand.rules.verdict import Reject
 from tests.sim.network import SimNode, make_network, until
 from tests.unit.daemon.chain_world import dataset, sign_block
@@ -95,7 +96,7 @@ def test_two_blocks_of_one_sequence_leave_one_state(tmp_path, seed):
             await until(lambda: agree(*nodes) and len(ordered(nodes[0])) >= 5)
             await trio.sleep(10)
             assert agree(*nodes), f"seed {seed}"
-        paid = [BALANCES.get(one.machine.view, n.key.account).micro for n in nodes]
+        paid = [amount(one.machine.view, n.key.account) for n in nodes]
         assert sum(paid) == 5_000
         assert sorted((paid[1], paid[2])) == [1_000, 1_900], "one of them took effect"
         assert paid[3] == 100 and not any(node.blamed for node in nodes)

@@ -27,11 +27,9 @@ from blyan_proto.checkpoint import (
     Checkpoint,
     FinalCheckpoint,
     ReceiptStatement,
-    Validator,
     Vote,
     VoteStage,
     VoteStatement,
-    validators_root,
 )
 from blyan_proto.codec import encode, to_plain
 from blyan_proto.digest import Domain, digest
@@ -48,6 +46,7 @@ from blyan_proto.protocols import (
 )
 from blyan_proto.signing import Purpose, SigningKey
 from blyan_proto.types import Role, bitmap
+from blyan_proto.validators import Validator, ValidatorSet
 
 HERE = Path(__file__).parent
 TIME_MS = 1_767_225_600_000  # 2026-01-01
@@ -289,8 +288,8 @@ CHECKPOINT = Checkpoint(
         ),
     ),
     state_root=hash_of("state"),
-    validators_root=validators_root((VALIDATOR,)),
-    next_validators_root=validators_root((VALIDATOR,)),
+    validators_root=ValidatorSet((VALIDATOR,)).root,
+    next_validators_root=ValidatorSet((VALIDATOR,)).root,
     parent_signers=b"\x01",
 )
 FINAL = FinalCheckpoint(CHECKPOINT, (vote(CHECKPOINT.id),))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,43 +13,48 @@ from blyan_proto.constants import MAX_PARENTS
 from blyan_proto.genesis import Genesis
 from blyan_proto.signing import account_of
 from blyan_proto.types import Chain
+from blyand.rules.chain import validators
 from blyand.rules.data import dataset as datasets
+from blyand.rules.economy import book
 from blyand.rules.economy import node as nodes
 from blyand.rules.economy import transfer as transfers
 from blyand.rules.model import adoption
 from blyand.rules.model import model as models
 from blyand.rules.model import run, update
-from blyand.rules.records import (
-    BALANCES,
-    CLOCK,
-    NODES,
-    TIPS,
-    USED,
-    Balance,
-    Clock,
-    Tip,
-    Tips,
-    Used,
-)
+from blyand.rules.posting import Posting
+from blyand.rules.records import CLOCK, NODES, TIPS, USED, Clock, Tip, Tips, Used
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay, View
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What execution knows besides state: the checkpoint's place and the genesis."""
+    """What execution knows besides state: of the checkpoint, and the genesis."""
 
     height: int
     time_ms: int
     genesis: Genesis
+    proposer: bytes  # key of who first proposed the checkpoint
+    preimage: bytes  # the link of its hash chain that it opens
+    signers: frozenset[bytes] = frozenset()  # keys whose votes made the parent final
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one block: None, or why it is a no-op."""
+    """What became of one block: how money moved, or why it is a no-op."""
 
     block: bytes
     error: str | None
+    postings: tuple[Posting, ...] = ()
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What a checkpoint did."""
+
+    changes: Mapping[bytes, bytes | None]  # of state; None deletes
+    outcomes: tuple[Outcome, ...]  # of its blocks, in their order
+    postings: tuple[Posting, ...]  # of its end: what no block did
 
 
 Effect = Callable[[Overlay, Block, Any, Moment], None]
@@ -91,35 +96,35 @@ EFFECTS: dict[type, Effect] = {
 }
 
 
-def begin(genesis: Genesis) -> Overlay:
+Ending = Callable[[Overlay, Moment], None]
+
+# What happens after the blocks of every checkpoint, in this order.
+ENDINGS: tuple[Ending, ...] = (
+    lambda view, at: run.close_rounds(view, at.genesis.parameters.liveness_span_ms),
+)
+
+
+def begin(genesis: Genesis) -> Executed:
     """Return the state at height 0, as changes on an empty view.
 
     Reject when the genesis gives or bonds more than there can be.
     """
     view = Overlay(_Nothing())
-    if sum(balance.micro for balance in genesis.balances) >= 2**64:
-        raise Reject("the genesis's supply is more than a balance can hold")
-    tail = genesis.sequencer.beacon_tail
-    CLOCK.put(view, Clock(0, genesis.time_ms, (genesis.id,), tail))
+    CLOCK.put(view, Clock(0, genesis.time_ms, (genesis.id,)))
+    validators.begin(view, genesis)
     for balance in genesis.balances:
-        BALANCES.put(
-            view, Balance(balance.account, None, balance.micro, 0), balance.account
-        )
+        book.mint(view, (balance.account, book.Purse.FREE), balance.micro, "genesis")
     for participant in genesis.participants:
         account = account_of(participant.key)
-        nodes.lock(view, account, participant.key, participant.bond_micro)
+        nodes.lock(view, account, participant.bond_micro)
         nodes.enroll(view, participant, 0, genesis.time_ms)
-    return view
+    return Executed(view.changes, (), tuple(view.journal))
 
 
 def execute(
-    view: View,
-    blocks: Sequence[Block],
-    moment: Moment,
-    preimage: bytes,
-    begun: list[Block],
-) -> tuple[Overlay, list[Outcome]]:
-    """Execute one checkpoint's blocks in order; return the changes and the outcomes.
+    view: View, blocks: Sequence[Block], moment: Moment, begun: list[Block]
+) -> Executed:
+    """Execute one checkpoint's blocks in order.
 
     Reject from a rule makes the block a no-op. Any other exception is a bug and leaves
     this function; then the last of `begun` is the block that met it (DEC-C2).
@@ -127,15 +132,18 @@ def execute(
     state = Overlay(view)
     clock = CLOCK.get(view)
     assert clock is not None
-    beacons = (*clock.beacons, next_beacon(clock.beacons[-1], preimage))[-3:]
-    CLOCK.put(state, Clock(moment.height, moment.time_ms, beacons, preimage))
+    beacons = (*clock.beacons, next_beacon(clock.beacons[-1], moment.preimage))[-3:]
+    CLOCK.put(state, Clock(moment.height, moment.time_ms, beacons))
+    validators.advance(state, moment.proposer, moment.preimage)
     outcomes = []
     for block in blocks:
         begun.append(block)
         outcomes.append(_execute_one(state, block, moment))
     _advance_tips(state, blocks)
-    run.close_rounds(state, moment.genesis.parameters.liveness_span_ms)
-    return state, outcomes
+    by_blocks = len(state.journal)
+    for ending in ENDINGS:
+        ending(state, moment)
+    return Executed(state.changes, tuple(outcomes), tuple(state.journal[by_blocks:]))
 
 
 def _execute_one(state: Overlay, block: Block, moment: Moment) -> Outcome:
@@ -150,7 +158,7 @@ def _execute_one(state: Overlay, block: Block, moment: Moment) -> Outcome:
     except Reject as error:
         return Outcome(block.id, str(error)[:200])
     state.merge(scratch)
-    return Outcome(block.id, None)
+    return Outcome(block.id, None, tuple(scratch.journal))
 
 
 def _advance_tips(state: Overlay, blocks: Sequence[Block]) -> None:

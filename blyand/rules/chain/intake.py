@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 from blyan_proto.block.block import Block, check_block_signature, check_wellformed
 from blyan_proto.block.work import has_work
-from blyan_proto.checkpoint import FinalCheckpoint, VoteStage, validators_root
+from blyan_proto.checkpoint import FinalCheckpoint, VoteStage
 from blyan_proto.errors import BadSignature, DecodeError
 from blyan_proto.genesis import Genesis
 from blyan_proto.signing import Purpose, check_signature
 from blyan_proto.types import Chain
+from blyan_proto.validators import ValidatorSet
 from blyand.rules.verdict import Ignore, Reject
 
 MAX_AHEAD_MS = 60_000  # a clock may be this far ahead of ours
@@ -169,35 +170,43 @@ def verify(checked: Checked, place_of: Callable[[bytes], Place | None]) -> Verif
     return Verified(checked.block, checked.id, _SEAL)
 
 
-def check_final(final: FinalCheckpoint, genesis: Genesis) -> None:
-    """Check that a checkpoint is signed by those who may finalise it, or Reject.
+def check_final(
+    final: FinalCheckpoint, genesis: Genesis, validators: ValidatorSet
+) -> None:
+    """Check that a quorum of `validators` made a checkpoint final, or Reject.
 
-    This version: the genesis names one sequencer, whose precommit finalises
-    (docs/consensus.md). The rule 3 w > 2 W over the validator set takes its place.
+    Every vote must be good: a finished checkpoint has no room for others.
     """
     checkpoint = final.checkpoint
-    sequencer = genesis.sequencer
     if checkpoint.network != genesis.id:
         raise Reject("a checkpoint of another network")
-    if checkpoint.proposer != sequencer.key:
-        raise Reject("a checkpoint that the sequencer did not make")
-    if checkpoint.validators_root != validators_root((sequencer,)):
+    if checkpoint.validators_root != validators.root:
         raise Reject("a checkpoint of another validator set")
-    if checkpoint.next_validators_root != checkpoint.validators_root:
-        raise Reject("a checkpoint that changes the validator set")
-    if len(final.votes) != 1 or final.votes[0].voter != sequencer.key:
-        raise Reject("a checkpoint without the sequencer's vote alone")
-    vote = final.votes[0]
-    statement = vote.statement
-    if (statement.stage, statement.height, statement.checkpoint) != (
-        VoteStage.PRECOMMIT,
-        checkpoint.height,
-        checkpoint.id,
-    ):
-        raise Reject("the vote is for something else")
-    try:
-        check_signature(
-            Purpose.CHECKPOINT_VOTE, genesis.id, statement, vote.voter, vote.signature
-        )
-    except BadSignature as error:
-        raise Reject(str(error)) from error
+    if not validators.weight_of(checkpoint.proposer):
+        raise Reject("a checkpoint that no validator made")
+    voters = [vote.voter for vote in final.votes]
+    if len(set(voters)) != len(voters):
+        raise Reject("a checkpoint with two votes of one validator")
+    if not validators.is_quorum(sum(map(validators.weight_of, voters))):
+        raise Reject("a checkpoint without the votes of a quorum")
+    rounds = {vote.statement.round for vote in final.votes}
+    for vote in final.votes:
+        statement = vote.statement
+        if not validators.weight_of(vote.voter):
+            raise Reject("a checkpoint with a vote of no validator")
+        if len(rounds) != 1 or (
+            statement.stage,
+            statement.height,
+            statement.checkpoint,
+        ) != (VoteStage.PRECOMMIT, checkpoint.height, checkpoint.id):
+            raise Reject("a vote is for something else")
+        try:
+            check_signature(
+                Purpose.CHECKPOINT_VOTE,
+                genesis.id,
+                statement,
+                vote.voter,
+                vote.signature,
+            )
+        except BadSignature as error:
+            raise Reject(str(error)) from error

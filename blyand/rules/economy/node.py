@@ -8,8 +8,8 @@ from blyan_proto.block.block import Block
 from blyan_proto.block.economy import Heartbeat, Registration
 from blyan_proto.signing import account_of
 from blyan_proto.types import members
-from blyand.rules.economy.transfer import balance_of
-from blyand.rules.records import BALANCES, MODELS, NODES, Node
+from blyand.rules.economy.book import Purse, amount, move
+from blyand.rules.records import MODELS, NODES, Node
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay
 
@@ -26,7 +26,7 @@ def register(
     known = NODES.get(view, account)
     if known is None and sum(1 for _ in NODES.scan(view)) >= MAX_NODES:
         raise Reject(f"the network has its {MAX_NODES} nodes")
-    lock(view, account, payload.key, payload.bond_micro)
+    lock(view, account, payload.bond_micro)
     enroll(view, payload, known.registered_height if known else height, time_ms, known)
 
 
@@ -63,21 +63,12 @@ def enroll(
     )
 
 
-def lock(view: Overlay, account: bytes, key: bytes, bond_micro: int) -> None:
+def lock(view: Overlay, account: bytes, bond_micro: int) -> None:
     """Bring an account's bond up to `bond_micro`."""
-    balance = replace(balance_of(view, account), key=key)
-    more = max(0, bond_micro - balance.bonded_micro)
-    if more > balance.micro:
+    more = max(0, bond_micro - amount(view, account, Purse.BOND))
+    if more > amount(view, account):
         raise Reject("the bond is more than the account owns")
-    BALANCES.put(
-        view,
-        replace(
-            balance,
-            micro=balance.micro - more,
-            bonded_micro=balance.bonded_micro + more,
-        ),
-        account,
-    )
+    move(view, (account, Purse.FREE), (account, Purse.BOND), more, "bond")
 
 
 def beat(view: Overlay, block: Block, payload: Heartbeat, time_ms: int) -> None:

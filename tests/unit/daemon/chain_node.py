@@ -17,7 +17,6 @@ from blyan_proto.checkpoint import (
     Vote,
     VoteStage,
     VoteStatement,
-    validators_root,
 )
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.protocols.sync import Checkpoints
@@ -34,6 +33,7 @@ from blyand.finality import beacon as beacons
 from blyand.poison import PoisonBox
 from blyand.protocols.blocks import Fetched
 from blyand.rules.chain.reconcile import Comparison, IdSet, answer
+from blyand.rules.chain.validators import revealed_by
 from blyand.store.blocks import BlockStore
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.intents import IntentLog
@@ -175,10 +175,14 @@ class Node:
     async def final(self, *blocks: Block, **changed: Any) -> FinalCheckpoint:
         """Return the next checkpoint over `blocks`; `changed` fields are lies."""
         clock = self.machine.clock
-        preimage = self.beacon.before(clock.revealed)
+        preimage = self.beacon.before(
+            revealed_by(self.machine.view, self.keys[0].public)
+        )
         time_ms = changed.pop("time_ms", clock.time_ms + 250)
-        preview = await self.machine.preview(blocks, time_ms, preimage)
-        signers = validators_root((self.genesis.sequencer,))
+        preview = await self.machine.preview(
+            blocks, time_ms, self.keys[0].public, preimage
+        )
+        signers = self.genesis.founders.root
         made = Checkpoint(
             version=FORMAT_VERSION,
             network=self.genesis.id,

@@ -28,11 +28,11 @@ from blyan_proto.block.model import (
     Weights,
 )
 from blyan_proto.block.payload import encode_payload, kind_of, payload_digest
-from blyan_proto.checkpoint import Validator
 from blyan_proto.constants import FORMAT_VERSION, PPM
 from blyan_proto.genesis import DEVNET, Balance, Genesis
 from blyan_proto.signing import Purpose, SigningKey
 from blyan_proto.types import Role, bitmap
+from blyan_proto.validators import Validator
 from blyand.rules.chain.execute import Moment, Outcome, begin, execute
 from blyand.rules.chain.intake import Place, Verified, check, verify
 from blyand.rules.chain.order import order
@@ -266,11 +266,16 @@ class World:
 
     def checkpoint(self, *blocks: Block, step_ms: int = STEP_MS) -> list[Outcome]:
         """Execute one checkpoint; return the outcomes in the order given here."""
-        moment = Moment(self.height + 1, self.time_ms + step_ms, self.genesis)
-        preimage = some(("preimage", moment.height)).randbytes(32)
-        changed, outcomes = execute(self.view, order(blocks), moment, preimage, [])
-        self.view.apply(changed.changes)
-        found = {outcome.block: outcome for outcome in outcomes}
+        moment = Moment(
+            self.height + 1,
+            self.time_ms + step_ms,
+            self.genesis,
+            self.keys[0].public,
+            some(("preimage", self.height + 1)).randbytes(32),
+        )
+        done = execute(self.view, order(blocks), moment, [])
+        self.view.apply(done.changes)
+        found = {outcome.block: outcome for outcome in done.outcomes}
         return [found[block.id] for block in blocks]
 
     def errors(self, *blocks: Block, **more: int) -> list[str | None]:

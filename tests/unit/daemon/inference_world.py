@@ -119,7 +119,7 @@ class World:
             )
             record = Group(MODEL, group.index, zero, None, 0, roots, roots, zero, zero)
             GROUPS.put(self.view, record, MODEL, group.index)
-        clock = Clock(self.height, 1_000 * self.height, (zero,), zero)
+        clock = Clock(self.height, 1_000 * self.height, (zero,))
         CLOCK.put(self.view, clock)
 
     def expert_groups(self, *names):

@@ -15,7 +15,8 @@ from blyand.events import CheckpointFinalised
 from blyand.finality.beacon import BeaconChain
 from blyand.poison import Poisoned
 from blyand.rules.chain import execute as execution
-from blyand.rules.records import BALANCES, NODES
+from blyand.rules.economy.book import BALANCES
+from blyand.rules.records import NODES
 from blyand.rules.verdict import Reject
 from blyand.store.state import State
 from tests.unit.daemon.chain_node import Node, run
@@ -74,6 +75,7 @@ LIES = {
     "another parent": lambda made: dict(parent=b"\1" * 32),
     "a height further on": lambda made: dict(height=2),
     "a time that stands still": lambda made: dict(time_ms=made.time_ms - 250),
+    "another next set": lambda made: dict(next_validators_root=b"\1" * 32),
     "another preimage": lambda made: dict(preimage=b"\1" * 32),
     "a preimage with its own beacon": lambda made: dict(
         preimage=b"\1" * 32, beacon=next_beacon(made.network, b"\1" * 32)

@@ -26,7 +26,6 @@ from blyan_proto.block.payload import encode_payload, kind_of, payload_digest
 from blyan_proto.checkpoint import (
     Checkpoint,
     FinalCheckpoint,
-    Validator,
     Vote,
     VoteStage,
     VoteStatement,
@@ -47,6 +46,7 @@ from blyan_proto.rpc import train as train_spec
 from blyan_proto.rpc.methods import all_methods
 from blyan_proto.signing import Purpose, SigningKey, check_signature
 from blyan_proto.types import Chain, Role, bitmap
+from blyan_proto.validators import Validator
 from blyan_tile.create import create, model_of, run_preset
 from blyan_tile.layout import layout_of
 from blyand.chain.machine import Machine

@@ -29,7 +29,7 @@ def refusal(world, update, author=None):
     (error,) = world.errors(world.block(update, author))
     after = {k: v for k, v in world.view.scan(b"") if b"clock" not in k[:5]}
     changed = {k for k in after if after[k] != before.get(k)}
-    assert all(k.startswith(b"tips/") for k in changed), changed
+    assert all(k.startswith((b"tips/", b"link/")) for k in changed), changed
     return error
 
 

@@ -35,7 +35,7 @@ class Chain:
         return None
 
     def at(self, height: int) -> None:
-        CLOCK.put(self.view, Clock(height, 1_000 * height, (bytes(32),), bytes(32)))
+        CLOCK.put(self.view, Clock(height, 1_000 * height, (bytes(32),)))
 
 
 def update(id: bytes, parent: bytes, anchor: int = 0) -> Any:

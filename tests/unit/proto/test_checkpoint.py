@@ -11,16 +11,15 @@ from blyan_proto.checkpoint import (
     BlobReceipt,
     Checkpoint,
     FinalCheckpoint,
-    Validator,
     Vote,
     VoteStage,
-    validators_root,
 )
 from blyan_proto.codec import decode, encode, to_plain
 from blyan_proto.constants import MAX_CHECKPOINT_BYTES
 from blyan_proto.digest import Domain, digest
 from blyan_proto.errors import BadSignature, ProtocolError
 from blyan_proto.signing import Purpose, check_signature
+from blyan_proto.validators import Validator, ValidatorSet
 from tests.fuzz.mutate import cuts, flips
 from tests.fuzz.targets import TARGETS
 from tests.strategies import most_bytes
@@ -112,9 +111,9 @@ def test_a_receipt_is_for_one_block():
 def test_the_root_of_a_validator_set_covers_order_weight_and_key():
     first = made.VALIDATOR
     second = Validator(made.OTHER.public, 3, bytes(32))
-    assert validators_root((first,)) == digest(Domain.SET, encode(first))
+    assert ValidatorSet((first,)).root == digest(Domain.SET, encode(first))
     sets = [(first,), (first, second), (second, first), (replace(first, weight=2),), ()]
-    assert len({validators_root(members) for members in sets}) == len(sets)
+    assert len({ValidatorSet(members).root for members in sets}) == len(sets)
 
 
 def test_the_largest_checkpoint_fits_its_limits():
