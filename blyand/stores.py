@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from blyand.home import Home
 from blyand.store.blobs import BlobStore
 from blyand.store.blocks import BlockStore
+from blyand.store.buckets import area_of, entries_agree, write_entries
 from blyand.store.budget import Budget
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.commit import GroupCommit
@@ -18,8 +19,9 @@ from blyand.store.intents import IntentLog
 from blyand.store.mend import find_holes, name_holes
 from blyand.store.migrations import STEPS
 from blyand.store.pins import Pins
+from blyand.store.restore import abandon
 from blyand.store.retained import Retained
-from blyand.store.schema import META_HOLES
+from blyand.store.schema import META_HOLES, META_RESTORING
 from blyand.store.state import State
 
 logger = logging.getLogger(__name__)
@@ -76,8 +78,10 @@ def _stores(
     blocks, checkpoints = BlockStore(database), CheckpointStore(database)
     if database.repaired:
         blocks.reindex()
+    if database.repaired or database.get(META_RESTORING) is None:
+        abandon(database)  # what a restore replaced; or the restore, if it has holes
     state = State.load(database)
-    is_executed = _is_executed(state, checkpoints)
+    is_executed = _is_executed(database, state, checkpoints)
     if database.repaired:
         holes = find_holes(blocks, checkpoints)
         name_holes(holes)
@@ -87,7 +91,7 @@ def _stores(
     if not is_executed:
         checkpoints.forget_execution()  # DEC-D4: execute again from the genesis
         blocks.drop_unwhole()  # they are needed, so they are fetched
-        state = State()
+        state.reload()
     if not is_executed and checkpoints.latest() is not None:
         warnings.append("executed state was lost; it is being executed again")
     if database.repaired:
@@ -111,11 +115,27 @@ def _stores(
     )
 
 
-def _is_executed(state: State, checkpoints: CheckpointStore) -> bool:
+def _is_executed(
+    database: LevelStore, state: State, checkpoints: CheckpointStore
+) -> bool:
     """True when the stored state is the one of the checkpoint that it says it is after.
 
-    Before the first checkpoint nobody here can tell; the genesis is quickly made anew.
+    Its hashes count after a stop in order only; else, or when they are wrong, they are
+    made again from the values (DEC-D4). Before the first checkpoint nobody here can
+    tell; the genesis is quickly made anew.
     """
     height = checkpoints.executed_height
     newest = checkpoints.at(height) if height else None
-    return newest is not None and newest.checkpoint.state_root == state.root
+    if newest is None:
+        return False
+    wanted, is_trusted = newest.checkpoint.state_root, database.was_clean
+    if is_trusted and not database.repaired and state.root == wanted:
+        return True
+    logger.info("the state is checked: %d keys", len(state))
+    if checkpoints.stored_state_root() != (height, wanted):
+        return False
+    if not entries_agree(database, wanted):
+        logger.warning("the hashes of the state were wrong and are made anew")
+        write_entries(database, area_of(database))
+        state.reload()
+    return True

@@ -161,9 +161,9 @@ class Machine:
             if root != checkpoint.state_root:
                 self._halt(checkpoint, "gives another state root here")
             results = [(int(o.error is not None), o.error or "") for o in done.outcomes]
-            await self._lane.run(
-                self._checkpoints.commit_checkpoint, final, done.changes, results
-            )
+            rows = await self._lane.run(self._state.writes, done.changes)
+            commit = self._checkpoints.commit_checkpoint
+            await self._lane.run(commit, final, done.changes, results, rows)
             self._state.apply(done.changes)
             self._last_id = checkpoint.id
         for outcome in done.outcomes:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from blyan_proto.checkpoint import MAX_FINAL_CHECKPOINT_BYTES, FinalCheckpoint
 from blyan_proto.codec import encode
 from blyand.errors import StorageFault
+from blyand.store.buckets import Changes, area_of, remove, touch, tree_of
 from blyand.store.db import Store
 from blyand.store.schema import (
     CHECKPOINT,
-    EXECUTED,
     MAX_OUTCOME_TEXT_BYTES,
     META_EXECUTED,
     ORDERED,
@@ -21,10 +21,8 @@ from blyand.store.schema import (
     decode_own,
     u64,
 )
-from blyand.store.state import State
 
 TOOK_EFFECT = 0
-REMOVED_AT_ONCE = 10_000  # keys per batch when execution is forgotten
 
 
 class CheckpointStore:
@@ -60,54 +58,56 @@ class CheckpointStore:
         return 0 if raw is None else int.from_bytes(raw, "big")
 
     def stored_state_root(self) -> tuple[int, bytes]:
-        """Read the whole stored state; return the height that it is after and its root."""
-        while True:
-            height = self.executed_height
-            root = State.load(self._store).root
-            if height == self.executed_height:  # nothing was executed meanwhile
-                return height, root
+        """Return the height that the stored state is after, and its root.
+
+        Every value is read and hashed again; nothing that was stored of it is trusted.
+        """
+        view = self._store.snapshot(META_EXECUTED)
+        height = int.from_bytes(view.get(META_EXECUTED) or b"", "big")
+        return height, tree_of(view, area_of(view)).root
 
     def put(self, final: FinalCheckpoint) -> None:
         """Store a checkpoint that is not executed yet, durable on return."""
-        self._store.write_batch([self._entry(final)], sync=True)
+        self._store.write_batch([self.entry(final)], sync=True)
 
     def batch(
         self,
         final: FinalCheckpoint,
-        changes: Mapping[bytes, bytes | None],
+        changes: Changes,
         outcomes: Sequence[tuple[int, str]],
+        rows: Batch | None = None,
     ) -> Batch:
         """Return the writes of an executed checkpoint.
 
         `changes` are those of the executed state (None deletes); `outcomes` are (code,
-        text) of each of the checkpoint's blocks in its order. StorageFault when another
+        text) of each of the checkpoint's blocks in its order; `rows` are what
+        `State.writes` gave for the changes, None: made here. StorageFault when another
         checkpoint of this height is final.
         """
         blocks = final.checkpoint.blocks
         if len(outcomes) != len(blocks):
             raise ValueError(f"{len(outcomes)} outcomes of {len(blocks)} blocks")
         height = final.checkpoint.height
-        writes: Batch = [self._entry(final), (META_EXECUTED, u64(height))]
+        writes: Batch = [self.entry(final), (META_EXECUTED, u64(height))]
         for position, (block, (code, text)) in enumerate(zip(blocks, outcomes)):
             outcome = Outcome(height, position, code, _shortened(text))
             writes.append((ORDERED + block, encode(outcome)))
             writes.append((PENDING + block, None))
-        writes += [(EXECUTED + key, value) for key, value in changes.items()]
-        return writes
+        return writes + (self._rows(changes) if rows is None else rows)
 
     def commit_checkpoint(
         self,
         final: FinalCheckpoint,
-        changes: Mapping[bytes, bytes | None],
+        changes: Changes,
         outcomes: Sequence[tuple[int, str]],
+        rows: Batch | None = None,
     ) -> None:
         """Write `batch(…)` as one batch, durable on return."""
-        self._store.write_batch(self.batch(final, changes, outcomes), sync=True)
+        self._store.write_batch(self.batch(final, changes, outcomes, rows), sync=True)
 
-    def put_state(self, changes: Mapping[bytes, bytes | None]) -> None:
+    def put_state(self, changes: Changes) -> None:
         """Write the state of the genesis, durable on return."""
-        writes: Batch = [(EXECUTED + key, value) for key, value in changes.items()]
-        self._store.write_batch(writes, sync=True)
+        self._store.write_batch(self._rows(changes), sync=True)
 
     def forget_execution(self) -> None:
         """Drop executed state and outcomes, to execute again from the first checkpoint.
@@ -116,16 +116,12 @@ class CheckpointStore:
         stay. The height goes first, so that an interrupted call is seen and repeated.
         """
         self._store.write_batch([(META_EXECUTED, None)], sync=True)
-        for prefix in (EXECUTED, ORDERED):
-            removed: Batch = []
-            for key, _ in self._store.scan(prefix):
-                removed.append((key, None))
-                if len(removed) == REMOVED_AT_ONCE:
-                    self._store.write_batch(removed, sync=False)
-                    removed = []
-            self._store.write_batch(removed, sync=True)
+        remove(self._store, (*area_of(self._store).prefixes, ORDERED))
 
-    def _entry(self, final: FinalCheckpoint) -> tuple[bytes, bytes]:
+    def _rows(self, changes: Changes) -> Batch:
+        return touch(self._store.snapshot(), area_of(self._store), changes).writes
+
+    def entry(self, final: FinalCheckpoint) -> tuple[bytes, bytes]:
         height = final.checkpoint.height
         earlier = self.at(height)
         if earlier is not None and earlier.checkpoint.id != final.checkpoint.id:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import plyvel
 
@@ -30,18 +30,30 @@ from blyand.store.level import (
 )
 from blyand.store.medium import sync_path
 from blyand.store.migrate import Steps, check_version, migrate, version_of
-from blyand.store.schema import (
-    META_CLEAN,
-    META_SCHEMA,
-    SCHEMA_VERSION,
-    Batch,
-    after,
-)
+from blyand.store.reading import Reader
+from blyand.store.schema import META_CLEAN, META_SCHEMA, SCHEMA_VERSION, Batch
 
 logger = logging.getLogger(__name__)
 
 COPIED_AT_ONCE = 1000  # entries in one batch of a copy
-READ_AT_ONCE = 64  # most pairs that a scan takes in one turn: 4 MiB of payloads
+
+
+class Snapshot(Protocol):
+    """The pairs as they stood at one moment. Blocking; safe from several threads.
+
+    Letting go of it is enough to end it. Every call may raise StorageFault.
+    """
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value of `key`, None when absent."""
+
+    def scan(
+        self, prefix: bytes, *, start: bytes = b""
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Iterate the pairs under `prefix` in key order, as `Store.scan`."""
+
+    def under(self, prefixes: Sequence[bytes]) -> list[list[tuple[bytes, bytes]]]:
+        """Return the pairs under each prefix: quick for many, in ascending order."""
 
 
 class Store(Protocol):
@@ -67,8 +79,25 @@ class Store(Protocol):
         (with `reverse`: at which to end).
         """
 
+    def snapshot(self, witness: bytes = b"") -> Snapshot:
+        """Return the pairs as they stand now.
+
+        A snapshot does not outlive the opening of the database; after another one it
+        is taken again, if the value under `witness` is still the same.
+        """
+
     def close(self) -> None:
         """Mark the stop as clean and close. Further use is a StorageFault."""
+
+
+class Superseded(StorageFault):
+    """A snapshot cannot be taken again: something else was written meanwhile."""
+
+
+class _Taken(NamedTuple):
+    snapshot: Any
+    opening: int
+    seen: bytes | None  # under the witness
 
 
 class LevelStore:
@@ -91,6 +120,7 @@ class LevelStore:
         self._writing = threading.Lock()
         self._openings = 1
         self._torn: DiskFull | StorageFault | None = None  # why the last write failed
+        self._reader = Reader(self._gate, self._now, self._unreadable)
 
     @property
     def full(self) -> str | None:
@@ -98,12 +128,7 @@ class LevelStore:
         return str(self._torn) if isinstance(self._torn, DiskFull) else None
 
     def get(self, key: bytes) -> bytes | None:
-        with self._gate:
-            try:
-                value: bytes | None = self._database.get(key, verify_checksums=True)
-            except ERRORS as error:
-                raise self._unreadable(error) from error
-        return value
+        return self._reader.get(key)
 
     def write_batch(self, batch: Batch, *, sync: bool) -> None:
         """As `Store` says. DiskFull: nothing was written; try again later."""
@@ -128,11 +153,22 @@ class LevelStore:
     def scan(
         self, prefix: bytes, *, start: bytes = b"", reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
-        low, end = prefix + start, after(prefix)
+        return self._reader.scan(prefix, start=start, reverse=reverse)
+
+    def snapshot(self, witness: bytes = b"") -> Snapshot:
         with self._gate:
-            # LevelDB fixes an iterator's view when it is made, so make it now.
-            pairs = self._iterator(low, end, reverse)
-            return self._in_turns(pairs, self._openings, low, end, reverse)
+            taken = self._take(witness)
+
+        def current() -> tuple[Any, int]:
+            nonlocal taken
+            if taken.opening != self._openings:
+                anew = self._take(witness)
+                if anew.seen != taken.seen:
+                    raise Superseded("the database moved on before it was opened anew")
+                taken = anew
+            return taken.snapshot, taken.opening
+
+        return Reader(self._gate, current, self._unreadable)
 
     def copy_to(self, path: Path, report: Callable[[int], None]) -> None:
         """Write the database as it stands now into a new one in the folder `path`.
@@ -145,7 +181,7 @@ class LevelStore:
             with self._database.snapshot() as snapshot:
                 with snapshot.iterator(verify_checksums=True) as pairs:
                     count = 0
-                    while some := self._some(pairs, COPIED_AT_ONCE):
+                    while some := list(islice(pairs, COPIED_AT_ONCE)):
                         with made.write_batch() as written:
                             for key, value in some:
                                 written.put(key, value)
@@ -173,6 +209,16 @@ class LevelStore:
 
     # Inside
 
+    def _now(self) -> tuple[Any, int]:
+        return self._database, self._openings
+
+    def _take(self, witness: bytes) -> _Taken:
+        try:
+            snapshot = self._database.snapshot()
+            return _Taken(snapshot, self._openings, snapshot.get(witness))
+        except ERRORS as error:
+            raise self._unreadable(error) from error
+
     def _open_again(self, why: DiskFull | StorageFault) -> None:
         if not isinstance(why, DiskFull):
             raise StorageFault(f"the database failed before: {why}")
@@ -185,52 +231,6 @@ class LevelStore:
             raise Damaged("the database was damaged when the disk was full")
         self._torn = None
         logger.warning("there is room again; the database takes writes")
-
-    def _iterator(self, low: bytes, end: bytes | None, reverse: bool) -> Any:
-        # In reverse, plyvel 1.5.1 finds nothing if the last key is `start` itself.
-        try:
-            return self._database.iterator(
-                start=None if reverse else low,
-                stop=end,
-                reverse=reverse,
-                verify_checksums=True,
-            )
-        except ERRORS as error:
-            raise self._unreadable(error) from error
-
-    def _in_turns(
-        self, pairs: Any, opening: int, low: bytes, end: bytes | None, reverse: bool
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Yield pairs, the first one soon; after an opening, go on behind the last."""
-        count = 1
-        try:
-            while True:
-                with self._gate:
-                    if opening != self._openings:
-                        pairs = self._iterator(low, end, reverse)
-                        opening = self._openings
-                    some = self._some(pairs, count)
-                for key, value in some:
-                    if key < low:
-                        return
-                    yield key, value
-                if len(some) < count:
-                    return
-                if reverse:
-                    end = some[-1][0]
-                else:
-                    low = some[-1][0] + b"\0"
-                count = min(4 * count, READ_AT_ONCE)
-        finally:
-            with self._gate:
-                pairs.close()
-
-    def _some(self, pairs: Iterator[Any], count: int) -> list[tuple[bytes, bytes]]:
-        with self._gate:
-            try:
-                return list(islice(pairs, count))
-            except ERRORS as error:
-                raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> StorageFault:
         if isinstance(error, plyvel.Error):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from blyand.errors import StorageFault
 from blyand.store.schema import Batch, after
@@ -21,6 +21,7 @@ class MemoryStore:
         self._keys: list[bytes] = []  # sorted
         self._lock = threading.Lock()
         self._closed = False
+        self._is_shared = False  # with a snapshot: whoever writes next makes a copy
 
     def get(self, key: bytes) -> bytes | None:
         self._check_open()
@@ -29,6 +30,9 @@ class MemoryStore:
     def write_batch(self, batch: Batch, *, sync: bool) -> None:
         self._check_open()
         with self._lock:
+            if self._is_shared:
+                self._values, self._keys = dict(self._values), list(self._keys)
+                self._is_shared = False
             for key, value in batch:
                 if value is None:
                     if self._values.pop(key, None) is not None:
@@ -43,11 +47,14 @@ class MemoryStore:
     ) -> Iterator[tuple[bytes, bytes]]:
         self._check_open()
         with self._lock:
-            end = after(prefix)
-            low = bisect_left(self._keys, prefix + start)
-            high = len(self._keys) if end is None else bisect_left(self._keys, end)
-            pairs = [(key, self._values[key]) for key in self._keys[low:high]]
-        return iter(pairs[::-1] if reverse else pairs)
+            found = _between(self._values, self._keys, prefix, start)
+        return iter(found[::-1] if reverse else found)
+
+    def snapshot(self, witness: bytes = b"") -> MemorySnapshot:
+        self._check_open()
+        with self._lock:
+            self._is_shared = True
+            return MemorySnapshot(self._values, self._keys)
 
     def close(self) -> None:
         self._closed = True
@@ -55,3 +62,30 @@ class MemoryStore:
     def _check_open(self) -> None:
         if self._closed:
             raise StorageFault("the database is closed")
+
+
+class MemorySnapshot:
+    """A `Snapshot` of a `MemoryStore`."""
+
+    def __init__(self, values: dict[bytes, bytes], keys: list[bytes]) -> None:
+        self._values, self._keys = values, keys  # nobody changes them any more
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._values.get(key)
+
+    def scan(
+        self, prefix: bytes, *, start: bytes = b""
+    ) -> Iterator[tuple[bytes, bytes]]:
+        return iter(_between(self._values, self._keys, prefix, start))
+
+    def under(self, prefixes: Sequence[bytes]) -> list[list[tuple[bytes, bytes]]]:
+        return [_between(self._values, self._keys, each, b"") for each in prefixes]
+
+
+def _between(
+    values: dict[bytes, bytes], keys: list[bytes], prefix: bytes, start: bytes
+) -> list[tuple[bytes, bytes]]:
+    end = after(prefix)
+    low = bisect_left(keys, prefix + start)
+    high = len(keys) if end is None else bisect_left(keys, end)
+    return [(key, values[key]) for key in keys[low:high]]

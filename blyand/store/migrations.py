@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from itertools import islice
 
+from blyand.errors import StorageFault
 from blyand.store.blocks import BlockStore
 from blyand.store.db import Store
 from blyand.store.migrate import Steps
-from blyand.store.schema import HEADER, Batch
+from blyand.store.schema import CHECKPOINT, EXECUTED, HEADER, Batch
 
 BLOCKS_AT_ONCE = 500
 
@@ -22,4 +23,18 @@ def write_indexes(store: Store, at: bytes) -> tuple[Batch, bytes | None]:
     return writes, some[-1] + b"\0" if len(some) == BLOCKS_AT_ONCE else None
 
 
-STEPS: Steps = {0: write_indexes}  # 0: of before the first release, without children
+def drop_old_state(store: Store, at: bytes) -> tuple[Batch, bytes | None]:
+    """Drop the state of a database that executed nothing yet: the genesis is made anew.
+
+    Checkpoints of schema 1 name state roots of another tree, which cannot come out again.
+    """
+    if any(True for _ in store.scan(CHECKPOINT)):
+        raise StorageFault(
+            "this home is of a network before state trees, whose checkpoints cannot be "
+            "executed any more: begin with a new home, or run the blyand that wrote it"
+        )
+    return [(row, None) for row, _ in store.scan(EXECUTED)], None
+
+
+# 0: of before the first release, without children; 1: without the rows of a state tree
+STEPS: Steps = {0: write_indexes, 1: drop_old_state}

@@ -17,7 +17,7 @@ from blyand.errors import StorageFault
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Batch = list[tuple[bytes, bytes | None]]  # in order; None deletes the key
 
@@ -79,6 +79,9 @@ CHILD = b"C"
 EQUIVOCATION = b"E"
 CHECKPOINT = b"F"
 EXECUTED = b"X"
+ENTRY = b"T"
+BUCKET = b"U"
+RESTORED = b"Y"
 NAMED = b"N"
 DROPPED = b"D"
 KEPT = b"K"
@@ -88,7 +91,7 @@ GONE_SLOT = b"R"
 PIN = b"I"
 
 TABLE = (
-    Row(META, "name", "schema: u32; executed: u64 height; clean, holes, migrating"),
+    Row(META, "name", "schema: u32; executed: u64 height; clean, holes, area …"),
     Row(HEADER, "block id 32", "SignedHeader"),
     Row(PAYLOAD, "block id 32", "payload bytes; absent once pruned"),
     Row(PENDING, "block id 32", "Arrival; absent once ordered"),
@@ -98,7 +101,10 @@ TABLE = (
     Row(CHILD, "parent id 32, block id 32", "empty"),
     Row(EQUIVOCATION, "account 20, chain u8", "Equivocation (equivocations.py)"),
     Row(CHECKPOINT, "height u64", "FinalCheckpoint"),
-    Row(EXECUTED, "key of the executed state", "its value"),
+    Row(EXECUTED, "key of the executed state", "its value; x in the other area"),
+    Row(ENTRY, "path 32", "digest 32 of a value, its key; t in the other area"),
+    Row(BUCKET, "bucket u16", "its hash 32, entries u32; u in the other area"),
+    Row(RESTORED, "chunk u8", "Restored (restore.py)"),
     Row(NAMED, "blob root 32, block id 32", "empty"),
     Row(DROPPED, "block id 32", "u64 chain time, ms"),
     Row(KEPT, "model 32, group u16, height u64, position u16", "block id"),
@@ -113,6 +119,8 @@ META_CLEAN = META + b"clean"  # there only while the database is closed in order
 META_MIGRATING = META + b"migrating"  # u32 from which version, and the step's own place
 META_HOLES = META + b"holes"  # there while what a repair lost is not all back
 META_EXECUTED = META + b"executed"  # height of the checkpoint that the state is after
+META_AREA = META + b"area"  # u8: which of AREAS holds the executed state; absent: 0
+META_RESTORING = META + b"restoring"  # Restoring, while the other area is being filled
 META_JUDGED = META + b"judged"  # height up to which retention looked at every block
 META_NAMED = META + b"named"  # there once all payloads are in the index of names
 META_GONE = (
@@ -120,9 +128,31 @@ META_GONE = (
 )  # u64: blobs removed so far; the next slot, modulo its number
 
 
+@dataclass(frozen=True)
+class Area:
+    """The prefixes under which a whole state is kept."""
+
+    value: bytes
+    entry: bytes
+    bucket: bytes
+
+    @property
+    def prefixes(self) -> tuple[bytes, ...]:
+        return self.value, self.entry, self.bucket
+
+
+# Two, so that a state that was fetched replaces the executed one in one batch.
+AREAS = (Area(EXECUTED, ENTRY, BUCKET), Area(b"x", b"t", b"u"))
+
+
 def u64(value: int) -> bytes:
     """Return `value` so that bytes compare as the integers do."""
     return value.to_bytes(8, "big")
+
+
+def u16(value: int) -> bytes:
+    """Return `value` so that bytes compare as the integers do."""
+    return value.to_bytes(2, "big")
 
 
 def place_key(chain: int, height: int, block: bytes) -> bytes:

@@ -1,127 +1,112 @@
-"""The executed state: sorted keys and values in memory, mirrored in LevelDB, one root.
+"""The executed state: keys and values in LevelDB under one root, read while it grows.
 
-A key lives in one of 256 buckets, named by the first byte of its digest; a bucket's
-hash covers its pairs in key order, and the root is the Merkle root of the 256 hashes.
-So a change costs its buckets only, and a bucket is the chunk that a joiner fetches.
+Readers see the state of the newest checkpoint through a snapshot of the database, which
+`apply` swaps; so they are never in the middle of one. What changes costs the buckets
+that it touches and their paths to the root. docs/consensus.md, "State".
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from blyan_proto import merkle
-from blyan_proto.digest import Domain, digest
+from blyan_proto.state import StateProof
+from blyand.store.buckets import Changes, Touched, hashes_of, touch
 from blyand.store.db import Store
-from blyand.store.schema import EXECUTED, after
-
-BUCKETS = 256
-
-Changes = Mapping[bytes, bytes | None]  # None deletes the key
-
-
-def bucket_of(key: bytes) -> int:
-    """Return the bucket of a key, 0…255."""
-    return digest(Domain.STATE, key)[0]
-
-
-def bucket_hash(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return the hash of a bucket from its pairs in ascending key order."""
-    return digest(Domain.STATE, *(part for pair in pairs for part in pair))
+from blyand.store.frozen import Frozen
+from blyand.store.memory import MemoryStore
+from blyand.store.schema import META_EXECUTED, Batch
+from blyand.store.tree import EMPTY, Tree
 
 
 def root_of(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return the root of a whole state, its pairs in any order."""
-    buckets: list[list[tuple[bytes, bytes]]] = [[] for _ in range(BUCKETS)]
-    for pair in sorted(pairs):
-        buckets[bucket_of(pair[0])].append(pair)
-    return merkle.root([bucket_hash(bucket) for bucket in buckets])
+    return EMPTY.with_buckets(hashes_of(pairs)).root
 
 
 class State:
-    """The state after some checkpoint. Not for use from several threads at once."""
+    """The state after the newest checkpoint.
 
-    def __init__(self, pairs: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        self._values = dict(pairs)
-        self._keys = sorted(self._values)
-        self._buckets: list[list[bytes]] = [[] for _ in range(BUCKETS)]
-        for key in self._keys:
-            self._buckets[bucket_of(key)].append(key)
-        self._hashes = [bucket_hash(self.bucket(i)) for i in range(BUCKETS)]
-        self._root = merkle.root(self._hashes)
+    One thread at a time changes it or tries changes; any may read meanwhile.
+    """
+
+    def __init__(
+        self, pairs: Iterable[tuple[bytes, bytes]] = (), *, store: Store | None = None
+    ) -> None:
+        """Open the state in `store`; without one, keep `pairs` in memory."""
+        self._store = MemoryStore() if store is None else store
+        self._is_own = store is None  # nobody else writes what is applied
+        self._now = Frozen.of(self._store)
+        self._tried: tuple[Frozen, Changes, Touched, Tree] | None = None
+        if first := dict(pairs):
+            self.apply(first)
 
     @classmethod
     def load(cls, store: Store) -> State:
-        """Return the state as the last committed checkpoint left it in `store`."""
-        return cls((key[1:], value) for key, value in store.scan(EXECUTED))
+        """Return the state as the last committed checkpoint left it in `store`.
+
+        The stored hashes are trusted: hold the root against the checkpoint's.
+        """
+        return cls(store=store)
 
     @property
     def root(self) -> bytes:
         """The Merkle root, 32 bytes."""
-        return self._root
+        return self._now.root
 
     @property
     def hashes(self) -> Sequence[bytes]:
-        """The 256 bucket hashes: the leaves under the root."""
-        return tuple(self._hashes)
+        """The 256 hashes at depth 8, one of each chunk."""
+        return self._now.manifest.hashes
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return self._now.count
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of `key`, None when absent."""
-        return self._values.get(key)
+        return self._now.get(key)
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Iterate the pairs under `prefix` in key order, as they stand now."""
-        end = after(prefix)
-        low = bisect_left(self._keys, prefix)
-        high = len(self._keys) if end is None else bisect_left(self._keys, end)
-        return iter([(key, self._values[key]) for key in self._keys[low:high]])
+        return self._now.scan(prefix)
 
-    def bucket(self, index: int) -> tuple[tuple[bytes, bytes], ...]:
-        """Return the pairs of a bucket in key order."""
-        return tuple((key, self._values[key]) for key in self._buckets[index])
+    def freeze(self) -> Frozen:
+        """Return the state as it stands, to be read whatever is executed later."""
+        return self._now
+
+    def prove(self, key: bytes) -> StateProof:
+        """Return the proof of what stands under `key`; see `Frozen.prove`."""
+        return self._now.prove(key)
 
     def preview(self, changes: Changes) -> bytes:
-        """Return the root that `changes` would give, changing nothing."""
-        return merkle.root(self._changed_hashes(changes))
+        """Return the root that `changes` would give, changing nothing. Blocking."""
+        return self._try(changes)[3].root
+
+    def writes(self, changes: Changes) -> Batch:
+        """Return the rows that a commit of `changes` writes. Blocking."""
+        return self._try(changes)[2].writes
 
     def apply(self, changes: Changes) -> bytes:
-        """Change the state in memory and return the new root.
+        """Go over to the state with `changes`, which the database holds already.
 
-        The mirror in LevelDB is written before, by the commit of the checkpoint.
+        Quick after a `preview` of the same changes. Returns the new root.
         """
-        hashes = self._changed_hashes(changes)
-        for key, value in changes.items():
-            known = key in self._values
-            if value is not None:
-                self._values[key] = value
-            if known and value is None:
-                del self._values[key]
-                _remove(self._keys, key)
-                _remove(self._buckets[bucket_of(key)], key)
-            elif not known and value is not None:
-                insort(self._keys, key)
-                insort(self._buckets[bucket_of(key)], key)
-        self._hashes = hashes
-        self._root = merkle.root(hashes)
-        return self._root
+        before, _, touched, tree = self._try(changes)
+        if self._is_own:
+            self._store.write_batch(touched.writes, sync=False)
+        view = self._store.snapshot(META_EXECUTED)
+        self._now = Frozen(view, before.area, tree, before.count + touched.added)
+        self._tried = None
+        return tree.root
 
-    def _changed_hashes(self, changes: Changes) -> list[bytes]:
-        touched: dict[int, dict[bytes, bytes | None]] = {}
-        for key, value in changes.items():
-            touched.setdefault(bucket_of(key), {})[key] = value
-        hashes = list(self._hashes)
-        for index, changed in touched.items():
-            pairs: dict[bytes, bytes | None] = {**dict(self.bucket(index)), **changed}
-            hashes[index] = bucket_hash(
-                (key, value)
-                for key, value in sorted(pairs.items())
-                if value is not None
-            )
-        return hashes
+    def reload(self) -> None:
+        """Go over to what is the executed state in the database now. Blocking."""
+        self._now, self._tried = Frozen.of(self._store), None
 
-
-def _remove(keys: list[bytes], key: bytes) -> None:
-    del keys[bisect_left(keys, key)]
+    def _try(self, changes: Changes) -> tuple[Frozen, Changes, Touched, Tree]:
+        """Return what `changes` do; what was tried last is remembered."""
+        now, tried = self._now, self._tried
+        if tried is None or tried[0] is not now or tried[1] != changes:
+            touched = touch(now.view, now.area, changes)
+            tree = now.tree.with_buckets(touched.hashes)
+            self._tried = tried = (now, dict(changes), touched, tree)
+        return tried

@@ -15,7 +15,14 @@ from blyand.rules.chain.intake import check_ordered
 from blyand.store.blocks import BlockStore
 from blyand.store.db import open_store
 from blyand.store.migrations import STEPS
-from blyand.store.schema import CHILD, META_MIGRATING, META_SCHEMA, SCHEMA_VERSION
+from blyand.store.schema import (
+    CHILD,
+    EXECUTED,
+    META_MIGRATING,
+    META_SCHEMA,
+    SCHEMA_VERSION,
+    checkpoint_key,
+)
 from tests.unit.daemon.chain_world import beat, child_of, genesis_of, key, sign_block
 from tests.unit.daemon.crash_life import index_keys, rebuilt
 
@@ -52,7 +59,7 @@ def check_new(path, made):
 
 def test_an_older_database_is_migrated_and_a_newer_one_refused(tmp_path, caplog):
     made = old_database(tmp_path / "db")
-    with pytest.raises(StorageFault, match="schema 0 and this blyand knows 1"):
+    with pytest.raises(StorageFault, match="schema 0 and this blyand knows 2"):
         open_store(tmp_path / "db")  # with no step that leads from there
     check_new(tmp_path / "db", made)
     assert "go from schema 0 to 1" in caplog.text
@@ -72,7 +79,7 @@ def slow(store, at):
     print(at.hex() or "first", flush=True)
     time.sleep(0.02)
     return step(store, at)
-open_store(Path(sys.argv[1]), {0: slow})
+open_store(Path(sys.argv[1]), {**migrations.STEPS, 0: slow})
 """
 
 
@@ -113,3 +120,18 @@ def test_a_damaged_one_is_repaired_before_it_is_migrated(tmp_path):
     BlockStore(store).reindex()
     assert index_keys(store) == rebuilt(store) != []
     store.close()
+
+
+def test_a_home_whose_state_roots_cannot_come_out_again_has_to_begin_anew(tmp_path):
+    store = open_store(tmp_path / "db")
+    store.write_batch([(META_SCHEMA, bytes([0, 0, 0, 1]))], sync=True)
+    store.write_batch([(EXECUTED + b"clock", b"of the genesis")], sync=True)
+    store.close()
+    store = open_store(tmp_path / "db", STEPS)  # only the genesis was executed
+    assert store.get(EXECUTED + b"clock") is None and store.was_clean
+    store.write_batch([(META_SCHEMA, bytes([0, 0, 0, 1]))], sync=True)
+    store.write_batch([(checkpoint_key(1), b"of another tree")], sync=True)
+    store.close()
+    for _ in range(2):
+        with pytest.raises(StorageFault, match="begin with a new home"):
+            open_store(tmp_path / "db", STEPS)

@@ -116,15 +116,16 @@ def test_each_batch_of_a_migration_is_durable_before_the_next(nth):
     """A sync that is left out may cost work, never a half-migrated database."""
     log = []
     store = RecordingStore(log, nth)
-    store.write_batch([(META_SCHEMA, bytes(4))], sync=True)
+    start = SCHEMA_VERSION - 1
+    store.write_batch([(META_SCHEMA, start.to_bytes(4, "big"))], sync=True)
 
     def step(store, at):
         count = int.from_bytes(at or bytes(1), "big")
         batch = [(b"X" + bytes([count]), b"")]
         return batch, bytes([count + 1]) if count < 3 else None
 
-    migrate(store, {version: step for version in range(SCHEMA_VERSION)})
+    migrate(store, {start: step})
     for _, left in itertools.islice(remains(log), 1, None):
         found, at = version_of(left)
         done = [key[1] for key, _ in left.scan(b"X")]
-        assert done == list(range(at[0] if at else 4 if found else 0))
+        assert done == list(range(at[0] if at else 4 if found > start else 0))
