@@ -9,7 +9,11 @@ touched. SYNC-02, DEC-A11.
 
 from __future__ import annotations
 
-from blyan_proto.checkpoint import MAX_FINAL_CHECKPOINT_BYTES, Checkpoint, FinalCheckpoint
+from blyan_proto.checkpoint import (
+    MAX_FINAL_CHECKPOINT_BYTES,
+    Checkpoint,
+    FinalCheckpoint,
+)
 from blyan_proto.codec import U64, encode, message
 from blyan_proto.constants import MIB
 from blyan_proto.errors import BadProof

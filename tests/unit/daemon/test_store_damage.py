@@ -292,7 +292,7 @@ def test_a_peer_that_gives_something_else_is_blamed(past, home):
 
 def test_reading_what_is_damaged_says_so_and_the_next_start_repairs_it(past, home):
     spoiled(biggest(home, "*.ldb"), random.Random(3))
-    with open_stores(home) as stores, pytest.raises(Damaged, match="damaged"):
+    with pytest.raises(Damaged, match="damaged"), open_stores(home) as stores:
         list(stores.database.scan(b""))
     with open_stores(home) as stores:
         assert stores.database.repaired
