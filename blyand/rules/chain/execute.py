@@ -16,6 +16,7 @@ from blyan_proto.types import Chain
 from blyand.rules.chain import validators
 from blyand.rules.data import dataset as datasets
 from blyand.rules.economy import book
+from blyand.rules.economy import epoch as epochs
 from blyand.rules.economy import node as nodes
 from blyand.rules.economy import transfer as transfers
 from blyand.rules.model import adoption
@@ -97,10 +98,24 @@ EFFECTS: dict[type, Effect] = {
 
 
 Ending = Callable[[Overlay, Moment], None]
+EpochEnding = Callable[[Overlay, Moment, epochs.Epoch], None]
+
+# What happens at an epoch's end, in this order: rewards, then who signs next.
+EPOCH_ENDINGS: tuple[EpochEnding, ...] = ()
+
+
+def _end_epoch(view: Overlay, at: Moment) -> None:
+    epoch = epochs.count(view)
+    if epochs.is_over(epoch, at.time_ms, at.genesis.setting("epoch_span_ms")):
+        for ending in EPOCH_ENDINGS:
+            ending(view, at, epoch)
+        epochs.follow(view, epoch, at.height, at.time_ms)
+
 
 # What happens after the blocks of every checkpoint, in this order.
 ENDINGS: tuple[Ending, ...] = (
     lambda view, at: run.close_rounds(view, at.genesis.parameters.liveness_span_ms),
+    _end_epoch,
 )
 
 
@@ -112,6 +127,7 @@ def begin(genesis: Genesis) -> Executed:
     view = Overlay(_Nothing())
     CLOCK.put(view, Clock(0, genesis.time_ms, (genesis.id,)))
     validators.begin(view, genesis)
+    epochs.begin(view, genesis)
     for balance in genesis.balances:
         book.mint(view, (balance.account, book.Purse.FREE), balance.micro, "genesis")
     for participant in genesis.participants:
