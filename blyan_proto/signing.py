@@ -83,3 +83,11 @@ def account_of(public_key: bytes) -> bytes:
     """Return the 20-byte account of a first key: its Ethereum address (DEC-A10)."""
     point = coincurve.PublicKey(public_key).format(compressed=False)
     return keccak.new(digest_bits=256, data=point[1:]).digest()[-20:]
+
+
+def is_public_key(raw: bytes) -> bool:
+    """True when `raw` is a compressed point of the curve."""
+    try:
+        return coincurve.PublicKey(raw).format() == raw
+    except ValueError:
+        return False

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -196,57 +195,34 @@ def remove(directory: Path) -> None:
 
 def _found(directory: Path, count: int) -> None:
     """Make the homes: keys first, then one genesis with all of them."""
-    from blyan_proto.block.economy import Hardware, Registration
-    from blyan_proto.codec import to_plain
-    from blyan_proto.constants import FORMAT_VERSION
-    from blyan_proto.genesis import DEVNET, Balance, Genesis
-    from blyan_proto.types import Role
-    from blyan_proto.validators import Validator
-
     begun = [
         _begin_init(
             directory / f"node{index}",
-            [
-                "--roles",
-                "learn,serve" + (",validate,archive" if index == 0 else ""),
-            ],
+            ["--roles", "learn,serve" + (",validate,archive" if index == 0 else "")],
         )
         for index in range(count)
     ]
-    made = [_finish_init(*one) for one in begun]
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    hardware = Hardware("cpu", memory, os.cpu_count() or 1)
-    roles = int(Role.LEARN | Role.SERVE)
-    keys = [bytes.fromhex(one["public_key"]) for one in made]
-    tail = bytes.fromhex(made[0]["beacon_tail"])
-    genesis = Genesis(
-        version=FORMAT_VERSION,
-        name="blyan-devnet",
-        salt=secrets.token_bytes(32),
-        time_ms=time.time_ns() // 1_000_000,
-        parameters=DEVNET,
-        validators=(Validator(keys[0], 1, tail),),
-        participants=tuple(
-            Registration(
-                version=FORMAT_VERSION,
-                key=key,
-                roles=roles | (int(Role.VALIDATE | Role.ARCHIVE) if index == 0 else 0),
-                region="",
-                hardware=hardware,
-                bond_micro=0,
-                beacon_tail=tail if index == 0 else None,
-            )
-            for index, key in enumerate(keys)
-        ),
-        balances=tuple(
-            Balance(bytes.fromhex(one["account"][2:]), SUPPLY_MICRO // count)
-            for one in made
-        ),
-    )
     file = directory / "genesis.json"
-    file.write_text(json.dumps(to_plain(genesis), indent=1) + "\n")
-    for index in range(count):
-        shutil.copyfile(file, directory / f"node{index}" / "genesis.json")
+    command = [
+        sys.executable,
+        "-m",
+        "blyand",
+        "genesis",
+        "create",
+        str(file),
+        "--force",
+    ]
+    for home, process in begun:
+        made = _finish_init(home, process)
+        founder = home / "founder.json"
+        founder.write_text(json.dumps(made) + "\n")
+        command += ["--founder", str(founder)]
+        command += ["--balance", f"{made['account']}={SUPPLY_MICRO // count}"]
+    create = subprocess.run(command, capture_output=True, text=True)
+    if create.returncode:
+        raise Failed(create.stderr.strip() or "`blyand genesis create` failed")
+    for home, _ in begun:
+        shutil.copyfile(file, home / "genesis.json")
 
 
 def _begin_init(home: Path, arguments: list[str]) -> tuple[Path, subprocess.Popen[str]]:

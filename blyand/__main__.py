@@ -1,4 +1,4 @@
-"""`blyand init`, `blyand run`, `blyand restore`: arguments -> configuration -> exit code."""
+"""`blyand init|run|restore|genesis`: arguments -> configuration -> exit code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from blyan_proto.codec import to_plain
+from blyand import founding_commands
 from blyand.backup import restore
 from blyand.compute import choose_threads, thread_environment
 from blyand.config import Config, load_config
@@ -72,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     back.add_argument("backup", type=Path, metavar="BACKUP")
     back.add_argument("--home", type=Path, required=True, help="the new home")
     back.set_defaults(command=_restore)
+    founding_commands.configure(commands.add_parser)
     run = commands.add_parser("run", parents=[home], help="run the node")
     run.set_defaults(command=_run)
     return parser
@@ -120,13 +124,13 @@ def _restore(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plain(made: Made) -> dict[str, str]:
+def _plain(made: Made) -> dict[str, Any]:
     return {
         "home": str(made.home.path),
         "public_key": made.public.hex(),
         "account": "0x" + made.account.hex(),
         "network": made.network.hex(),
-        "beacon_tail": made.beacon_tail.hex(),
+        "registration": to_plain(made.registration),
     }
 
 

@@ -30,6 +30,7 @@ from blyand.compute import Threads, choose_threads, open_worker
 from blyand.config import Config
 from blyand.data.custody import Custody
 from blyand.diary import diary_of, open_diary
+from blyand.directory import build_directory, holdings
 from blyand.election.members import Member, registration_of
 from blyand.endpoints import serve_streams
 from blyand.errors import ComputeFault, Unavailable
@@ -38,7 +39,6 @@ from blyand.finality.beacon import BeaconChain
 from blyand.foundation import Base
 from blyand.home import Home, read_or_none, replace_file
 from blyand.initialise import hardware, role_bits
-from blyand.joining import build_directory, holdings
 from blyand.metrics import Metrics
 from blyand.net.calls import open_calls
 from blyand.net.dialer import WANTED_PEERS, Dialer

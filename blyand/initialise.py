@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import os
-import secrets
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from blyan_proto.block.economy import Hardware, Registration
 from blyan_proto.constants import FORMAT_VERSION
-from blyan_proto.genesis import DEVNET, Balance, Genesis
+from blyan_proto.genesis import Genesis
 from blyan_proto.signing import SigningKey
 from blyan_proto.types import Role
-from blyan_proto.validators import Validator
 from blyand import genesis as genesis_file
 from blyand import keystore
-from blyand.config import NodeSection, write_default_toml
+from blyand.config import Config, NodeSection, load_config, write_default_toml
 from blyand.errors import ConfigFault
 from blyand.finality.beacon import BeaconChain
+from blyand.founding import Plan, found
 from blyand.home import Home, create_home
 from blyand.options import Value
 
@@ -35,7 +33,7 @@ class Made:
     public: bytes
     account: bytes
     network: bytes
-    beacon_tail: bytes
+    registration: Registration  # what a founder hands over to be in a genesis
 
 
 def initialise(
@@ -65,10 +63,11 @@ def initialise(
     key = keystore.open(home) if known else keystore.create(home)
     if not home.config.exists():
         write_default_toml(home.config, options)
-    tail = BeaconChain(key.secret).tail
-    founded = genesis_file.load(genesis) if genesis else _alone(key, tail)
+    config = load_config(home.config, {}, {})
+    registration = _registration(key, config, alone=genesis is None)
+    founded = genesis_file.load(genesis) if genesis else _alone(key, registration)
     genesis_file.save(founded, home.genesis)
-    return Made(home, key.public, key.account, founded.id, tail)
+    return Made(home, key.public, key.account, founded.id, registration)
 
 
 def hardware() -> Hardware:
@@ -82,24 +81,21 @@ def role_bits(names: tuple[str, ...]) -> int:
     return sum(int(Role[name.upper()]) for name in set(names))
 
 
-def _alone(key: SigningKey, tail: bytes) -> Genesis:
-    roles = role_bits(FOUNDER_ROLES) | int(Role.VALIDATE)
-    registration = Registration(
+def _registration(key: SigningKey, config: Config, *, alone: bool) -> Registration:
+    """Return what a founder is in a genesis as; whoever begins alone validates."""
+    roles = role_bits(config.node.roles)
+    if alone:
+        roles |= int(Role.VALIDATE)
+    return Registration(
         version=FORMAT_VERSION,
         key=key.public,
         roles=roles,
-        region="",
+        region=config.net.region,
         hardware=hardware(),
         bond_micro=0,
-        beacon_tail=tail,
+        beacon_tail=BeaconChain(key.secret).tail if roles & Role.VALIDATE else None,
     )
-    return Genesis(
-        version=FORMAT_VERSION,
-        name="blyan-devnet",
-        salt=secrets.token_bytes(32),
-        time_ms=time.time_ns() // 1_000_000,
-        parameters=DEVNET,
-        validators=(Validator(key.public, 1, tail),),
-        participants=(registration,),
-        balances=(Balance(key.account, SUPPLY_MICRO),),
-    )
+
+
+def _alone(key: SigningKey, registration: Registration) -> Genesis:
+    return found(Plan(balances={key.account: SUPPLY_MICRO}), [registration])

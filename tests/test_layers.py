@@ -39,7 +39,7 @@ LEVELS = {
         ],
         5,
     ),
-    **dict.fromkeys(["joining", "upkeep"], 5),
+    **dict.fromkeys(["directory", "upkeep", "founding", "founding_commands"], 5),
     "rpc": 4,
     **dict.fromkeys(["chain", "finality", "election", "inference", "training"], 3),
     **dict.fromkeys(["retention"], 3),
