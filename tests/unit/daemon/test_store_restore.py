@@ -21,6 +21,7 @@ from blyand.store.restore import Restore, abandon
 from blyand.store.schema import AREAS, META_RESTORING, RESTORED
 from blyand.store.state import State
 from tests.unit.daemon import restore_world as world
+from tests.unit.daemon.power import RecordingStore, remains
 
 ROOT = Path(__file__).parents[3]
 
@@ -244,11 +245,40 @@ def test_a_state_that_lags_behind_its_database_ends_the_daemon(tmp_path):
     store.close()
 
 
+def test_whatever_batch_is_the_last_there_is_one_state_or_the_other():
+    """A kill keeps every batch, a power cut those up to the last synced one."""
+    log, target = [], world.donor(20)
+    store = RecordingStore(log, None)
+    CheckpointStore(store).put_state({b"own": b"before"})
+    before = State.load(store).root
+    world.restore_all(store, target)
+    log.append(("ack", None))
+    for length in range(1, len(log) + 1):
+        left = MemoryStore()
+        for op in log[:length]:
+            if op[0] == "batch":
+                left.write_batch(op[1], sync=True)
+        root, checkpoints = State.load(left).root, CheckpointStore(left)
+        is_taken_over = checkpoints.executed_height == 7
+        assert root == (target.root if is_taken_over else before)
+        assert is_taken_over == (checkpoints.at(7) is not None)
+        restore = Restore.resume(left)
+        if restore is not None:
+            frozen = target.freeze()
+            for chunk in restore.missing():
+                world.fetch(restore, frozen, chunk)
+            restore.finish(world.final_of(target.root))
+            assert CheckpointStore(left).stored_state_root() == (7, target.root)
+            assert entries_agree(left, target.root)
+    *_, (_, left) = remains(log)
+    assert State.load(left).root == target.root
+
+
 def test_kills_cost_a_part_at_most(tmp_path):
     rng, held, under_way, received = random.Random(5), State().root.hex(), "", 0
     command = [sys.executable, "-m", "tests.unit.daemon.restore_world"]
     finished = resumed = 0
-    for life in range(6):
+    for life in range(4):
         child = subprocess.Popen(
             [*command, str(tmp_path / "db")],
             stdout=subprocess.PIPE,
