@@ -52,6 +52,9 @@ class Snapshot(Protocol):
     ) -> Iterator[tuple[bytes, bytes]]:
         """Iterate the pairs under `prefix` in key order, as `Store.scan`."""
 
+    def many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the values of keys, None for absent ones; quicker than one by one."""
+
     def under(self, prefixes: Sequence[bytes]) -> list[list[tuple[bytes, bytes]]]:
         """Return the pairs under each prefix: quick for many, in ascending order."""
 

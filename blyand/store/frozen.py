@@ -7,6 +7,7 @@ and lives beside newer ones for as long as somebody holds it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from blyan_proto.state import (
     MAX_PAIRS,
@@ -25,6 +26,8 @@ from blyand.store.buckets import area_of, load
 from blyand.store.db import Snapshot, Store, Superseded
 from blyand.store.schema import META_EXECUTED, Area, u16
 from blyand.store.tree import Tree
+
+KEYS_AT_ONCE = 16  # read in one turn; few values have more than a hundred bytes
 
 
 class Frozen:
@@ -91,20 +94,15 @@ class Frozen:
         pairs: list[StatePair] = []
         room = limit
         try:
-            for _, entry in self._entries(chunk, start):
-                key = entry[32:]
-                value = self.get(key)
-                assert value is not None
-                room -= len(key) + len(value)
-                if pairs and (room < 0 or len(pairs) == MAX_PAIRS):
-                    return StatePart(chunk, after, tuple(pairs), False)
-                pairs.append(StatePair(key, value))
+            rows = self.view.scan(self.area.entry + start[:1], start=start[1:])
+            while keys := [entry[32:] for _, entry in islice(rows, KEYS_AT_ONCE)]:
+                values = self.view.many([self.area.value + key for key in keys])
+                for key, value in zip(keys, values):
+                    assert value is not None
+                    room -= len(key) + len(value)
+                    if pairs and (room < 0 or len(pairs) == MAX_PAIRS):
+                        return StatePart(chunk, after, tuple(pairs), False)
+                    pairs.append(StatePair(key, value))
         except Superseded as error:
-            raise NotHere(
-                "that state is no longer kept; ask for a newer one"
-            ) from error
+            raise NotHere("that state is no longer kept; ask for a newer one") from error
         return StatePart(chunk, after, tuple(pairs), True)
-
-    def _entries(self, chunk: int, start: bytes) -> Iterator[tuple[bytes, bytes]]:
-        prefix = self.area.entry + bytes([chunk])
-        return self.view.scan(prefix, start=start[1:])

@@ -78,6 +78,9 @@ class MemorySnapshot:
     ) -> Iterator[tuple[bytes, bytes]]:
         return iter(_between(self._values, self._keys, prefix, start))
 
+    def many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self._values.get(key) for key in keys]
+
     def under(self, prefixes: Sequence[bytes]) -> list[list[tuple[bytes, bytes]]]:
         return [_between(self._values, self._keys, each, b"") for each in prefixes]
 

@@ -50,6 +50,15 @@ class Reader:
             pairs, opening = self._iterator(low, end, reverse)
             return self._in_turns(pairs, opening, low, end, reverse)
 
+    def many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the values of keys, None for absent ones; quicker than one by one."""
+        with self._gate:
+            try:
+                source = self._source()[0]
+                return [source.get(key, verify_checksums=True) for key in keys]
+            except ERRORS as error:
+                raise self._fault(error) from error
+
     def under(self, prefixes: Sequence[bytes]) -> list[list[tuple[bytes, bytes]]]:
         """Return the pairs under each prefix: quick for many, in ascending order."""
         found: list[list[tuple[bytes, bytes]]] = []

@@ -219,7 +219,7 @@ class Restore:
 
     def _write(self, chunk: int, writes: Batch, here: Restored) -> None:
         row = (RESTORED + bytes([chunk]), encode(here))
-        self._store.write_batch([*writes, row], sync=here.is_whole)
+        self._store.write_batch([*writes, row], sync=False)
         self._chunks[chunk] = here
 
     def _clear(self, chunk: int) -> None:

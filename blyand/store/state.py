@@ -94,8 +94,8 @@ class State:
         if self._is_own:
             self._store.write_batch(touched.writes, sync=False)
         view = self._store.snapshot(META_EXECUTED)
+        # What was tried stays until something else is, since freeing it takes a while.
         self._now = Frozen(view, before.area, tree, before.count + touched.added)
-        self._tried = None
         return tree.root
 
     def reload(self) -> None:

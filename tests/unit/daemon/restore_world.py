@@ -1,5 +1,6 @@
 """A state at a donor, and a joiner that takes it over. Run as a module with a folder, it
-restores one state after the other into a database there, saying what has returned.
+restores one state after the other into a database there, saying what has returned; for
+every line it takes a byte of its input.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def main() -> None:
     store = open_store(Path(sys.argv[1]))
 
     def say(*words: object) -> None:
+        os.read(0, 1)  # may it go on?
         os.write(1, (" ".join(map(str, words)) + "\n").encode())
 
     while True:
