@@ -25,4 +25,28 @@ SETTINGS: dict[str, Known] = {
     "epoch_span_ms": Known(
         3_600_000, 1_000, 2_592_000_000, "consensus epoch: rewards, validator set"
     ),
+    "expert_base_micro": Known(
+        1_000_000, 0, 10**15, "micro-BLY of an expert's reward for one epoch, as base"
+    ),
+    "learning_micro": Known(
+        1_000_000, 0, 10**15, "micro-BLY for a million tokens that a model learned from"
+    ),
+    "payout_minimum_micro": Known(
+        10_000_000, 0, 10**15, "micro-BLY of rewards that wait until there are as many"
+    ),
+    "quality_envelope_ppm": Known(
+        200_000, 0, 1_000_000, "most that judging data may take of an epoch's budget"
+    ),
+    "reward_budget_micro": Known(
+        100_000_000_000, 0, 10**15, "most micro-BLY of rewards in a day of chain time"
+    ),
+    "validation_micro": Known(
+        20_000_000, 0, 10**15, "micro-BLY for an accepted submission that was judged"
+    ),
+    "validator_pool_micro": Known(
+        1_000_000_000, 0, 10**15, "most micro-BLY for all validators in one epoch"
+    ),
+    "vesting_span_ms": Known(
+        604_800_000, 0, 31_536_000_000, "how long a reward can still be slashed"
+    ),
 }

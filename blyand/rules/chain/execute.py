@@ -15,10 +15,12 @@ from blyan_proto.signing import account_of
 from blyan_proto.types import Chain
 from blyand.rules.chain import validators
 from blyand.rules.data import dataset as datasets
-from blyand.rules.economy import book
+from blyand.rules.economy import book, claims, distribution, duty
 from blyand.rules.economy import epoch as epochs
 from blyand.rules.economy import node as nodes
+from blyand.rules.economy import supply
 from blyand.rules.economy import transfer as transfers
+from blyand.rules.economy import vesting
 from blyand.rules.model import adoption
 from blyand.rules.model import model as models
 from blyand.rules.model import run, update
@@ -60,6 +62,12 @@ class Executed:
 
 Effect = Callable[[Overlay, Block, Any, Moment], None]
 
+
+def _update(view: Overlay, block: Block, payload: model.TileUpdate, at: Moment) -> None:
+    update.apply(view, block, payload)
+    claims.claim_learning(view, payload, at.genesis.setting("learning_micro"))
+
+
 EFFECTS: dict[type, Effect] = {
     model.Model: lambda view, block, payload, at: models.create(
         view, block, payload, at.height, at.genesis.parameters.replication
@@ -73,9 +81,7 @@ EFFECTS: dict[type, Effect] = {
     model.Run: lambda view, block, payload, at: run.start(
         view, block, payload, at.genesis.parameters.liveness_span_ms
     ),
-    model.TileUpdate: lambda view, block, payload, at: update.apply(
-        view, block, payload
-    ),
+    model.TileUpdate: _update,
     model.Snapshot: lambda view, block, payload, at: update.keep_snapshot(
         view, payload
     ),
@@ -101,7 +107,15 @@ Ending = Callable[[Overlay, Moment], None]
 EpochEnding = Callable[[Overlay, Moment, epochs.Epoch], None]
 
 # What happens at an epoch's end, in this order: rewards, then who signs next.
-EPOCH_ENDINGS: tuple[EpochEnding, ...] = ()
+EPOCH_ENDINGS: tuple[EpochEnding, ...] = (
+    lambda view, at, epoch: distribution.distribute(
+        view, at.genesis, epoch, at.height, at.time_ms
+    ),
+)
+
+
+def _vest(view: Overlay, at: Moment) -> None:
+    vesting.pay_due(view, epochs.running(view).number, at.time_ms)
 
 
 def _end_epoch(view: Overlay, at: Moment) -> None:
@@ -109,12 +123,14 @@ def _end_epoch(view: Overlay, at: Moment) -> None:
     if epochs.is_over(epoch, at.time_ms, at.genesis.setting("epoch_span_ms")):
         for ending in EPOCH_ENDINGS:
             ending(view, at, epoch)
+        duty.forget(view)
         epochs.follow(view, epoch, at.height, at.time_ms)
 
 
 # What happens after the blocks of every checkpoint, in this order.
 ENDINGS: tuple[Ending, ...] = (
     lambda view, at: run.close_rounds(view, at.genesis.parameters.liveness_span_ms),
+    _vest,
     _end_epoch,
 )
 
@@ -130,6 +146,7 @@ def begin(genesis: Genesis) -> Executed:
     epochs.begin(view, genesis)
     for balance in genesis.balances:
         book.mint(view, (balance.account, book.Purse.FREE), balance.micro, "genesis")
+    supply.begin(view, genesis.time_ms)
     for participant in genesis.participants:
         account = account_of(participant.key)
         nodes.lock(view, account, participant.bond_micro)
@@ -150,6 +167,8 @@ def execute(
     assert clock is not None
     beacons = (*clock.beacons, next_beacon(clock.beacons[-1], moment.preimage))[-3:]
     CLOCK.put(state, Clock(moment.height, moment.time_ms, beacons))
+    if moment.height > 1:  # the genesis was not voted on
+        duty.count(state, moment.proposer, moment.signers)
     validators.advance(state, moment.proposer, moment.preimage)
     outcomes = []
     for block in blocks:

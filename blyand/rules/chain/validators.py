@@ -14,7 +14,7 @@ from blyan_proto.validators import Validators, ValidatorSet
 from blyand.rules.table import Table
 from blyand.rules.view import Overlay, View
 
-_NEXT, _AFTER = 0, 1
+_NEXT, _AFTER, _LAST = 0, 1, 2
 
 
 @message
@@ -24,13 +24,15 @@ class Link:
     revealed: Hash  # at first its tail
 
 
-SETS = Table(b"signers", Validators)  # 0: of the next checkpoint, 1: of the one after
+# 0: who signs the next checkpoint, 1: the one after, 2: who signed the newest
+SETS = Table(b"signers", Validators)
 LINKS = Table(b"link", Link)  # key of a validator
 
 
 def begin(view: Overlay, genesis: Genesis) -> None:
     """Write the sets of the genesis."""
     founders = Validators(genesis.validators)
+    SETS.put(view, founders, _LAST)
     SETS.put(view, founders, _NEXT)
     appoint(view, founders)
 
@@ -43,6 +45,11 @@ def signers(view: View) -> ValidatorSet:
 def successors(view: View) -> ValidatorSet:
     """Return the set that signs the checkpoint after that one."""
     return _set(view, _AFTER)
+
+
+def predecessors(view: View) -> ValidatorSet:
+    """Return the set that signed the newest checkpoint; of the genesis, the founders."""
+    return _set(view, _LAST)
 
 
 def revealed_by(view: View, validator: bytes) -> bytes | None:
@@ -59,10 +66,11 @@ def opens(view: View, validator: bytes, preimage: bytes) -> bool:
 def advance(view: Overlay, proposer: bytes, preimage: bytes) -> None:
     """Note what a checkpoint did: its proposer's link, and whose turn it is to sign."""
     LINKS.put(view, Link(preimage), proposer)
-    after = SETS.get(view, _AFTER)
-    assert after is not None
-    if after != SETS.get(view, _NEXT):
-        SETS.put(view, after, _NEXT)
+    for place, later in ((_LAST, _NEXT), (_NEXT, _AFTER)):
+        members = SETS.get(view, later)
+        assert members is not None
+        if members != SETS.get(view, place):
+            SETS.put(view, members, place)
 
 
 def appoint(view: Overlay, chosen: Validators) -> None:

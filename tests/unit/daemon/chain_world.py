@@ -41,6 +41,7 @@ from blyand.rules.model.election import ranks
 from blyand.rules.model.model import heads_root, layout_for
 from blyand.rules.model.schedule import next_round
 from blyand.rules.model.update import contribution_weights
+from blyand.rules.posting import Posting
 from blyand.rules.records import CLOCK, GROUPS, SCHEDULES, Group, Schedule
 from blyand.store.state import State
 
@@ -231,6 +232,7 @@ class World:
         self.genesis = genesis_of(self.keys, some("tail").randbytes(32), **changed)
         self.view = State()
         self.view.apply(begin(self.genesis).changes)
+        self.ended: tuple[Posting, ...] = ()  # postings of the last checkpoint's end
         self._sequences: dict[bytes, int] = {}
         self._last: dict[tuple[bytes, int], Block] = {}
 
@@ -264,17 +266,25 @@ class World:
         self._last[place] = made
         return made
 
-    def checkpoint(self, *blocks: Block, step_ms: int = STEP_MS) -> list[Outcome]:
+    def checkpoint(
+        self,
+        *blocks: Block,
+        step_ms: int = STEP_MS,
+        signers: Sequence[SigningKey] = (),
+        proposer: SigningKey | None = None,
+    ) -> list[Outcome]:
         """Execute one checkpoint; return the outcomes in the order given here."""
         moment = Moment(
             self.height + 1,
             self.time_ms + step_ms,
             self.genesis,
-            self.keys[0].public,
+            (proposer or self.keys[0]).public,
             some(("preimage", self.height + 1)).randbytes(32),
+            frozenset(signer.public for signer in signers),
         )
         done = execute(self.view, order(blocks), moment, [])
         self.view.apply(done.changes)
+        self.ended = done.postings
         found = {outcome.block: outcome for outcome in done.outcomes}
         return [found[block.id] for block in blocks]
 
