@@ -64,6 +64,7 @@ def test_uptime_is_what_one_signed_times_what_one_carried():
 
 def test_leaving_out_a_vote_costs_its_proposer_more_than_it_gives():
     """A proposer that always drops one of seven others' votes, in an epoch of 70."""
+
     def paid(duties):
         worth = [
             validator(
