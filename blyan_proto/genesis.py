@@ -68,6 +68,13 @@ class Setting:
     value: I64
 
 
+DEVNET_SETTINGS = (
+    Setting("propose_timeout_ms", 1_000),
+    Setting("round_growth_ms", 250),
+    Setting("vote_timeout_ms", 500),
+)
+
+
 @message
 class Genesis:
     """The first facts of a network."""

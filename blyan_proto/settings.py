@@ -22,6 +22,13 @@ SETTINGS: dict[str, Known] = {
     "clock_bound_ms": Known(
         10_000, 10, 3_600_000, "farthest that a proposal's time is from a voter's clock"
     ),
+    "propose_timeout_ms": Known(
+        3_000, 10, 600_000, "wait for a proposal in round 0 of a height"
+    ),
+    "vote_timeout_ms": Known(
+        1_000, 10, 600_000, "wait for more votes, in either stage, in round 0"
+    ),
+    "round_growth_ms": Known(500, 1, 600_000, "by which both grow with each round"),
     "epoch_span_ms": Known(
         3_600_000, 1_000, 2_592_000_000, "consensus epoch: rewards, validator set"
     ),

@@ -65,13 +65,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         made.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
         if verb == "up":
             made.add_argument("--nodes", type=int, default=4, help="how many (4)")
+            made.add_argument(
+                "--validators",
+                type=int,
+                help="how many of them agree on checkpoints (all; of less than 4, one)",
+            )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb; return the exit code."""
     try:
         if arguments.verb == "up":
-            nodes = up(arguments.dir, arguments.nodes, sys.stderr.write)
+            nodes = up(
+                arguments.dir, arguments.nodes, sys.stderr.write, arguments.validators
+            )
         elif arguments.verb == "down":
             nodes = down(arguments.dir)
         else:
@@ -117,14 +124,26 @@ def nodes_of(directory: Path) -> list[Node]:
     return [Node(home.name, home) for home in homes]
 
 
-def up(directory: Path, count: int, say: Callable[[str], Any]) -> list[Node]:
-    """Make what is missing, start what is down, and wait until all answer."""
+def up(
+    directory: Path,
+    count: int,
+    say: Callable[[str], Any],
+    validators: int | None = None,
+) -> list[Node]:
+    """Make what is missing, start what is down, and wait until all answer.
+
+    `validators` None: all nodes; one of fewer than four, since then none may fail.
+    """
     if not 1 <= count <= 64:
         raise Failed("A devnet has 1 to 64 nodes.")
+    if validators is None:
+        validators = count if count >= 4 else 1
+    if not 1 <= validators <= count:
+        raise Failed(f"A devnet of {count} nodes has 1 to {count} validators.")
     directory.mkdir(parents=True, exist_ok=True)
     if not list(directory.glob("node[0-9]*")):
         say(f"making {count} homes in {directory}\n")
-        _found(directory, count)
+        _found(directory, count, validators)
     nodes = nodes_of(directory)
     if all(node.status() for node in nodes):
         return nodes
@@ -193,12 +212,17 @@ def remove(directory: Path) -> None:
     (directory / STATE).unlink(missing_ok=True)
 
 
-def _found(directory: Path, count: int) -> None:
+def _found(directory: Path, count: int, validators: int) -> None:
     """Make the homes: keys first, then one genesis with all of them."""
     begun = [
         _begin_init(
             directory / f"node{index}",
-            ["--roles", "learn,serve" + (",validate,archive" if index == 0 else "")],
+            [
+                "--roles",
+                "learn,serve"
+                + (",validate" if index < validators else "")
+                + (",archive" if index == 0 else ""),
+            ],
         )
         for index in range(count)
     ]

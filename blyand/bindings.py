@@ -186,6 +186,7 @@ def bind_all(
         answers,
         genesis=base.genesis,
         seen=chains,
+        sets=stores.sets,
         blobs=stores.blobs,
         state_root=stores.checkpoints.stored_state_root,
         has_holes=lambda: replica.mender.has_holes,

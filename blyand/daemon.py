@@ -2,7 +2,7 @@
 
 #~ A tour of the source: `__main__` reads the arguments, this file opens everything in
 #~ order, `parts` wires it, `supervise` runs it, `net/gossip` and `chain/intake` take
-#~ foreign blocks in, `finality/sequencer` orders them, `chain/machine` executes them.
+#~ foreign blocks in, `finality/voter` agrees on their order, `chain/machine` executes them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from blyand.election.members import Member, registration_of
 from blyand.endpoints import serve_streams
 from blyand.errors import ComputeFault, Unavailable
 from blyand.events import Broadcast
-from blyand.finality.beacon import BeaconChain
+from blyand.finality.beacon import chain_of
 from blyand.foundation import Base
 from blyand.home import Home, read_or_none, replace_file
 from blyand.initialise import hardware, role_bits
@@ -48,14 +48,16 @@ from blyand.net.mdns import LocalNetwork
 from blyand.net.outside import announced
 from blyand.net.peers import PeerBook
 from blyand.net.standing import Standing
-from blyand.parts import Models, build_fetcher, build_models, build_sequencer, wanting
+from blyand.parts import Models, build_fetcher, build_models, build_voter, wanting
 from blyand.poison import PoisonBox
 from blyand.protocols import expert as expert_ends
 from blyand.protocols.hello import Greeter
 from blyand.protocols.meeting import Meeting
 from blyand.protocols.reach import open_reach
+from blyand.protocols.votes import Mesh
 from blyand.replica import Replica, build_replica
 from blyand.rpc.server import serve
+from blyand.rules.chain.validators import turn_of
 from blyand.rules.net.relay import RelayLimits
 from blyand.rules.records import MODELS
 from blyand.stores import open_stores
@@ -152,6 +154,7 @@ async def run(home: Home, config: Config) -> None:
                 stores=stores,
                 alarms={},
                 settled=trio.Event(),
+                is_amnesic=settling.is_amnesic(home, stores),
                 host=host,
                 calls=calls,
                 book=book,
@@ -173,12 +176,17 @@ async def run(home: Home, config: Config) -> None:
             models = build_models(
                 base, replica, fetcher, expert_ends.Client(calls), trainer
             )
+            mesh = Mesh(host, dialer.dial, events, random.Random())
+            voter = (
+                build_voter(base, replica, fetcher, mesh) if _validates(base) else None
+            )
             upkeep = build_upkeep(base, replica, models, fetcher, _roles(base))
             stop = trio.Event()
             serve_streams(
                 base,
                 replica,
                 models,
+                voter,
                 serves_experts=bool(_roles(base) & Role.SERVE),
             )
             learns = bool(config.training.enabled and _roles(base) & Role.LEARN)
@@ -202,7 +210,15 @@ async def run(home: Home, config: Config) -> None:
                 Service("intake", replica.intake.run),
                 Service("follower", replica.follower.run),
                 Service("mender", replica.mender.run),
-                Service("settling", functools.partial(settling.settle, base, replica)),
+                Service(
+                    "settling",
+                    functools.partial(
+                        settling.settle,
+                        base,
+                        replica,
+                        voter.remember if voter else None,
+                    ),
+                ),
                 Service("author", replica.author.run),
                 Service("fetcher", fetcher.run),
                 Service("holder", models.holder.run),
@@ -212,11 +228,16 @@ async def run(home: Home, config: Config) -> None:
                 Service("retention", upkeep.retention.run),
                 Service("member", _member(base, replica, models).run),
             ]
-            if _is_sequencer(base):
-                sequencer = build_sequencer(base, replica, fetcher)
-                adopter = Adopter(lambda: replica.view, replica.author.make, events)
+            if voter is not None:
+                adopter = Adopter(
+                    lambda: replica.view,
+                    replica.author.make,
+                    events,
+                    functools.partial(turn_of, base.key.public),
+                )
+                services.append(Service("mesh", mesh.run))
                 services.append(
-                    Service("sequencer", settling.once_settled(base, sequencer.run))
+                    Service("voter", settling.once_settled(base, voter.run))
                 )
                 services.append(Service("adopter", adopter.run))
             if learns:
@@ -278,13 +299,16 @@ async def _run_services(
         nursery.cancel_scope.cancel()
 
 
-def _is_sequencer(base: Base) -> bool:
-    return base.key.public == base.genesis.validators[0].key
+def _validates(base: Base) -> bool:
+    """True for a node that votes whenever it is in the set."""
+    if base.genesis.founders.weight_of(base.key.public):
+        return True
+    return bool(role_bits(base.config.node.roles) & Role.VALIDATE)
 
 
 def _roles(base: Base) -> int:
     roles = role_bits(base.config.node.roles)
-    return roles | int(Role.VALIDATE) if _is_sequencer(base) else roles
+    return roles | int(Role.VALIDATE) if _validates(base) else roles
 
 
 def _role_names(base: Base) -> tuple[str, ...]:
@@ -298,7 +322,7 @@ def _socket(base: Base) -> Path:
 
 
 def _member(base: Base, replica: Replica, models: Models) -> Member:
-    tail = BeaconChain(base.key.secret).tail if _is_sequencer(base) else None
+    tail = chain_of(base.key.secret).tail if _validates(base) else None
     return Member(
         base.key.account,
         registration_of(
@@ -342,8 +366,9 @@ def _heard(base: Base, replica: Replica, peer: str, greeting: Greeting) -> None:
     final = base.stores.checkpoints.at(height)
     if final is not None and final.checkpoint.id != greeting.checkpoint:
         base.alarms[height] = (
-            f"{peer} has another checkpoint {height}: the sequencer signed twice, or "
-            "one of the two homes was made up; trust neither before you know which"
+            f"{peer} has another checkpoint {height}: more than a third of the validators "
+            "signed twice, or one of the two homes was made up; trust neither before you "
+            "know which"
         )
         logger.error("alarm: %s", base.alarms[height])
         while len(base.alarms) > MAX_ALARMS:

@@ -8,6 +8,8 @@ from blyan_proto.protocols import delta as delta_proto
 from blyan_proto.protocols import expert as expert_proto
 from blyan_proto.protocols import providers as providers_proto
 from blyan_proto.protocols import sync as sync_proto
+from blyan_proto.protocols import votes as votes_proto
+from blyand.finality.voter import Voter
 from blyand.foundation import Base
 from blyand.parts import Models, build_uploads
 from blyand.protocols import blobs as blobs_ends
@@ -16,11 +18,17 @@ from blyand.protocols import delta as delta_ends
 from blyand.protocols import expert as expert_ends
 from blyand.protocols import providers as providers_ends
 from blyand.protocols import sync as sync_ends
+from blyand.protocols import votes as votes_ends
 from blyand.replica import Replica
 
 
 def serve_streams(
-    base: Base, replica: Replica, models: Models, *, serves_experts: bool
+    base: Base,
+    replica: Replica,
+    models: Models,
+    voter: Voter | None,
+    *,
+    serves_experts: bool,
 ) -> None:
     """Answer what peers ask on streams, from now on."""
     host, stores = base.host, base.stores
@@ -53,6 +61,13 @@ def serve_streams(
         providers_ends.serve(base.directory.take, base.directory.find),
         deadline_s=providers_proto.DEADLINE_S,
     )
+    if voter is not None:
+        host.handle(
+            votes_proto.PROTOCOL_ID,
+            votes_ends.serve(voter.hear, voter.admits),
+            concurrency=2,  # one may be of a connection that is gone
+            deadline_s=None,
+        )
     if serves_experts:
         host.handle(
             expert_proto.PROTOCOL_ID,

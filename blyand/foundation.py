@@ -41,6 +41,7 @@ class Base:
     stores: Stores
     alarms: dict[int, str]  # by height: what the operator must know
     settled: trio.Event  # nothing is signed before
+    is_amnesic: bool  # at the start it was not known what this node had signed
     host: Host
     calls: Calls
     book: PeerBook

@@ -20,7 +20,14 @@ from blyan_proto.block.economy import Registration
 from blyan_proto.codec import from_plain, to_plain
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.errors import ProtocolError
-from blyan_proto.genesis import DEVNET, Balance, Genesis, Parameters, Setting
+from blyan_proto.genesis import (
+    DEVNET,
+    DEVNET_SETTINGS,
+    Balance,
+    Genesis,
+    Parameters,
+    Setting,
+)
 from blyan_proto.signing import is_public_key
 from blyan_proto.types import Role
 from blyan_proto.validators import Validator
@@ -38,7 +45,7 @@ class Plan:
 
     name: str = "blyan-devnet"
     parameters: Mapping[str, int] = field(default_factory=dict)  # unlike the devnet's
-    settings: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, int] = field(default_factory=dict)  # unlike the devnet's
     balances: Mapping[bytes, int] = field(default_factory=dict)  # account -> micro-BLY
     weights: Mapping[bytes, int] = field(default_factory=dict)  # key -> weight
     salt: bytes | None = None  # 32 bytes; None: random (DEC-A15)
@@ -94,6 +101,7 @@ def found(plan: Plan, founders: Sequence[Registration]) -> Genesis:
     founders = sorted(founders, key=lambda founder: founder.key)
     if strange := set(plan.parameters) - PARAMETERS:
         raise ConfigFault(f"there is no parameter {min(strange)!r}")
+    settings = {one.name: one.value for one in DEVNET_SETTINGS} | dict(plan.settings)
     if missing := set(plan.weights) - {founder.key for founder in founders}:
         raise ConfigFault(f"{min(missing).hex()} has a weight and is no founder")
     try:
@@ -110,7 +118,7 @@ def found(plan: Plan, founders: Sequence[Registration]) -> Genesis:
                 for account, micro in sorted(plan.balances.items())
             ),
             settings=tuple(
-                Setting(name, value) for name, value in sorted(plan.settings.items())
+                Setting(name, value) for name, value in sorted(settings.items())
             ),
         )
         from_plain(Genesis, to_plain(genesis))  # every bound holds

@@ -16,7 +16,7 @@ from blyand import genesis as genesis_file
 from blyand import keystore
 from blyand.config import Config, NodeSection, load_config, write_default_toml
 from blyand.errors import ConfigFault
-from blyand.finality.beacon import BeaconChain
+from blyand.finality.beacon import chain_of
 from blyand.founding import Plan, found
 from blyand.home import Home, create_home
 from blyand.options import Value
@@ -93,7 +93,7 @@ def _registration(key: SigningKey, config: Config, *, alone: bool) -> Registrati
         region=config.net.region,
         hardware=hardware(),
         bond_micro=0,
-        beacon_tail=BeaconChain(key.secret).tail if roles & Role.VALIDATE else None,
+        beacon_tail=chain_of(key.secret).tail if roles & Role.VALIDATE else None,
     )
 
 

@@ -6,20 +6,28 @@ Level 3 parts never import one another; here their callables meet. `daemon` runs
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import TYPE_CHECKING
+
+import trio
 
 from blyan_proto import topics
 from blyan_proto.block.block import Block
-from blyan_proto.checkpoint import FinalCheckpoint
+from blyan_proto.checkpoint import BlobReceipt
 from blyan_proto.protocols.providers import expert_key
+from blyan_proto.signing import SigningKey
 from blyan_proto.types import members
+from blyan_proto.validators import ValidatorSet
 from blyand.chain.pool import blobs_of
 from blyand.compute import Worker, choose_device, choose_memory_bytes
+from blyand.errors import NotHere, Pruned
 from blyand.events import BlockStored
-from blyand.finality.beacon import BeaconChain
-from blyand.finality.sequencer import Availability, Chain, Sequencer
+from blyand.finality.beacon import chain_of
+from blyand.finality.pen import Pen
+from blyand.finality.ports import Availability, Chain, Pending
+from blyand.finality.voter import Surroundings, Voter
 from blyand.foundation import Base
 from blyand.net.identity import peer_id_of
 from blyand.protocols import blobs as blobs_ends
@@ -27,10 +35,12 @@ from blyand.protocols import delta as delta_ends
 from blyand.protocols.expert import Client as ExpertClient
 from blyand.protocols.fetch import Fetcher
 from blyand.protocols.uploads import Uploads
+from blyand.protocols.votes import Mesh
 from blyand.replica import Replica
 from blyand.rules.chain.validators import revealed_by
 from blyand.rules.net.uploads import UploadLimits
 from blyand.rules.records import NODES
+from blyand.rules.verdict import Reject
 from blyand.rules.view import View
 from blyand.training.delivery import Delivery, Reach
 from blyand.training.holder import Holder
@@ -212,39 +222,91 @@ def wanting(replica: Replica, fetcher: Fetcher) -> Callable[[bytes, bytes], None
     return want
 
 
-def build_sequencer(base: Base, replica: Replica, fetcher: Fetcher) -> Sequencer:
-    """Return the service that orders blocks, for the node that the genesis names."""
-    stores, pool = base.stores, replica.pool
+def build_voter(base: Base, replica: Replica, fetcher: Fetcher, mesh: Mesh) -> Voter:
+    """Return the service by which this node agrees with other validators."""
+    stores, pool, machine = base.stores, replica.pool, replica.machine
+    want = wanting(replica, fetcher)
 
     def is_ordered(id: bytes) -> bool:
         return stores.blocks.outcome(id) is not None
 
+    def may_order(block: Block) -> bool:
+        missing = [id for id in blobs_of(block) if not stores.blobs.has(id)]
+        for blob in missing:
+            want(blob, block.header.account)
+        return not missing
+
+    def receipts_for(blocks: Sequence[Block]) -> tuple[BlobReceipt, ...]:
+        return ()
+
+    async def take_receipts(receipts: Sequence[BlobReceipt]) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def changed() -> None:
         with base.events.subscribe(BlockStored, capacity=1) as facts:
-            if not len(pool):
-                await facts.receive()
+            await facts.receive()
 
-    async def apply(final: FinalCheckpoint, blocks: list[Block]) -> None:
-        await replica.machine.apply(final, blocks)
-        for block in blocks:
-            pool.remove(block.id)
+    def find(id: bytes) -> Block | None:
+        try:
+            return pool.get(id) or stores.blocks.get(id)
+        except Pruned:
+            return None
 
-    return Sequencer(
-        base.genesis,
-        base.key,
-        Chain(
-            clock=lambda: replica.machine.clock,
-            revealed=lambda: revealed_by(replica.view, base.key.public) or b"",
-            ready=functools.partial(pool.ready, is_ordered),
-            preview=replica.machine.preview,
-            apply=apply,
-            drop=pool.remove,
-            changed=changed,
+    async def fetch(peer: str, ids: Sequence[bytes]) -> None:
+        got = await replica.follower.swarm.ancestors(peer, ids)
+        for one in await replica.intake.submit_many(got, peer):
+            if isinstance(one.error, Reject):
+                base.blame(peer, one.error)
+        if not got:
+            raise NotHere(f"{peer} has none of the blocks")
+
+    def reveal(key: bytes) -> bytes:
+        revealed = revealed_by(replica.view, key) or b""
+        return chain_of(base.key.secret).before(revealed)
+
+    def key_in(voters: ValidatorSet) -> SigningKey | None:
+        return base.key if voters.weight_of(base.key.public) else None
+
+    return Voter(
+        Surroundings(
+            genesis=base.genesis,
+            chain=Chain(
+                view=lambda: replica.view,
+                clock=lambda: machine.clock,
+                last_id=lambda: machine.last_id,
+                halted=lambda: machine.halted,
+                stored=machine.stored,
+                draft=machine.draft,
+                check=machine.check,
+                take=replica.follower.take,
+                peer_is_at=replica.follower.peer_is_at,
+                level=replica.follower.level,
+            ),
+            pending=Pending(
+                ready=lambda: pool.ready(
+                    is_ordered, may_order, base.genesis.parameters
+                ),
+                count=lambda: len(pool),
+                changed=changed,
+                drop=pool.remove,
+                find=find,
+                fetch=fetch,
+                peers=base.peers,
+            ),
+            availability=Availability(
+                is_ordered, may_order, receipts_for, take_receipts
+            ),
+            mesh=mesh,
+            events=base.events,
+            clock=base.clock,
+            lane=base.chain_lane,
+            metrics=base.metrics,
+            random=Random(),
+            publish=functools.partial(base.host.gossip.publish, topics.CHECKPOINT),
+            report=lambda first, second: None,
+            reveal=reveal,
         ),
-        Availability(blobs_of, stores.blobs.has, wanting(replica, fetcher)),
+        Pen(base.genesis.id, key_in, stores.intents, stores.locks, base.chain_lane),
         stores.intents,
-        base.clock,
-        functools.partial(base.host.gossip.publish, topics.CHECKPOINT),
-        BeaconChain(base.key.secret),
-        base.chain_lane,
+        is_lost=base.is_amnesic,
     )

@@ -53,6 +53,7 @@ def build_replica(base: Base) -> Replica:
         base.chain_lane,
         base.events,
         base.poison,
+        base.stores.sets,
     )
     client = blocks_ends.Client(base.host)
     remote = Remote(

@@ -13,7 +13,9 @@ import trio
 
 from blyand.errors import DiskFull
 from blyand.foundation import Base
+from blyand.home import Home
 from blyand.replica import Replica
+from blyand.stores import Stores
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +23,14 @@ FULL_S = 2.0  # before a disk that was full is tried again
 ALARM = -1  # its place among the alarms, which go by height
 
 
+def is_amnesic(home: Home, stores: Stores) -> bool:
+    """True when it is not known what this node signed before (DEC-A9)."""
+    return home.restored.exists() or stores.intents.damaged
+
+
 def begin(base: Base) -> None:
     """Let the node sign at once, or raise the alarm that says why it may not."""
-    if base.home.restored.exists() or base.stores.intents.damaged:
+    if base.is_amnesic:
         base.alarms[ALARM] = (
             "what this node signed before is not known here; it signs nothing until all "
             "connected peers, and at least one, have told it"
@@ -35,13 +42,19 @@ def begin(base: Base) -> None:
 async def settle(
     base: Base,
     replica: Replica,
+    remember: Callable[[], Awaitable[None]] | None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Learn from the peers what this node signed before its records were lost (DEC-A9)."""
+    """Learn from the peers what this node signed before its records were lost (DEC-A9).
+
+    `remember` does so for votes, on a node that has a say in checkpoints.
+    """
     task_status.started()
     if not base.settled.is_set():
         await replica.follower.level()
+        if remember is not None:
+            await remember()
         intents, account = base.stores.intents, base.key.account
         known = base.stores.blocks.highest_sequence(account)
         while True:

@@ -16,12 +16,14 @@ from blyand.store.checkpoints import CheckpointStore
 from blyand.store.commit import GroupCommit
 from blyand.store.db import LevelStore, open_store
 from blyand.store.intents import IntentLog
+from blyand.store.locks import LockStore
 from blyand.store.mend import find_holes, name_holes
 from blyand.store.migrations import STEPS
 from blyand.store.pins import Pins
 from blyand.store.restore import abandon
 from blyand.store.retained import Retained
 from blyand.store.schema import META_HOLES, META_RESTORING
+from blyand.store.sets import SetStore
 from blyand.store.state import State
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ class Stores:
     database: LevelStore
     blocks: BlockStore
     checkpoints: CheckpointStore
+    sets: SetStore
+    locks: LockStore
     state: State
     blobs: BlobStore
     intents: IntentLog
@@ -104,6 +108,8 @@ def _stores(
         database,
         blocks,
         checkpoints,
+        SetStore(database),
+        LockStore(database),
         state,
         blobs,
         intents,

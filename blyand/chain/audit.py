@@ -13,6 +13,7 @@ from blyand.rules.chain.intake import check_final
 from blyand.rules.verdict import Reject
 from blyand.store.blocks import BlockStore
 from blyand.store.checkpoints import CheckpointStore
+from blyand.store.sets import SetStore
 
 
 def check_block(
@@ -59,9 +60,16 @@ def check_block(
 
 
 def check_checkpoint(
-    blocks: BlockStore, checkpoints: CheckpointStore, genesis: Genesis, height: int
+    blocks: BlockStore,
+    checkpoints: CheckpointStore,
+    sets: SetStore,
+    genesis: Genesis,
+    height: int,
 ) -> str | None:
-    """Check one final checkpoint: its parent, its signatures, what it orders."""
+    """Check one final checkpoint: its parent, its signatures, what it orders.
+
+    Its signers are those that the checkpoint before it names.
+    """
     try:
         final = checkpoints.at(height)
         parent = checkpoints.at(height - 1) if height > 1 else None
@@ -69,11 +77,16 @@ def check_checkpoint(
         return str(error)
     if final is None or (height > 1 and parent is None):
         return f"checkpoint {height if final is None else height - 1} is not here"
-    before = genesis.id if parent is None else parent.checkpoint.id
+    before, root = genesis.id, genesis.founders.root
+    if parent is not None:
+        before, root = parent.checkpoint.id, parent.checkpoint.next_validators_root
     if final.checkpoint.parent != before:
         return "it does not follow the checkpoint before it"
+    voters = sets.at(root)
+    if voters is None:
+        return "the validator set that signs it is not here"
     try:
-        check_final(final, genesis, genesis.founders)
+        check_final(final, genesis, voters)
     except Reject as error:
         return str(error)
     if height > checkpoints.executed_height:

@@ -17,6 +17,7 @@ from blyan_proto.checkpoint import MAX_FINAL_CHECKPOINT_BYTES, FinalCheckpoint
 from blyan_proto.codec import decode
 from blyan_proto.errors import ProtocolError
 from blyan_proto.genesis import Genesis
+from blyan_proto.validators import ValidatorSet
 from blyand.chain.expiry import Expiry
 from blyand.chain.gather import Gatherer
 from blyand.chain.intake import Intake
@@ -28,7 +29,7 @@ from blyand.compute import Threads
 from blyand.errors import Halted, TooSlow, Unavailable
 from blyand.net.gossip import Verdict
 from blyand.rules.chain.intake import check_final
-from blyand.rules.chain.validators import signers
+from blyand.rules.chain.validators import signers, successors
 from blyand.rules.verdict import Ignore, Reject
 from blyand.store.blocks import BlockStore
 
@@ -39,6 +40,9 @@ PATIENCE_S = 10.0  # how long one answer may take before another peer is asked
 MAX_WAITING = 256  # checkpoints ahead of ours kept in memory
 
 T = TypeVar("T")
+Sets = tuple[
+    int, ValidatorSet, ValidatorSet
+]  # our height; of the next, of the one after
 
 
 class Follower:
@@ -142,14 +146,26 @@ class Follower:
             height = final.checkpoint.height
             if height <= self._machine.clock.height or height in self._waiting:
                 return Verdict.IGNORE
-            await self._lane.run(
-                check_final, final, self._genesis, signers(self._machine.view)
-            )
+            is_final = await self._lane.run(self._check, final, self._sets())
         except (ProtocolError, Reject) as error:
             logger.info("refused a checkpoint of %s: %s", peer, error)
             raise
+        if not is_final:
+            self.peer_is_at(peer, height)
+            return Verdict.IGNORE
         self._keep(final, peer)
         return Verdict.ACCEPT
+
+    async def take(self, final: FinalCheckpoint, peer: str = "") -> None:
+        """Take in a checkpoint that a validator decided or showed; Reject if it is none.
+
+        `peer` "": this node decided it.
+        """
+        height = final.checkpoint.height
+        if height <= self._machine.clock.height or height in self._waiting:
+            return
+        if await self._lane.run(self._check, final, self._sets()):
+            self._keep(final, peer)
 
     def peer_is_at(self, peer: str, height: int) -> None:
         """A peer said how far it is; look at once when that is further than we are."""
@@ -215,7 +231,9 @@ class Follower:
         self._asked[peer] = trio.current_time()
         try:
             shown = await _in_time(self._remote.checkpoints, peer, top + 1)
-            await self._lane.run(self._check_all, shown.checkpoints)
+            checked = await self._lane.run(
+                self._check_all, shown.checkpoints, self._sets()
+            )
         except (Unavailable, Reject, ProtocolError) as error:
             logger.debug("%s did not say what is new: %s", peer, error)
             if not isinstance(error, Unavailable):
@@ -223,16 +241,16 @@ class Follower:
             self._asked[peer] += PATIENCE_S  # it rests
             self._claims.pop(peer, None)
             return False
-        for final in shown.checkpoints:
+        for final in checked:
             self._keep(final, peer)
-        self._got_news = bool(shown.checkpoints)
+        self._got_news = bool(checked)
         # A claim that it does not make good is not believed.
         most = shown.newest if shown.checkpoints else top
         self._claims[peer] = min(shown.newest, most)
         if not shown.checkpoints and top == self._machine.clock.height:
             # those that left are forgotten
             self._level = (self._level & set(self._remote.peers())) | {peer}
-        return bool(shown.checkpoints)
+        return bool(checked)
 
     async def _is_level_with(self, peer: str) -> bool:
         """Ask a peer how far it is; True when that is as far as this node."""
@@ -240,9 +258,36 @@ class Follower:
         height = self._machine.clock.height
         return self._top() == height and self._claims.get(peer, 0) >= height - 1
 
-    def _check_all(self, finals: Sequence[FinalCheckpoint]) -> None:
+    def _sets(self) -> Sets:
+        """Return who signs what comes next, as state stands now."""
+        view = self._machine.view
+        return self._machine.clock.height, signers(view), successors(view)
+
+    def _check_all(
+        self, finals: Sequence[FinalCheckpoint], sets: Sets
+    ) -> list[FinalCheckpoint]:
+        """Return those that are final by the sets that we know, up to the first other."""
+        known = []
         for final in finals:
-            check_final(final, self._genesis, signers(self._machine.view))
+            if not self._check(final, sets):
+                break
+            known.append(final)
+        return known
+
+    def _check(self, final: FinalCheckpoint, sets: Sets) -> bool:
+        """Check the votes of a checkpoint ahead of ours, or Reject.
+
+        False: a set signed it that this node will know once it has executed what comes
+        before. State tells the sets of the next checkpoint and of the one after; further
+        on they hold unless they have changed, which execution finds out.
+        """
+        height, following, later = sets
+        ahead = final.checkpoint.height - height
+        voters = following if ahead <= 1 else later
+        if ahead > 2 and final.checkpoint.validators_root != voters.root:
+            return False
+        check_final(final, self._genesis, voters)
+        return True
 
     def _keep(self, final: FinalCheckpoint, peer: str) -> None:
         height = final.checkpoint.height
@@ -282,7 +327,7 @@ class Follower:
         except Reject as error:
             self._waiting.pop(height, None)
             if self._machine.clock.height < height:
-                # Those who forwarded it saw that the sequencer signed it, no more.
+                # Those who forwarded it saw that a quorum signed it, no more.
                 logger.warning("checkpoint %d refused: %s", height, error)
                 self._gatherer.restart()
             return False

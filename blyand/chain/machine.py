@@ -1,48 +1,62 @@
-"""Executed state: applies finalised checkpoints one after the other, and previews them.
+"""Executed state: applies final checkpoints one after the other; drafts and tries others.
 
-Execution itself is `rules.chain.execute`; this is its door to the disk. A checkpoint
-that does not give the state root it names stops the machine: reads go on (DEC-C2).
+Execution itself is `rules.chain.execute`; this is its door to the disk. What was executed
+for a draft or a trial is kept, so that it is not executed again once it is final. A
+checkpoint that does not give the state root it names stops the machine: reads go on
+(DEC-C2).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import trio
 
 from blyan_proto.block.block import Block, encode_block
-from blyan_proto.checkpoint import Checkpoint, FinalCheckpoint, next_beacon
+from blyan_proto.checkpoint import (
+    Checkpoint,
+    FinalCheckpoint,
+    next_beacon,
+)
+from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.errors import ProtocolError
 from blyan_proto.genesis import Genesis
-from blyand.chain.pool import size_of
 from blyand.compute import Threads
 from blyand.errors import Halted
 from blyand.events import Broadcast, CheckpointFinalised
 from blyand.poison import PoisonBox, Poisoned
 from blyand.rules.chain import validators
+from blyand.rules.chain.checkpoint import (
+    Draft,
+    check_contents,
+    check_place,
+    moment_of,
+    signers_of,
+)
 from blyand.rules.chain.execute import Executed, Moment, begin, execute
 from blyand.rules.chain.order import order
 from blyand.rules.records import CLOCK, Clock
-from blyand.rules.verdict import Reject
+from blyand.rules.verdict import Ignore, Reject
 from blyand.rules.view import View
 from blyand.store.checkpoints import CheckpointStore
+from blyand.store.sets import SetStore
 from blyand.store.state import State
 
 logger = logging.getLogger(__name__)
 
+TRIALS_KEPT = 4  # results of drafts and trials of one height
+
 
 @dataclass(frozen=True)
-class Preview:
-    """What a checkpoint would give: its place, its order, the state root after it."""
+class _Trial:
+    """What executing a checkpoint gave."""
 
-    height: int
-    parent: bytes
-    beacon: bytes
     blocks: tuple[Block, ...]  # in the rule's order
-    state_root: bytes
+    done: Executed
+    root: bytes
 
 
 class Machine:
@@ -56,8 +70,11 @@ class Machine:
         lane: Threads,
         events: Broadcast,
         poison: PoisonBox,
+        sets: SetStore,
     ) -> None:
         self._poison = poison
+        self._sets = sets
+        self._trials: dict[bytes, _Trial] = {}  # by checkpoint id, of the next height
         self.genesis = genesis
         self._state = state
         self._checkpoints = checkpoints
@@ -71,6 +88,7 @@ class Machine:
             first = begin(genesis).changes
             checkpoints.put_state(first)
             state.apply(first)
+        sets.keep(validators.signers(state), validators.successors(state))
 
     @property
     def view(self) -> View:
@@ -107,30 +125,60 @@ class Machine:
                 times[height] = final.checkpoint.time_ms
         return times
 
-    async def preview(
-        self, blocks: Sequence[Block], time_ms: int, proposer: bytes, preimage: bytes
-    ) -> Preview:
-        """Return what a checkpoint over `blocks` would say.
+    async def draft(self, wish: Draft) -> tuple[Checkpoint, tuple[Block, ...]]:
+        """Return a checkpoint that may follow the newest one, and its blocks in order.
 
         Poisoned names the block on which a rule fell over; leave it out. Halted.
-        Reject when that height is final already and only waits to be executed.
+        Ignore when that height is final already and only waits to be executed.
         """
         async with self._turn:
-            self._check_running()
+            parent = await self._check_open()
             clock = self.clock
-            if await self._lane.run(self.stored, clock.height + 1) is not None:
-                raise Reject(f"checkpoint {clock.height + 1} is final already")
-            moment = Moment(clock.height + 1, time_ms, self.genesis, proposer, preimage)
-            ordered = await self._lane.run(order, blocks)
-            done = await self._execute(ordered, moment)
-            root = await self._lane.run(self._state.preview, done.changes)
-            return Preview(
-                moment.height,
-                self._last_id,
-                next_beacon(clock.beacons[-1], preimage),
-                tuple(ordered),
-                root,
+            signed = validators.predecessors(self._state)
+            voters = wish.voters
+            if voters is None:
+                voters = parent.votes if parent is not None else ()
+            ordered = tuple(await self._lane.run(order, wish.blocks))
+            made = Checkpoint(
+                version=FORMAT_VERSION,
+                network=self.genesis.id,
+                height=clock.height + 1,
+                parent=self._last_id,
+                round=wish.round,
+                proposer=wish.proposer,
+                time_ms=wish.time_ms,
+                beacon=next_beacon(clock.beacons[-1], wish.preimage),
+                preimage=wish.preimage,
+                blocks=tuple(block.id for block in ordered),
+                receipts=wish.receipts,
+                state_root=bytes(32),
+                validators_root=validators.signers(self._state).root,
+                next_validators_root=validators.successors(self._state).root,
+                parent_signers=signers_of(signed, voters),
             )
+            trial = await self._try(made, ordered)
+            made = replace(made, state_root=trial.root)
+            self._keep(made.id, trial)
+            return made, ordered
+
+    async def check(self, checkpoint: Checkpoint, blocks: Sequence[Block]) -> None:
+        """Check a proposed checkpoint by every rule and by executing it, or Reject.
+
+        Not whether its blocks may be ordered: that takes more than state. Poisoned,
+        Halted and Ignore as `draft`.
+        """
+        async with self._turn:
+            await self._check_open()
+            check_place(self._state, self.genesis, self._last_id, checkpoint)
+            if checkpoint.id in self._trials:
+                return
+            ordered = await self._lane.run(
+                check_contents, self.genesis, checkpoint, blocks
+            )
+            trial = await self._try(checkpoint, ordered)
+            if trial.root != checkpoint.state_root:
+                raise Reject("the checkpoint gives another state root here")
+            self._keep(checkpoint.id, trial)
 
     async def apply(self, final: FinalCheckpoint, blocks: Sequence[Block]) -> None:
         """Execute a finalised checkpoint; durable on return.
@@ -141,35 +189,54 @@ class Machine:
         async with self._turn:
             self._check_running()
             checkpoint = final.checkpoint
-            self._check_place(checkpoint)
-            self._check_limits(blocks)
-            ordered = await self._lane.run(order, blocks)
-            if tuple(block.id for block in ordered) != checkpoint.blocks:
-                raise Reject("the checkpoint's blocks are not in the rule's order")
-            moment = Moment(
-                checkpoint.height,
-                checkpoint.time_ms,
-                self.genesis,
-                checkpoint.proposer,
-                checkpoint.preimage,
-            )
-            try:
-                done = await self._execute(ordered, moment)
-            except Poisoned as error:
-                self._halt(checkpoint, f"cannot be executed here: {error}")
-            root = await self._lane.run(self._state.preview, done.changes)
-            if root != checkpoint.state_root:
+            check_place(self._state, self.genesis, self._last_id, checkpoint)
+            trial = self._trials.get(checkpoint.id)
+            if trial is None:
+                ordered = await self._lane.run(
+                    check_contents, self.genesis, checkpoint, blocks
+                )
+                try:
+                    trial = await self._try(checkpoint, ordered)
+                except Poisoned as error:
+                    self._halt(checkpoint, f"cannot be executed here: {error}")
+            if trial.root != checkpoint.state_root:
                 self._halt(checkpoint, "gives another state root here")
+            done = trial.done
             results = [(int(o.error is not None), o.error or "") for o in done.outcomes]
             rows = await self._lane.run(self._state.writes, done.changes)
             commit = self._checkpoints.commit_checkpoint
             await self._lane.run(commit, final, done.changes, results, rows)
             self._state.apply(done.changes)
             self._last_id = checkpoint.id
+            self._trials.clear()
+            await self._lane.run(
+                self._sets.keep,
+                validators.signers(self._state),
+                validators.successors(self._state),
+            )
         for outcome in done.outcomes:
             if outcome.error:
                 logger.info("block %s: %s", outcome.block.hex()[:16], outcome.error)
-        self._events.publish(CheckpointFinalised(final, root, tuple(ordered)))
+        self._events.publish(CheckpointFinalised(final, trial.root, trial.blocks))
+
+    async def _try(self, checkpoint: Checkpoint, ordered: Sequence[Block]) -> _Trial:
+        moment = moment_of(self._state, self.genesis, checkpoint)
+        done = await self._execute(ordered, moment)
+        root = await self._lane.run(self._state.preview, done.changes)
+        return _Trial(tuple(ordered), done, root)
+
+    def _keep(self, id: bytes, trial: _Trial) -> None:
+        while len(self._trials) >= TRIALS_KEPT:
+            self._trials.pop(next(iter(self._trials)))
+        self._trials[id] = trial
+
+    async def _check_open(self) -> FinalCheckpoint | None:
+        """Return the newest checkpoint; Ignore when the next one is final already."""
+        self._check_running()
+        height = self.clock.height
+        if await self._lane.run(self.stored, height + 1) is not None:
+            raise Ignore(f"checkpoint {height + 1} is final already")
+        return await self._lane.run(self.stored, height)
 
     async def _execute(self, blocks: Sequence[Block], moment: Moment) -> Executed:
         begun: list[Block] = []
@@ -187,28 +254,6 @@ class Machine:
     def _check_running(self) -> None:
         if self.halted:
             raise Halted(self.halted)
-
-    def _check_place(self, checkpoint: Checkpoint) -> None:
-        clock = self.clock
-        if checkpoint.height != clock.height + 1 or checkpoint.parent != self._last_id:
-            raise Reject("the checkpoint does not follow the newest one")
-        if checkpoint.time_ms <= clock.time_ms:
-            raise Reject("the checkpoint's time does not grow")
-        if checkpoint.validators_root != validators.signers(self._state).root:
-            raise Reject("the checkpoint is signed by another set than state says")
-        if checkpoint.next_validators_root != validators.successors(self._state).root:
-            raise Reject("the checkpoint names another next set than state says")
-        if not validators.opens(self._state, checkpoint.proposer, checkpoint.preimage):
-            raise Reject("the checkpoint reveals another preimage than was committed")
-        if checkpoint.beacon != next_beacon(clock.beacons[-1], checkpoint.preimage):
-            raise Reject("the checkpoint's beacon is not the rule's")
-
-    def _check_limits(self, blocks: Sequence[Block]) -> None:
-        limits = self.genesis.parameters
-        if len(blocks) > limits.checkpoint_blocks:
-            raise Reject("the checkpoint orders more blocks than the genesis allows")
-        if sum(size_of(block) for block in blocks) > limits.checkpoint_bytes:
-            raise Reject("the checkpoint orders more bytes than the genesis allows")
 
     def _halt(self, checkpoint: Checkpoint, why: str) -> NoReturn:
         self.halted = (

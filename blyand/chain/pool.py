@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from blyan_proto.block import data, model
 from blyan_proto.block.block import Block
 from blyan_proto.block.payload import KINDS
 from blyan_proto.constants import MIB
+from blyan_proto.genesis import Parameters
 from blyan_proto.types import CHAIN_ORDER
 from blyand.rules.chain.intake import MAX_PENDING_PER_AUTHOR
+from blyand.rules.chain.limits import Load, size_of
+from blyand.rules.chain.order import is_before, references
 from blyand.rules.chain.reconcile import IdSet
 from blyand.rules.verdict import Ignore
 
 MAX_BLOCKS = 16_384
 MAX_BYTES = 128 * MIB
-HEADER_BYTES = 512  # what a block counts besides its payload
 
 Key = tuple[int, int, int, bytes]  # place of the chain, height, sequence, id
 
@@ -135,7 +137,7 @@ class Pool:
     def drop(self, ids: Iterable[bytes]) -> None:
         """Give up blocks and, as they can never be ordered without them, their children.
 
-        A block that the sequencer just chose stays. `take_dropped` names what went.
+        A block that this validator just chose stays. `take_dropped` names what went.
         """
         gone = {id for id in ids if id in self._pending} - self._chosen
         for _, _, _, id in list(self._keys) if gone else ():
@@ -175,10 +177,9 @@ class Pool:
         self,
         is_ordered: Callable[[bytes], bool],
         is_available: Callable[[Block], bool],
-        limit_blocks: int,
-        limit_bytes: int,
+        limits: Parameters,
     ) -> list[Block]:
-        """Return the blocks that the next checkpoint may order, at most the limits.
+        """Return the blocks that the next checkpoint may order, within the limits.
 
         A block is ready when its blobs are available, its parents are ordered or ready,
         and its references are ordered, or ready on a chain that is executed before its
@@ -186,17 +187,16 @@ class Pool:
         else is unknown.
         """
         taken: dict[bytes, Block] = {}
-        size = 0
+        load = Load()
         for _, _, _, id in self._keys:
             pending = self._pending[id]
             waits = self._waits(pending, is_ordered)
             if waits is None or not is_available(pending.block):
                 continue
-            if not all(_is_before(taken.get(one), pending, one) for one in waits):
+            if not all(_is_early(taken.get(one), pending, one) for one in waits):
                 continue
-            if len(taken) >= limit_blocks or size + pending.bytes > limit_bytes:
+            if not load.take(pending.block, limits):
                 break
-            size += pending.bytes
             taken[id] = pending.block
         self._chosen = set(taken)
         return list(taken.values())
@@ -226,25 +226,6 @@ class Pool:
         return oldest
 
 
-def size_of(block: Block) -> int:
-    """Return the bytes that a block counts against the bounds."""
-    return block.header.payload_bytes + HEADER_BYTES
-
-
-def references(block: Block) -> list[bytes]:
-    """Return the ids of blocks that a payload names, checked but no edges of the DAG."""
-    content = block.content
-    named = [block.header.meta_ref] if block.header.meta_ref else []
-    for field in fields(content):
-        if field.name in ("model", "run", "parent", "update", "dataset"):
-            value = getattr(content, field.name)
-            if isinstance(value, bytes):
-                named.append(value)
-    if isinstance(content, model.Run):
-        named += content.datasets
-    return named
-
-
 def blobs_of(block: Block) -> list[bytes]:
     """Return the blobs without which a block is not orderable (DEC-A4)."""
     if block.header.kind not in WITH_BLOBS:
@@ -257,11 +238,7 @@ def blobs_of(block: Block) -> list[bytes]:
     return [content.blob]
 
 
-def _is_before(taken: Block | None, pending: Pending, id: bytes) -> bool:
+def _is_early(taken: Block | None, pending: Pending, id: bytes) -> bool:
     """True when a block taken into the same checkpoint is executed early enough."""
-    if taken is None:
-        return False
-    if id in pending.parents and id not in pending.references:
-        return True
-    place = CHAIN_ORDER.index
-    return place(taken.header.chain) < place(pending.block.header.chain)
+    is_parent = id in pending.parents and id not in pending.references
+    return taken is not None and is_before(taken, pending.block, is_parent=is_parent)

@@ -20,8 +20,8 @@ from blyan_proto.block.block import Block
 from blyan_proto.checkpoint import FinalCheckpoint
 from blyan_proto.constants import KIB, MIB
 from blyan_proto.errors import ProtocolError
-from blyand.chain.pool import size_of
 from blyand.errors import TooSlow, Unavailable
+from blyand.rules.chain.limits import size_of
 from blyand.rules.chain.reconcile import Comparison, IdSet
 
 logger = logging.getLogger(__name__)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from blyan_proto.checkpoint import beacon_link
 from blyan_proto.digest import Domain, digest
 
-LINKS = 1 << 18  # a quarter of a second to make; 18 hours of four checkpoints a second
+LINKS = 1 << 18  # a quarter of a second to make; one for each checkpoint proposed
 PEBBLE = 512  # links between two that are kept
 
 
 class BeaconChain:
-    """The links from a secret seed to the public tail, kept sparsely."""
+    """The links from a secret seed to the public tail, kept sparsely.
 
-    def __init__(self, secret: bytes) -> None:
-        link = digest(Domain.SEED, b"beacon", secret)
+    A key has a chain for each `generation`: the next one is registered before the last
+    link is used.
+    """
+
+    def __init__(self, secret: bytes, generation: int = 0) -> None:
+        parts = [generation.to_bytes(4, "little")] if generation else []
+        link = digest(Domain.SEED, b"beacon", secret, *parts)
         self._pebbles = [link]
         self._places: dict[bytes, int] = {}
         for index in range(1, LINKS + 1):
@@ -41,3 +48,13 @@ class BeaconChain:
         for _ in range(place % PEBBLE):
             link = beacon_link(link)
         return link
+
+
+def chain_of(secret: bytes, generation: int = 0) -> BeaconChain:
+    """Return a chain of a key; the last few are remembered."""
+    return _made(secret, generation, LINKS)
+
+
+@lru_cache(maxsize=4)  # a quarter of a second to make
+def _made(secret: bytes, generation: int, links: int) -> BeaconChain:
+    return BeaconChain(secret, generation)

@@ -12,6 +12,7 @@ from blyand.compute import Threads
 from blyand.rpc.bind import Answers, Emit
 from blyand.rpc.chain import ChainView
 from blyand.store.blobs import BlobStore
+from blyand.store.sets import SetStore
 
 AT_ONCE = 64  # blocks in one turn of the lane: some milliseconds
 MAX_PROBLEMS = 1000
@@ -22,6 +23,7 @@ def bind(
     *,
     genesis: Genesis,
     seen: ChainView,
+    sets: SetStore,
     blobs: BlobStore,
     state_root: Callable[[], tuple[int, bytes]],
     lane: Threads,
@@ -62,7 +64,7 @@ def bind(
 
         height, root = await lane.run(state_root)
         for at in range(1, height + 1):
-            problem = await lane.run(check_checkpoint, blocks, store, genesis, at)
+            problem = await lane.run(check_checkpoint, blocks, store, sets, genesis, at)
             final = store.at(at)
             note("checkpoint", final.checkpoint.id if final else bytes(32), problem)
             if at % AT_ONCE == 0 or at == height:

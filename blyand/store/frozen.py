@@ -104,5 +104,7 @@ class Frozen:
                         return StatePart(chunk, after, tuple(pairs), False)
                     pairs.append(StatePair(key, value))
         except Superseded as error:
-            raise NotHere("that state is no longer kept; ask for a newer one") from error
+            raise NotHere(
+                "that state is no longer kept; ask for a newer one"
+            ) from error
         return StatePart(chunk, after, tuple(pairs), True)

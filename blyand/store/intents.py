@@ -22,12 +22,13 @@ from blyand.store.medium import Medium
 NAME = "log"
 SLOT_BYTES = 128
 COMPACT_SLOTS = 8192  # 1 MiB: rewritten when it has grown to this and to twice
-HEIGHTS_KEPT = 64  # votes below this many heights under the newest are refused
+HEIGHTS_KEPT = 64  # promises below this many heights under the newest are refused
 ROUNDS_KEPT = 64  # heads likewise, per (run, group)
 
 _BODY = struct.Struct("<BB6x32sQQ32s24x")  # kind, is none, key, a, b, value
 _OPENING, _SEQUENCE, _VOTE, _VOTE_FLOOR, _HEAD, _HEAD_FLOOR = range(6)
 _VERSION = 1
+_PROPOSED = 3  # stands where a vote has its stage
 
 
 class AlreadySigned(LocalFault):
@@ -110,19 +111,57 @@ class IntentLog:
             return (self._votes[place],) if place in self._votes else None
 
     def highest_vote(self) -> tuple[int, int] | None:
-        """Return (height, round) of the newest vote promised, None for none."""
+        """Return (height, round) of the newest promise, None for none."""
         with self._lock:
             return max(((h, r) for h, r, _ in self._votes), default=None)
+
+    def promises_at(
+        self, height: int
+    ) -> tuple[dict[tuple[int, VoteStage], bytes | None], frozenset[int]]:
+        """Return the votes promised at a height, and the rounds of its proposals."""
+        with self._lock:
+            mine = {
+                (round, stage): value
+                for (at, round, stage), value in self._votes.items()
+                if at == height
+            }
+        votes = {
+            (round, VoteStage(stage)): value
+            for (round, stage), value in mine.items()
+            if stage != _PROPOSED
+        }
+        return votes, frozenset(r for r, stage in mine if stage == _PROPOSED)
+
+    @property
+    def vote_floor(self) -> int:
+        """The lowest height at which new votes may be promised."""
+        with self._lock:
+            return self._vote_floor
+
+    def raise_vote_floor(self, height: int) -> None:
+        """Promise no vote below `height` that is not promised already; durable."""
+        with self._lock:
+            if height > self._vote_floor:
+                self._append(_Slot(_VOTE_FLOOR, a=height))
 
     def record_vote(
         self, height: int, round: int, stage: VoteStage, checkpoint: bytes | None
     ) -> None:
-        """Promise one vote (or, as the sequencer, one checkpoint) durably.
+        """Promise one vote durably.
 
         The same vote again is no error. AlreadySigned for another one at that place,
         or for a height so old that nothing is known about it any more.
         """
-        place = (height, round, int(stage))
+        self._promise(height, round, int(stage), checkpoint)
+
+    def record_proposal(self, height: int, round: int, statement: bytes) -> None:
+        """Promise one proposal, by the digest of its statement; like `record_vote`."""
+        self._promise(height, round, _PROPOSED, statement)
+
+    def _promise(
+        self, height: int, round: int, stage: int, checkpoint: bytes | None
+    ) -> None:
+        place = (height, round, stage)
         with self._lock:
             if place in self._votes:
                 if self._votes[place] != checkpoint:

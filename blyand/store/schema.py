@@ -89,6 +89,8 @@ DOOMED = b"Z"
 GONE = b"G"
 GONE_SLOT = b"R"
 PIN = b"I"
+SET = b"V"
+LOCK = b"W"
 
 TABLE = (
     Row(META, "name", "schema: u32; executed: u64 height; clean, holes, area …"),
@@ -112,6 +114,8 @@ TABLE = (
     Row(GONE, "blob root 32", "Gone"),
     Row(GONE_SLOT, "slot u32", "blob root"),
     Row(PIN, "kind u8, id 32", "u64 Unix time, ms"),
+    Row(SET, "root of a validator set 32", "Validators"),
+    Row(LOCK, "alone", "Lock: what this validator precommitted last (DEC-A9)"),
 )
 
 META_SCHEMA = META + b"schema"

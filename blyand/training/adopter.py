@@ -24,15 +24,22 @@ from blyand.rules.view import View
 logger = logging.getLogger(__name__)
 
 
+PATIENCE = 4  # checkpoints in which a validator whose turn it is may adopt
+
+
 class Adopter:
-    """Makes adoption blocks. Runs on validators only."""
+    """Makes adoption blocks. Runs on validators only; one of them adopts at a time."""
 
     def __init__(
         self,
         view: Callable[[], View],
         make: Callable[..., Awaitable[object]],
         events: Broadcast,
+        turn: Callable[[View, int], int | None] = lambda view, height: 0,
     ) -> None:
+        """`turn`: how many others come before this node for what fell due at a height."""
+        self._turn = turn
+        self._due: dict[tuple[bytes, int], int] = {}  # (run, round) -> height
         self._view = view
         self._make = make
         self._events = events
@@ -44,11 +51,12 @@ class Adopter:
         """Adopt each adoptable round once it is closed."""
         with self._events.subscribe(CheckpointFinalised) as facts:
             task_status.started()
-            async for _ in facts:
+            async for fact in facts:
+                height = fact.final.checkpoint.height
                 for record in list(RUNS.scan(self._view())):
-                    await self._adopt(record)
+                    await self._adopt(record, height)
 
-    async def _adopt(self, record: RunRecord) -> None:
+    async def _adopt(self, record: RunRecord, height: int) -> None:
         view = self._view()
         round = next(
             (r for r in reversed(range(record.closed)) if is_adoptable(record.run, r)),
@@ -62,6 +70,8 @@ class Adopter:
         is_done = model.adopted_run == record.id and model.adopted_round > round
         is_passed = any(g.run != record.id for g in GROUPS.scan(view, model.id))
         if versions is None or is_done or is_passed:
+            return
+        if not self._is_my_turn(view, (record.id, round), height):
             return
         try:
             await self._make(
@@ -80,3 +90,11 @@ class Adopter:
             logger.info("not adopted now: %s", error)
             return
         self._adopted[record.id] = round
+
+    def _is_my_turn(self, view: View, what: tuple[bytes, int], height: int) -> bool:
+        """True when those before this node had their time (adopting twice is harmless)."""
+        due = self._due.setdefault(what, height)
+        if len(self._due) > 1024:
+            self._due.pop(next(iter(self._due)))
+        before = self._turn(view, due)
+        return before is not None and height >= due + before * PATIENCE

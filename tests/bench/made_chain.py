@@ -1,6 +1,6 @@
 """A long chain made beforehand: blocks and checkpoints in the database of a home.
 
-The genesis names a sequencer that no node runs; its key is here.
+The genesis names a validator that no node runs; its key is here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 from blyan_proto.block.block import Block
 from blyan_proto.block.economy import Heartbeat
 from blyan_proto.checkpoint import (
-    Checkpoint,
     FinalCheckpoint,
     Vote,
     VoteStage,
@@ -30,10 +29,12 @@ from blyand.clock import SystemClock
 from blyand.events import Broadcast
 from blyand.finality.beacon import BeaconChain
 from blyand.poison import PoisonBox
+from blyand.rules.chain.checkpoint import Draft
 from blyand.rules.chain.validators import revealed_by
 from blyand.store.blocks import BlockStore
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.db import open_store
+from blyand.store.sets import SetStore
 from blyand.store.state import State
 from tests.sim.network import InlineCommit, InlineLane, registration
 from tests.unit.daemon.chain_world import sign_block
@@ -56,20 +57,20 @@ class Unsynced:
 
 
 class Maker:
-    """Sequencer and authors of one chain."""
+    """Validator and authors of one chain."""
 
     def __init__(self) -> None:
         keys = [SigningKey(bytes([7, n]) * 16) for n in range(AUTHORS + 1)]
-        self.sequencer, self.authors = keys[0], keys[1:]
-        self.beacon = BeaconChain(self.sequencer.secret)
-        validator = Validator(self.sequencer.public, 1, self.beacon.tail)
+        self.validator, self.authors = keys[0], keys[1:]
+        self.beacon = BeaconChain(self.validator.secret)
+        member = Validator(self.validator.public, 1, self.beacon.tail)
         self.genesis = Genesis(
             version=FORMAT_VERSION,
             name="bench",
             salt=bytes(32),
             time_ms=time.time_ns() // 1_000_000 - 600_000,
             parameters=replace(DEVNET, work_bits=0),
-            validators=(validator,),
+            validators=(member,),
             participants=tuple(registration(key) for key in keys),
             balances=tuple(Balance(key.account, 1_000) for key in keys),
         )
@@ -87,6 +88,7 @@ class Maker:
             lane,
             events,
             box,
+            SetStore(store),
         )
         commit: Any = InlineCommit(store)
         intake = Intake(
@@ -126,32 +128,15 @@ class Maker:
 
     async def _final(self, machine: Machine, made: list[Block]) -> FinalCheckpoint:
         clock = machine.clock
-        preimage = self.beacon.before(revealed_by(machine.view, self.sequencer.public))
-        preview = await machine.preview(
-            made, clock.time_ms + 250, self.sequencer.public, preimage
-        )
-        signers = self.genesis.founders.root
-        checkpoint = Checkpoint(
-            version=FORMAT_VERSION,
-            network=self.genesis.id,
-            height=preview.height,
-            parent=preview.parent,
-            round=0,
-            proposer=self.sequencer.public,
-            time_ms=clock.time_ms + 250,
-            beacon=preview.beacon,
-            preimage=preimage,
-            blocks=tuple(block.id for block in preview.blocks),
-            receipts=(),
-            state_root=preview.state_root,
-            validators_root=signers,
-            next_validators_root=signers,
+        preimage = self.beacon.before(revealed_by(machine.view, self.validator.public))
+        checkpoint, _ = await machine.draft(
+            Draft(made, clock.time_ms + 250, self.validator.public, preimage)
         )
         statement = VoteStatement(
-            FORMAT_VERSION, VoteStage.PRECOMMIT, preview.height, 0, checkpoint.id
+            FORMAT_VERSION, VoteStage.PRECOMMIT, checkpoint.height, 0, checkpoint.id
         )
-        signed = self.sequencer.sign(
+        signed = self.validator.sign(
             Purpose.CHECKPOINT_VOTE, self.genesis.id, statement
         )
-        vote = Vote(statement, self.sequencer.public, signed)
+        vote = Vote(statement, self.validator.public, signed)
         return FinalCheckpoint(checkpoint, (vote,))

@@ -22,7 +22,13 @@ from blyan_proto.checkpoint import (
 from blyan_proto.codec import decode
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.errors import ProtocolError
-from blyan_proto.genesis import DEVNET, Balance, Genesis
+from blyan_proto.genesis import (
+    DEVNET,
+    DEVNET_SETTINGS,
+    Balance,
+    Genesis,
+    Setting,
+)
 from blyan_proto.protocols.sync import Checkpoints
 from blyan_proto.signing import SigningKey
 from blyan_proto.types import Role
@@ -31,22 +37,25 @@ from blyand.chain.author import Author
 from blyand.chain.follow import Follower
 from blyand.chain.intake import Intake, Sources
 from blyand.chain.machine import Machine
-from blyand.chain.pool import Pool, blobs_of
+from blyand.chain.pool import Pool
 from blyand.chain.swarm import Remote, Swarm
 from blyand.errors import NotHere
-from blyand.events import BlockStored, Broadcast
+from blyand.events import Broadcast
 from blyand.finality import beacon as beacons
-from blyand.finality.sequencer import Availability, Chain, Sequencer
+from blyand.finality.voter import Voter
+from blyand.net.identity import peer_id_of
 from blyand.poison import PoisonBox
 from blyand.protocols.blocks import Fetched
 from blyand.rules.chain.reconcile import Comparison, IdSet, answer
-from blyand.rules.chain.validators import revealed_by
 from blyand.rules.verdict import Reject
 from blyand.store.blocks import BlockStore
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.intents import IntentLog
+from blyand.store.locks import LockStore
 from blyand.store.memory import MemoryStore
+from blyand.store.sets import SetStore
 from blyand.store.state import State
+from tests.sim.validating import SimMesh, make_voter
 
 
 class InlineLane:
@@ -86,6 +95,7 @@ class Wire:
     loss: float = 0.0
     delay_s: float = 0.02
     nodes: dict[str, SimNode] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)  # by peer id
     down: set[str] = field(default_factory=set)
     side: dict[str, int] = field(default_factory=dict)  # of a partition
     shown: dict[int, set[bytes]] = field(default_factory=dict)  # height -> checkpoints
@@ -97,6 +107,10 @@ class Wire:
     def connects(self, one: str, other: str) -> bool:
         sides = self.side.get(one, 0), self.side.get(other, 0)
         return not {one, other} & self.down and sides[0] == sides[1]
+
+    def name_of(self, peer: str) -> str:
+        """Return the name of a node, by itself or by its peer id."""
+        return self.names.get(peer, peer)
 
     async def reach(self, source: str, target: str) -> SimNode:
         """Return a node after a delay. NotHere when it is not connected."""
@@ -134,7 +148,13 @@ class SimNode:
         self.events = Broadcast()
         self.blocks = BlockStore(self.store)
         self.checkpoints = CheckpointStore(self.store)
+        self.sets = SetStore(self.store)
+        self.locks = LockStore(self.store)
         self.intents = IntentLog(home / "intents")
+        self.voter: Voter | None = None
+        self.mesh = SimMesh(self)
+        self.is_lost = False  # what it signed is not known to it
+        self.accused: list[tuple[object, object]] = []
         lane, clock = InlineLane(), self.clock
         self.poison = PoisonBox(home / "poison")
         self.machine = Machine(
@@ -144,6 +164,7 @@ class SimNode:
             lane,
             self.events,
             self.poison,
+            self.sets,
         )
         self.pool = Pool()
         self.blamed: list[str] = []
@@ -240,45 +261,17 @@ class SimNode:
             self.wire.show(final)
         return Checkpoints(node.machine.clock.height, found)
 
-    def sequencer(self) -> Sequencer:
-        """Return the service that orders blocks; only the genesis's node has one."""
+    def may_order(self, block: Block) -> bool:
+        """Whether this validator finds a block's blobs available."""
+        return True
 
-        async def changed() -> None:
-            with self.events.subscribe(BlockStored, capacity=1) as facts:
-                if not len(self.pool):
-                    await facts.receive()
-
-        async def apply(final: FinalCheckpoint, blocks: list[Block]) -> None:
-            await self.machine.apply(final, blocks)
-            for block in blocks:
-                self.pool.remove(block.id)
-
-        chain = Chain(
-            clock=lambda: self.machine.clock,
-            revealed=lambda: revealed_by(self.machine.view, self.key.public),
-            ready=lambda available, count, size: self.pool.ready(
-                lambda id: self.blocks.outcome(id) is not None, available, count, size
-            ),
-            preview=self.machine.preview,
-            apply=apply,
-            drop=self.pool.remove,
-            changed=changed,
-        )
-        return Sequencer(
-            self.genesis,
-            self.key,
-            chain,
-            Availability(blobs_of, lambda blob: True, lambda blob, account: None),
-            self.intents,
-            self.clock,
-            self._announce,
-            beacons.BeaconChain(self.key.secret),
-            InlineLane(),
-        )
+    def start_soon(self, fn, *args) -> None:
+        """Run something until this node dies."""
+        self._nursery.start_soon(fn, *args)
 
     @property
-    def is_sequencer(self) -> bool:
-        return self.key.public == self.genesis.validators[0].key
+    def is_validator(self) -> bool:
+        return bool(self.genesis.founders.weight_of(self.key.public))
 
     @property
     def root(self) -> bytes:
@@ -301,37 +294,53 @@ class SimNode:
         self.wire.nodes[self.name] = again
         return again
 
-    async def run(self, *, sequences: bool, task_status=trio.TASK_STATUS_IGNORED):
+    async def run(
+        self, *, votes: bool | None = None, task_status=trio.TASK_STATUS_IGNORED
+    ):
+        """Live until cancelled. `votes` None: as the genesis says."""
+        if self.is_validator if votes is None else votes:
+            self.voter = make_voter(self, InlineLane(), self.is_lost)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for service in (self.intake.run, self.follower.run, self.author.run):
                 await nursery.start(service)
-            if sequences:
-                await nursery.start(self.sequencer().run)
+            if self.voter is not None:
+                await nursery.start(self.voter.run)
             task_status.started()
 
 
 def make_network(
-    count: int, seed: int, home: Path, loss: float = 0.0, **parameters: int
+    count: int,
+    seed: int,
+    home: Path,
+    loss: float = 0.0,
+    validators: int = 1,
+    settings: dict[str, int] | None = None,
+    **parameters: int,
 ) -> tuple[Genesis, list[SimNode], Wire]:
-    """Return a genesis in which node 0 is the sequencer, and its nodes, not yet running."""
+    """Return a genesis whose first nodes are the validators, and the nodes, not running."""
     source = random.Random(seed)
     keys = [SigningKey(source.randbytes(32)) for _ in range(count)]
-    tail = beacons.BeaconChain(keys[0].secret).tail
+    numbers = {one.name: one.value for one in DEVNET_SETTINGS} | (settings or {})
     genesis = Genesis(
         version=FORMAT_VERSION,
         name="simulation",
         salt=source.randbytes(32),
         time_ms=1_699_999_999_000,
         parameters=replace(DEVNET, **{"work_bits": 0, **parameters}),
-        validators=(Validator(keys[0].public, 1, tail),),
+        validators=tuple(
+            Validator(key.public, 1, beacons.chain_of(key.secret).tail)
+            for key in keys[:validators]
+        ),
         participants=tuple(registration(key) for key in keys),
         balances=tuple(Balance(key.account, 1_000) for key in keys),
+        settings=tuple(Setting(*one) for one in sorted(numbers.items())),
     )
     wire = Wire(source, loss)
     for index, key in enumerate(keys):
         folder = home / f"node{index}"
         folder.mkdir(parents=True)
+        wire.names[peer_id_of(key.public)] = f"node{index}"
         wire.nodes[f"node{index}"] = SimNode(f"node{index}", genesis, key, wire, folder)
     return genesis, list(wire.nodes.values()), wire
 

@@ -44,7 +44,7 @@ async def alive(*nodes: SimNode):
 
 async def _live(node: SimNode, task_status=trio.TASK_STATUS_IGNORED) -> None:
     try:
-        await node.run(sequences=node.is_sequencer, task_status=task_status)
+        await node.run(task_status=task_status)
     except* (Crash, StorageFault):
         pass
 

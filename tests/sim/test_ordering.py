@@ -91,5 +91,5 @@ def _all(node):
     return node.checkpoints.range(1, 1000)
 
 
-async def _run(node, sequences: bool) -> None:
-    await node.run(sequences=sequences)
+async def _run(node, votes: bool) -> None:
+    await node.run(votes=votes)

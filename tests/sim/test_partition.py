@@ -96,4 +96,4 @@ def _ordered(node: HostNode) -> int:
 
 
 async def _run(node: HostNode, task_status=trio.TASK_STATUS_IGNORED) -> None:
-    await node.run(sequences=node.is_sequencer, task_status=task_status)
+    await node.run(task_status=task_status)

@@ -81,7 +81,7 @@ class Training:
         """Run one more node."""
 
         async def live(task_status=trio.TASK_STATUS_IGNORED):
-            await node.run(sequences=node.is_sequencer, task_status=task_status)
+            await node.run(task_status=task_status)
 
         await self._nursery.start(live)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import trio
 
+from blyan_proto.block.block import Block
 from blyan_proto.block.model import TileRoots
 from blyan_proto.protocols.delta import Bundle, Receipt
 from blyan_proto.types import members
@@ -25,7 +26,6 @@ from blyand.compute import GivenUp
 from blyand.data.custody import Custody
 from blyand.election.members import Member
 from blyand.events import HeadMoved
-from blyand.finality.sequencer import Availability, Sequencer
 from blyand.protocols.delta import check_bundle
 from blyand.protocols.fetch import Fetcher
 from blyand.rules.model.model import layout_for, require_model
@@ -139,7 +139,7 @@ class TrainNode(SimNode):
         self.trainer = Trainer()
         self.make = self.author.make  # what the primary makes blocks with
         self.moves: list[HeadMoved] = []
-        self.not_ordered: set[bytes] = set()  # updates that this sequencer leaves out
+        self.not_ordered: set[bytes] = set()  # updates that this validator leaves out
         account, view = self.key.account, lambda: self.machine.view
         self.wanted = BlobWire(self)
         self.fetcher = Fetcher(
@@ -227,18 +227,11 @@ class TrainNode(SimNode):
         check_bundle(bundle, self.genesis.id)
         return await node.primary.take(bundle)
 
-    def sequencer(self) -> Sequencer:
-        def want(blob: bytes, account: bytes) -> None:
-            peer = self.peer_of(account)
-            self.fetcher.want(blob, [peer] if peer else [])
-
-        made = super().sequencer()
-        made._blobs = Availability(blobs_of, self.blobs.has, want)
-        is_available = made._is_available
-        made._is_available = (  # type: ignore[method-assign]
-            lambda block: block.id not in self.not_ordered and is_available(block)
-        )
-        return made
+    def may_order(self, block: Block) -> bool:
+        missing = [id for id in blobs_of(block) if not self.blobs.has(id)]
+        for blob in missing:
+            self._want(blob, block.header.account)
+        return not missing and block.id not in self.not_ordered
 
     async def _watch(self, task_status=trio.TASK_STATUS_IGNORED) -> None:
         with self.events.subscribe(HeadMoved, capacity=4096) as facts:
@@ -256,7 +249,9 @@ class TrainNode(SimNode):
             newest[move.group] = (move.round, move.update)
         return found
 
-    async def run(self, *, sequences: bool, task_status=trio.TASK_STATUS_IGNORED):
+    async def run(
+        self, *, votes: bool | None = None, task_status=trio.TASK_STATUS_IGNORED
+    ):
         def view():
             return self.machine.view
 
@@ -281,19 +276,19 @@ class TrainNode(SimNode):
             custody.run,
             self.learner.run,
         ]
-        if sequences:
+        if self.is_validator if votes is None else votes:
             services.append(Adopter(view, self.author.make, self.events).run)
         with self._scope:
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._run_chain, sequences)
+                await nursery.start(self._run_chain, votes)
                 for service in services:
                     await nursery.start(service)
                 task_status.started()
 
     async def _run_chain(
-        self, sequences: bool, task_status=trio.TASK_STATUS_IGNORED
+        self, votes: bool | None, task_status=trio.TASK_STATUS_IGNORED
     ) -> None:
-        await super().run(sequences=sequences, task_status=task_status)
+        await super().run(votes=votes, task_status=task_status)
 
     def _want(self, blob: bytes, account: bytes) -> None:
         peer = self.peer_of(account)

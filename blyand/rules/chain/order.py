@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from dataclasses import fields
 
 from blyan_proto.block.block import Block
-from blyan_proto.block.model import TileUpdate
+from blyan_proto.block.model import Run, TileUpdate
 from blyan_proto.block.payload import KINDS
 from blyan_proto.types import CHAIN_ORDER
 
@@ -23,6 +24,32 @@ def order(blocks: Iterable[Block]) -> list[Block]:
     for block in blocks:
         chains[block.header.chain][block.id] = block
     return [block for chain in CHAIN_ORDER for block in _topological(chains[chain])]
+
+
+def references(block: Block) -> list[bytes]:
+    """Return the ids of blocks that a payload names, checked but no edges of the DAG."""
+    content = block.content
+    named = [block.header.meta_ref] if block.header.meta_ref else []
+    for field in fields(content):
+        if field.name in ("model", "run", "parent", "update", "dataset"):
+            value = getattr(content, field.name)
+            if isinstance(value, bytes):
+                named.append(value)
+    if isinstance(content, Run):
+        named += content.datasets
+    return named
+
+
+def is_before(earlier: Block, block: Block, *, is_parent: bool) -> bool:
+    """True when a checkpoint that orders both executes `earlier` early enough (DEC-A3).
+
+    A parent's place is given by the topological order; what is referred to has to be on
+    a chain that is executed before.
+    """
+    if is_parent:
+        return True
+    place = CHAIN_ORDER.index
+    return place(earlier.header.chain) < place(block.header.chain)
 
 
 def _topological(blocks: dict[bytes, Block]) -> list[Block]:

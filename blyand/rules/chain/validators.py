@@ -1,16 +1,22 @@
 """The validator sets in state: who signs the next checkpoint, and the one after it.
 
 A set that an epoch's end computes signs two checkpoints later, so that a checkpoint can
-name its successor's signers before it is executed (DEC-A11).
+name its successor's signers before it is executed (DEC-A11). The set that signed last
+stays, for the votes that the next checkpoint shows; so do the turns to propose.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Annotated
+
 from blyan_proto.checkpoint import beacon_link
-from blyan_proto.codec import message
+from blyan_proto.codec import I64, Size, message
+from blyan_proto.constants import MAX_VALIDATORS
 from blyan_proto.genesis import Genesis
 from blyan_proto.types import Hash
 from blyan_proto.validators import Validators, ValidatorSet
+from blyand.rules.chain.turns import Turns, carry_over, take_turn
 from blyand.rules.table import Table
 from blyand.rules.view import Overlay, View
 
@@ -24,8 +30,16 @@ class Link:
     revealed: Hash  # at first its tail
 
 
-# 0: who signs the next checkpoint, 1: the one after, 2: who signed the newest
+@message
+class Priorities:
+    """Who has waited how long to propose, in the order of the set that signs next."""
+
+    values: Annotated[tuple[I64, ...], Size(1, MAX_VALIDATORS)]
+
+
+# 0: of the next checkpoint, 1: of the one after, 2: of the newest one
 SETS = Table(b"signers", Validators)
+TURNS = Table(b"turns", Priorities)
 LINKS = Table(b"link", Link)  # key of a validator
 
 
@@ -34,6 +48,7 @@ def begin(view: Overlay, genesis: Genesis) -> None:
     founders = Validators(genesis.validators)
     SETS.put(view, founders, _LAST)
     SETS.put(view, founders, _NEXT)
+    TURNS.put(view, Priorities((0,) * len(founders.members)))
     appoint(view, founders)
 
 
@@ -52,6 +67,25 @@ def predecessors(view: View) -> ValidatorSet:
     return _set(view, _LAST)
 
 
+def turns(view: View) -> Turns:
+    """Return who proposes in the rounds of the next height."""
+    found = TURNS.get(view)
+    assert found is not None
+    return Turns(signers(view), found.values)
+
+
+def turn_of(validator: bytes, view: View, height: int) -> int | None:
+    """Return how many validators come before one for a duty that fell due at `height`.
+
+    None for whoever is no validator. For what one of them has to do, and the next one
+    should the first not.
+    """
+    keys = [member.key for member in signers(view)]
+    if validator not in keys:
+        return None
+    return (keys.index(validator) - height) % len(keys)
+
+
 def revealed_by(view: View, validator: bytes) -> bytes | None:
     """Return the link that a validator opened last, None for one unknown."""
     link = LINKS.get(view, validator)
@@ -64,13 +98,22 @@ def opens(view: View, validator: bytes, preimage: bytes) -> bool:
 
 
 def advance(view: Overlay, proposer: bytes, preimage: bytes) -> None:
-    """Note what a checkpoint did: its proposer's link, and whose turn it is to sign."""
+    """Note what a checkpoint did: its proposer's link, and whose turn it is to sign.
+
+    A height costs one turn to propose, whatever round decided it.
+    """
     LINKS.put(view, Link(preimage), proposer)
-    for place, later in ((_LAST, _NEXT), (_NEXT, _AFTER)):
-        members = SETS.get(view, later)
-        assert members is not None
-        if members != SETS.get(view, place):
-            SETS.put(view, members, place)
+    signed, now = SETS.get(view, _NEXT), SETS.get(view, _AFTER)
+    priorities = TURNS.get(view)
+    assert signed is not None and now is not None and priorities is not None
+    if signed != SETS.get(view, _LAST):
+        SETS.put(view, signed, _LAST)
+    _, values = take_turn(ValidatorSet(signed.members), priorities.values)
+    if now != signed:
+        SETS.put(view, now, _NEXT)
+        keys = (member.key for member in signed.members)
+        values = carry_over(dict(zip(keys, values)), ValidatorSet(now.members))
+    TURNS.put(view, Priorities(values))
 
 
 def appoint(view: Overlay, chosen: Validators) -> None:
@@ -84,4 +127,9 @@ def appoint(view: Overlay, chosen: Validators) -> None:
 def _set(view: View, place: int) -> ValidatorSet:
     found = SETS.get(view, place)
     assert found is not None
+    return _set_of(found)
+
+
+@lru_cache(maxsize=8)  # with its root, which takes a digest of all members
+def _set_of(found: Validators) -> ValidatorSet:
     return ValidatorSet(found.members)

@@ -32,12 +32,14 @@ from blyand.events import Broadcast
 from blyand.finality import beacon as beacons
 from blyand.poison import PoisonBox
 from blyand.protocols.blocks import Fetched
+from blyand.rules.chain.checkpoint import Draft
 from blyand.rules.chain.reconcile import Comparison, IdSet, answer
 from blyand.rules.chain.validators import revealed_by
 from blyand.store.blocks import BlockStore
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.intents import IntentLog
 from blyand.store.memory import MemoryStore
+from blyand.store.sets import SetStore
 from blyand.store.state import State
 from tests.sim.network import InlineCommit, InlineLane
 from tests.unit.daemon.chain_world import (
@@ -105,6 +107,7 @@ class Node:
         self.events = Broadcast()
         self.blocks = BlockStore(self.store)
         self.checkpoints = CheckpointStore(self.store)
+        self.sets = SetStore(self.store)
         self.poison = PoisonBox(self.home / f"poison{self.me}")
         self.lane: Any = InlineLane()
         self.machine = Machine(
@@ -114,6 +117,7 @@ class Node:
             self.lane,
             self.events,
             self.poison,
+            self.sets,
         )
         self.pool = Pool()
         self.intake = Intake(
@@ -170,7 +174,7 @@ class Node:
             yield
             nursery.cancel_scope.cancel()
 
-    # What a sequencer would do
+    # What a lone validator would do
 
     async def final(self, *blocks: Block, **changed: Any) -> FinalCheckpoint:
         """Return the next checkpoint over `blocks`; `changed` fields are lies."""
@@ -179,26 +183,10 @@ class Node:
             revealed_by(self.machine.view, self.keys[0].public)
         )
         time_ms = changed.pop("time_ms", clock.time_ms + 250)
-        preview = await self.machine.preview(
-            blocks, time_ms, self.keys[0].public, preimage
+        made, _ = await self.machine.draft(
+            Draft(blocks, time_ms, self.keys[0].public, preimage)
         )
-        signers = self.genesis.founders.root
-        made = Checkpoint(
-            version=FORMAT_VERSION,
-            network=self.genesis.id,
-            height=preview.height,
-            parent=preview.parent,
-            round=0,
-            proposer=self.keys[0].public,
-            time_ms=time_ms,
-            beacon=preview.beacon,
-            preimage=preimage,
-            blocks=tuple(block.id for block in preview.blocks),
-            receipts=(),
-            state_root=preview.state_root,
-            validators_root=signers,
-            next_validators_root=signers,
-        )
+        self.machine._trials.clear()  # it is executed as by one that follows
         return self.sealed(replace(made, **changed))
 
     def sealed(

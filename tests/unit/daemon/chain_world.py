@@ -90,7 +90,7 @@ def registration(key: SigningKey, **changed: Any) -> Registration:
 
 
 def genesis_of(keys: list[SigningKey], tail: bytes, **changed: Any) -> Genesis:
-    """Return a genesis in which the first key is the sequencer and all take part."""
+    """Return a genesis in which the first key validates alone and all take part."""
     made = Genesis(
         version=FORMAT_VERSION,
         name="unit",

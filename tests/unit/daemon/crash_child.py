@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,11 @@ async def write_checkpoints(node: DiskNode) -> None:
 
     while True:
         await trio.sleep(0.01)
-        ready = node.pool.ready(is_ordered, lambda block: True, PER_CHECKPOINT, 1 << 20)
+        ready = node.pool.ready(
+            is_ordered,
+            lambda block: True,
+            replace(node.genesis.parameters, checkpoint_blocks=PER_CHECKPOINT),
+        )
         final = await node.final(*ready)
         await node.machine.apply(final, ready)
         for block in ready:

@@ -135,7 +135,9 @@ def test_what_a_checkpoint_is_about_to_order_stays(node):
         made = sign_block(node.genesis, node.keys[1], beat())
         await node.intake.submit(made, "a")
         await pass_ms(node, 2 * SPAN_MS)
-        chosen = node.pool.ready(lambda id: False, lambda b: True, 9, 1 << 20)
+        chosen = node.pool.ready(
+            lambda id: False, lambda b: True, node.genesis.parameters
+        )
         assert chosen == [made]
         await expiry(node).sweep()
         assert node.blocks.has(made.id)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from blyan_proto.block.economy import Dispute
 from blyan_proto.block.model import Snapshot, Weights
+from blyan_proto.genesis import DEVNET
 from blyand.chain import pool as pools
-from blyand.chain.pool import Pool, blobs_of, references, size_of
+from blyand.chain.pool import Pool, blobs_of
 from blyand.rules.chain import intake as intake_rules
+from blyand.rules.chain.limits import size_of
+from blyand.rules.chain.order import references
 from blyand.rules.verdict import Ignore
 from tests.unit.daemon.chain_world import (
     Training,
@@ -34,8 +39,9 @@ def block(payload, author=0, sequence=1, **more):
 
 def ready(pool, ordered=(), unavailable=(), blocks=100, size=1 << 20):
     """The blocks that may be ordered, in the pool's order."""
+    limits = replace(DEVNET, checkpoint_blocks=blocks, checkpoint_bytes=size)
     return pool.ready(
-        lambda id: id in ordered, lambda b: b.id not in unavailable, blocks, size
+        lambda id: id in ordered, lambda b: b.id not in unavailable, limits
     )
 
 
@@ -132,7 +138,7 @@ def test_blobs_are_asked_for_only_where_nothing_else_is_unknown():
     asked = []
     known, unknown = block(dataset()), block(dataset(parent=bytes(32)), 1)
     pool = filled(known, unknown)
-    pool.ready(lambda id: False, lambda b: bool(asked.append(b.id)), 9, 1 << 20)
+    pool.ready(lambda id: False, lambda b: bool(asked.append(b.id)), DEVNET)
     assert asked == [known.id]
 
 

@@ -67,6 +67,7 @@ def verified(node, **params):
         answers,
         genesis=node.genesis,
         seen=ChainView(node.blocks, node.checkpoints, node.pool),
+        sets=node.sets,
         blobs=node.blobs,
         state_root=node.checkpoints.stored_state_root,
         lane=Threads("test", 1),
@@ -152,7 +153,9 @@ def test_a_header_under_another_id_and_a_lost_parent(node):
     assert "digest" in check_block(node.blocks, b"x" * 32, network)[0]
     node.store.write_batch([(HEADER + first.id, None)], sync=True)
     assert "parent" in check_block(node.blocks, second.id, network)[0]
-    problem = check_checkpoint(node.blocks, node.checkpoints, node.genesis, 1)
+    problem = check_checkpoint(
+        node.blocks, node.checkpoints, node.sets, node.genesis, 1
+    )
     assert "not here" in problem
     node.store.write_batch([(HEADER + second.id, b"\xc1")], sync=True)
     assert check_block(node.blocks, second.id, network)[0]

@@ -109,6 +109,7 @@ from blyand.store.blocks import BlockStore
 from blyand.store.budget import Budget
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.memory import MemoryStore
+from blyand.store.sets import SetStore
 from blyand.store.state import State
 from blyand.training.holder import Version as Held
 from blyand.training.journal import Report
@@ -152,6 +153,7 @@ class World:
             self.lane,
             self.events,
             PoisonBox(path / "poison"),
+            SetStore(self.store),
         )
         self.pool = Pool()
         self.blobs = BlobStore(path / "blobs")
@@ -582,6 +584,7 @@ def bind_chain(world):
         world.answers,
         genesis=GENESIS,
         seen=seen,
+        sets=SetStore(world.store),
         blobs=world.blobs,
         state_root=world.checkpoints.stored_state_root,
         lane=world.lane,

@@ -30,6 +30,7 @@ def restored(node, path):
         disk_lane=node.lane,
         alarms={},
         settled=node.author._settled,
+        is_amnesic=True,
     )
 
 
@@ -50,8 +51,8 @@ def test_what_was_signed_after_the_backup_is_learned_first(tmp_path):
             made.append(await after.author.make(beat(load=9)))
 
         async def settle(*, task_status):
-            ledger = SimpleNamespace(follower=after.follower)
-            await settling.settle(base, ledger, task_status=task_status)
+            replica = SimpleNamespace(follower=after.follower)
+            await settling.settle(base, replica, None, task_status=task_status)
 
         services = after.intake.run, after.follower.run, settle
         async with after.running(*services), trio.open_nursery() as nursery:
@@ -84,13 +85,14 @@ def test_the_alarm_may_be_gone_and_a_new_home_signs_at_once(tmp_path):
         node.peers, node.finals_of["a"], node.pending_of["a"] = ["a"], [], []
 
         async def settle(*, task_status):
-            ledger = SimpleNamespace(follower=node.follower)
-            await settling.settle(base, ledger, task_status=task_status)
+            replica = SimpleNamespace(follower=node.follower)
+            await settling.settle(base, replica, None, task_status=task_status)
 
         async with node.running(node.intake.run, node.follower.run, settle):
             await until(base.settled.is_set)
         again = restored(node, tmp_path / "home")
         again.home.restored.unlink()
+        again.is_amnesic = False
         settling.begin(again)
         assert again.settled.is_set() and not again.alarms
 

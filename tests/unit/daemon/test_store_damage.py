@@ -187,7 +187,9 @@ def problems(stores, past):
     for block in stores.blocks.ids():
         yield check_block(stores.blocks, block, genesis.id)[0]
     for height in range(1, len(past.finals) + 1):
-        yield check_checkpoint(stores.blocks, stores.checkpoints, genesis, height)
+        yield check_checkpoint(
+            stores.blocks, stores.checkpoints, stores.sets, genesis, height
+        )
 
 
 def drop(home, *keys):
