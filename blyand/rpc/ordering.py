@@ -62,6 +62,6 @@ class Ordering:
                     await facts.receive()
         if not condition():
             raise TooSlow(
-                f"no checkpoint took it within {deadline_s:g} s; it stays pending. Is "
-                "the sequencer reachable? See `blyanctl node status`"
+                f"no checkpoint took it within {deadline_s:g} s; it stays pending. "
+                "`blyanctl consensus status` says what the next one waits for"
             )

@@ -215,7 +215,7 @@ class Learner:
             if next_round(group, record.id) <= behind
         ]
         if any(self._delivery.rounds(record, group) > behind for group in late):
-            return f"{said}; is the sequencer reachable?"
+            return f"{said}; `blyanctl consensus status` says what that waits for"
         name = layout.groups[late[0]].name if late else "the model"
         return f"{said}; is a node that holds {name} running?"
 

@@ -248,7 +248,7 @@ def test_a_member_that_lies_or_stays_silent_holds_nobody_up(
     for silent in (blocks, sync, blobs, expert):
         stranger.never_answer(silent.PROTOCOL_ID)
     stranger.answer_nonsense(delta.PROTOCOL_ID)  # to every other push: silence
-    for number in range(24):  # archives that the sequencer will wait for
+    for number in range(24):  # archives that the validators will wait for
         named = f"nowhere {number}", bytes([number]) * 32
         dataset = Dataset(FORMAT_VERSION, *named, 10, 1, 0, "", "", 0, None)
         stranger.gossip(stranger.block(dataset))

@@ -1,4 +1,4 @@
-"""Authors that lie, a network that splits, a sequencer that dies at the worst moment."""
+"""Authors that lie, a network that splits, a lone validator that dies at the worst moment."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class Mishap:
 
 
 @pytest.mark.parametrize("moment", ["before commit", "after commit", "after publish"])
-def test_a_sequencer_that_dies_shows_no_height_twice(tmp_path, moment):
+def test_a_lone_validator_that_dies_shows_no_height_twice(tmp_path, moment):
     async def main() -> None:
         _, nodes, wire = make_network(4, 1, tmp_path, loss=0.2)
         first, others = nodes[0], nodes[1:]
@@ -201,7 +201,7 @@ def test_a_sequencer_that_dies_shows_no_height_twice(tmp_path, moment):
     run(main)
 
 
-def test_a_sequencer_that_lost_its_database_listens_first(tmp_path):
+def test_a_lone_validator_that_lost_its_database_listens_first(tmp_path):
     async def main() -> None:
         _, nodes, wire = make_network(3, 2, tmp_path)
         first, others = nodes[0], nodes[1:]
@@ -227,7 +227,7 @@ def test_a_sequencer_that_lost_its_database_listens_first(tmp_path):
     run(main)
 
 
-def test_a_sequencer_without_memory_of_its_votes_asks_before_it_signs(tmp_path):
+def test_a_lone_validator_without_memory_of_its_votes_asks_before_it_signs(tmp_path):
     """Database and intent log are gone, as after a restore: peers know the heights."""
 
     async def main() -> None:
@@ -320,7 +320,7 @@ def test_a_block_that_every_node_falls_over_stops_only_itself(tmp_path, poisonou
     run(main)
 
 
-def test_a_sequencer_that_falls_over_right_after_a_restart_goes_on(tmp_path, poisonous):
+def test_a_lone_validator_that_falls_over_right_after_a_restart_goes_on(tmp_path, poisonous):
     """The round that a restart begins with must not be lost with the first attempt."""
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Several nodes, one sequencer: same order, same state, whatever gossip does."""
+"""Several nodes, one validator: same order, same state, whatever gossip does."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_node_that_was_away_catches_up(tmp_path):
     run(main)
 
 
-def test_without_the_sequencer_nothing_is_final_and_nothing_is_lost(tmp_path):
+def test_without_the_validator_nothing_is_final_and_nothing_is_lost(tmp_path):
     async def main() -> None:
         _, nodes, wire = make_network(3, 11, tmp_path)
         async with trio.open_nursery() as nursery:

@@ -118,7 +118,7 @@ def test_a_primary_that_dies_before_it_publishes_is_passed_over(tmp_path):
 
 
 def test_what_a_split_made_gives_way_to_what_a_checkpoint_chose(tmp_path):
-    """Both ranks of a group publish, each on its side; one side has the sequencer."""
+    """Both ranks of a group publish, each on its side; one side has the validator."""
 
     async def main() -> None:
         net = Training(tmp_path, 1)
@@ -327,7 +327,7 @@ def test_training_stops_k_rounds_ahead_and_says_what_it_waits_for(tmp_path):
             run = await net.begin(9)
             first.stop()
             await until(
-                lambda: all("is the sequencer" in n.learner.status for n in others)
+                lambda: all("consensus status" in n.learner.status for n in others)
             )
             for node in others:
                 ahead = node.run_record(run).closed + 3  # of those not closed, K + 1

@@ -233,7 +233,7 @@ async def checkpoints_that_are_lies(attacker: Attacker) -> str:
         garbage = OK + b"\0\0\0\x40" + os.urandom(64)
         asked = await asked_for(attacker, sync.PROTOCOL_ID, garbage)
         await attacker.greet(finalised=2**40, checkpoint=os.urandom(32))
-        with trio.move_on_after(4):  # a sequencer asks nobody for checkpoints
+        with trio.move_on_after(4):  # a lone validator asks nobody for checkpoints
             await asked.wait()
             await trio.sleep(0.3)
         return DISCONNECTED if muxed.is_closed else REFUSED

@@ -287,7 +287,7 @@ FALSE = {
 
 
 @pytest.mark.parametrize("name", FALSE)
-def test_a_checkpoint_that_is_not_the_sequencers_is_rejected(pair, name):
+def test_a_checkpoint_that_is_not_the_validators_is_rejected(pair, name):
     source, node = pair
 
     async def main():

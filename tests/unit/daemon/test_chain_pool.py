@@ -176,7 +176,7 @@ def test_a_flood_of_bytes_is_bounded(monkeypatch):
     assert sum(size_of(one) for one in pool) <= 20_000
 
 
-def test_what_the_sequencer_chose_is_not_dropped():
+def test_what_a_proposer_chose_is_not_dropped():
     first, second = chain_of(2)
     pool = filled(first, second)
     assert ready(pool, blocks=1) == [first]

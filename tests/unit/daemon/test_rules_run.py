@@ -162,7 +162,7 @@ def silence(world, *keys, steps=5):
 
 
 def test_a_schedule_without_anybody_is_written_anew_when_they_are_back(world):
-    """The sequencer was away: time jumps, and heartbeats come a checkpoint too late."""
+    """The validators were away: time jumps, and heartbeats come a checkpoint too late."""
     run = world.open(rounds=9)
     world.move(run, *range(1, world.groups))
     world.checkpoint(world.update(run, 0), step_ms=60_000)
