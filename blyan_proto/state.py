@@ -29,11 +29,10 @@ MAX_PART_BYTES = MAX_VALUE_BYTES + PART_BYTES  # of an encoded part
 MAX_PAIRS = 16_384  # in a part
 MAX_MANIFEST_BYTES = 10 * KIB
 
-# A light client takes a proof below a megabyte (SYNC-06): 1024 times the entries that a
+# A light client takes a proof below a megabyte (SYNC-06): 256 times the entries that a
 # bucket has in a state of a million keys, and no value of more than half a megabyte.
-MAX_PROOF_ENTRIES = 8192
+MAX_PROOF_ENTRIES = 4096
 MAX_PROVED_BYTES = 384 * KIB
-MAX_PROOF_BYTES = 960 * KIB
 
 Entry = Annotated[bytes, Size(64, 64)]  # path, digest of the value
 

@@ -23,6 +23,7 @@ from blyan_proto.rpc.spec import JsonObject, Method
 LOCAL = {
     "doctor": "what is wrong with this machine, in ten seconds",
     "devnet": "several daemons on this machine, ready to use",
+    "verify": "check a proof that `chain prove` printed, without a daemon",
     "demo": "train and use a small model with a devnet, start to end",
 }
 

@@ -27,6 +27,7 @@ from blyand.rpc import (
     peer,
     pin,
     proof,
+    prove,
     sync,
     tile,
     train,
@@ -190,6 +191,13 @@ def bind_all(
         blobs=stores.blobs,
         state_root=stores.checkpoints.stored_state_root,
         has_holes=lambda: replica.mender.has_holes,
+        lane=base.disk_lane,
+    )
+    prove.bind(
+        answers,
+        genesis=base.genesis,
+        state=stores.state,
+        checkpoints=stores.checkpoints,
         lane=base.disk_lane,
     )
     expert.bind(answers, holders=holders, latency_ms=latency_ms)

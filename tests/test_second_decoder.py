@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.documents import tables
-from tests.second.blake3 import derive
+from tests.second import light
 from tests.second.canonical import SCHEMA, Malformed, decode, encode
 from tests.second.curve import is_signed
+from tests.second.light import digest
 
 VECTORS = Path(__file__).parent / "vectors"
 BLOCKS = json.loads((VECTORS / "blocks.json").read_text())
@@ -25,17 +26,7 @@ CODES = {
     if head[:2] == ["code", "kind"]
     for row in rows
 }
-CONTEXTS = {
-    row[0]: row[1]
-    for head, *rows in tables("block-format.md")
-    if head[:2] == ["domain", "context"]
-    for row in rows
-}
-
-
-def digest(domain, *parts):
-    framed = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
-    return derive(CONTEXTS[domain], framed)
+STATE = json.loads((VECTORS / "state.json").read_text())
 
 
 def same(kind, told, read):
@@ -133,6 +124,47 @@ def test_the_root_of_a_tensor_file(name):
 
     header = bytes.fromhex(vector["header"])
     assert digest("TBLOCK", header, b"", root(leaves)).hex() == vector["root"]
+
+
+@pytest.mark.parametrize("name", STATE["states"])
+def test_a_state_and_its_proofs(name):
+    vector = STATE["states"][name]
+    pairs = {
+        bytes.fromhex(key): bytes.fromhex(value)
+        for key, value in vector["pairs"].items()
+    }
+    root = light.state_root(pairs)
+    assert root.hex() == vector["root"]
+    part = decode("StatePart", bytes.fromhex(vector["part"]["raw"]))
+    same("StatePart", vector["part"]["plain"], part)
+    for pair in part["pairs"]:
+        assert digest("STATE", pair["key"])[0] == part["chunk"]
+        assert pairs[pair["key"]] == pair["value"]
+    for key, raw in vector["proofs"].items():
+        proof = decode("StateProof", bytes.fromhex(raw))
+        shown = light.check_state(root, bytes.fromhex(key), proof)
+        assert shown == pairs.get(bytes.fromhex(key))
+
+
+def test_the_chunks_of_a_state():
+    pairs = {
+        bytes.fromhex(key): bytes.fromhex(value)
+        for key, value in STATE["states"]["many"]["pairs"].items()
+    }
+    told = decode("StateManifest", bytes.fromhex(STATE["manifest"]))
+    assert told["hashes"] == light.manifest(pairs)
+
+
+def test_a_light_client():
+    vector = STATE["attested"]
+    read = decode("Attested", bytes.fromhex(vector["raw"]))
+    same("Attested", vector["plain"], read)
+    trusted = (vector["network"], vector["validators_root"])
+    network, root = map(bytes.fromhex, trusted)
+    assert light.check_attested(read, network, root) == bytes(300)
+    del read["final"]["votes"][1]  # 3 of 5: not more than two thirds
+    with pytest.raises(light.Refused, match="quorum"):
+        light.check_attested(read, network, root)
 
 
 def test_what_is_not_canonical_is_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from blyan_proto.rpc import proving
 from blyan_proto.rpc.errors import BLOCK_UNKNOWN, CHECKPOINT_UNKNOWN, SYNC_HALTED
 from blyan_proto.rpc.parts import Progress
 from blyan_proto.rpc.spec import (
@@ -275,6 +276,9 @@ checkpoint = declare(
         public=True,
     )
 )
+
+
+prove = proving.prove
 
 
 @record

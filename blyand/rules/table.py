@@ -46,6 +46,10 @@ class Table(Generic[T]):
     def _decode(self, raw: bytes) -> T:
         return decode(self._record, raw, MAX_RECORD_BYTES)
 
+    def key(self, *parts: bytes | int) -> bytes:
+        """Return the key of a record: what a proof is asked for."""
+        return self._key(parts)
+
     def _key(self, parts: tuple[bytes | int, ...]) -> bytes:
         return self._prefix + b"".join(
             part.to_bytes(8, "big") if isinstance(part, int) else part for part in parts

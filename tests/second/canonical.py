@@ -8,6 +8,7 @@ from tests.documents import tables
 
 PAGES = (
     "block-format.md",
+    "consensus.md",
     *(f"protocols/{name}.md" for name in "hello blocks sync blobs delta".split()),
 )
 SIZES = {

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from blyan_proto.block.block import Block, check_block_signature, check_wellformed
 from blyan_proto.block.work import has_work
-from blyan_proto.checkpoint import FinalCheckpoint, VoteStage
-from blyan_proto.errors import BadSignature, DecodeError
+from blyan_proto.checkpoint import FinalCheckpoint
+from blyan_proto.errors import BadSignature, DecodeError, ProtocolError
 from blyan_proto.genesis import Genesis
-from blyan_proto.signing import Purpose, check_signature
+from blyan_proto.quorum import check_quorum
 from blyan_proto.types import Chain
 from blyan_proto.validators import ValidatorSet
 from blyand.rules.verdict import Ignore, Reject
@@ -177,36 +177,7 @@ def check_final(
 
     Every vote must be good: a finished checkpoint has no room for others.
     """
-    checkpoint = final.checkpoint
-    if checkpoint.network != genesis.id:
-        raise Reject("a checkpoint of another network")
-    if checkpoint.validators_root != validators.root:
-        raise Reject("a checkpoint of another validator set")
-    if not validators.weight_of(checkpoint.proposer):
-        raise Reject("a checkpoint that no validator made")
-    voters = [vote.voter for vote in final.votes]
-    if len(set(voters)) != len(voters):
-        raise Reject("a checkpoint with two votes of one validator")
-    if not validators.is_quorum(sum(map(validators.weight_of, voters))):
-        raise Reject("a checkpoint without the votes of a quorum")
-    rounds = {vote.statement.round for vote in final.votes}
-    for vote in final.votes:
-        statement = vote.statement
-        if not validators.weight_of(vote.voter):
-            raise Reject("a checkpoint with a vote of no validator")
-        if len(rounds) != 1 or (
-            statement.stage,
-            statement.height,
-            statement.checkpoint,
-        ) != (VoteStage.PRECOMMIT, checkpoint.height, checkpoint.id):
-            raise Reject("a vote is for something else")
-        try:
-            check_signature(
-                Purpose.CHECKPOINT_VOTE,
-                genesis.id,
-                statement,
-                vote.voter,
-                vote.signature,
-            )
-        except BadSignature as error:
-            raise Reject(str(error)) from error
+    try:
+        check_quorum(final, genesis.id, validators)
+    except ProtocolError as error:
+        raise Reject(str(error)) from error

@@ -1,0 +1,129 @@
+"""Answers chain.prove: a record of executed state, proved from the votes downwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from blyan_proto.attested import Attested
+from blyan_proto.codec import encode, to_plain
+from blyan_proto.errors import DecodeError
+from blyan_proto.genesis import Genesis
+from blyan_proto.rpc import chain as spec
+from blyan_proto.rpc import proving
+from blyan_proto.rpc.errors import (
+    CHECKPOINT_UNKNOWN,
+    EXPERT_UNKNOWN,
+    INVALID_PARAMS,
+    RpcError,
+)
+from blyan_proto.rpc.spec import JsonObject
+from blyan_proto.state import MAX_KEY_BYTES, StateProof
+from blyan_proto.untyped import read_untyped
+from blyan_proto.validators import Validators, ValidatorSet
+from blyand.compute import Threads
+from blyand.errors import NotHere
+from blyand.rpc.bind import Answers
+from blyand.rpc.resolve import group_called, model_called
+from blyand.rules.chain.validators import signers, successors
+from blyand.rules.economy.book import BALANCES, Purse
+from blyand.rules.records import GROUPS
+from blyand.rules.view import View
+from blyand.store.checkpoints import CheckpointStore
+from blyand.store.state import State
+
+ACCOUNT_BYTES = 20
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A key, and its record as it is declared; None for one of no known type."""
+
+    key: bytes
+    record: Any = None
+
+
+def bind(
+    answers: Answers,
+    *,
+    genesis: Genesis,
+    state: State,
+    checkpoints: CheckpointStore,
+    lane: Threads,
+) -> None:
+    """Bind chain.prove. `lane` reads the database."""
+    founders = ValidatorSet(genesis.validators)
+    sets = {founders.root: founders}  # the newest known, by root
+
+    @answers(spec.prove)
+    async def prove(params: proving.ProveState) -> proving.Proved:
+        frozen = state.freeze()
+        final = await lane.run(checkpoints.at, frozen.height)
+        if final is None:
+            text = "no checkpoint is final yet, so nothing vouches for the state"
+            raise RpcError(CHECKPOINT_UNKNOWN, text)
+        sets.update(
+            {known.root: known for known in (signers(frozen), successors(frozen))}
+        )
+        signed_by = sets.get(final.checkpoint.validators_root)
+        if signed_by is None:
+            raise NotHere(
+                "the validator set is just changing; ask after the next checkpoint"
+            )
+        wanted = _wanted(frozen, params)
+        proof: StateProof = await lane.run(frozen.prove, wanted.key)
+        members = Validators(signed_by.members)
+        attested = encode(Attested(final, members, wanted.key, proof))
+        checkpoint = final.checkpoint
+        return proving.Proved(
+            key=wanted.key,
+            value=proof.value,
+            record=_shown(wanted, proof.value),
+            height=checkpoint.height,
+            checkpoint=checkpoint.id,
+            time_ms=checkpoint.time_ms,
+            state_root=checkpoint.state_root,
+            network=genesis.id,
+            validators_root=signed_by.root,
+            signers=[vote.voter for vote in final.votes],
+            proof_bytes=len(attested),
+            proof=attested,
+        )
+
+
+def _wanted(view: View, params: proving.ProveState) -> _Wanted:
+    """Return what a caller asks for. RpcError."""
+    if params.what == "balance":
+        account = _hex(params.name.removeprefix("0x"), "an account")
+        if len(account) != ACCOUNT_BYTES:
+            raise RpcError(INVALID_PARAMS, "an account is 20 bytes in hex")
+        parts = account, bytes([Purse[params.purse.upper()]])
+        return _Wanted(BALANCES.key(*parts), BALANCES.get(view, *parts))
+    if params.what == "expert":
+        model = model_called(view, params.model)
+        group = group_called(model, params.name, EXPERT_UNKNOWN)
+        places = model.id, group.index
+        return _Wanted(GROUPS.key(*places), GROUPS.get(view, *places))
+    table, _, rest = params.name.partition("/")
+    key = table.encode() + b"/" + _hex(rest, "the part behind the table and `/`")
+    if len(key) > MAX_KEY_BYTES:
+        raise RpcError(INVALID_PARAMS, f"a key has at most {MAX_KEY_BYTES} bytes")
+    return _Wanted(key)
+
+
+def _hex(text: str, what: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise RpcError(INVALID_PARAMS, f"{what} is in hex, as 00ff") from None
+
+
+def _shown(wanted: _Wanted, value: bytes | None) -> JsonObject | None:
+    if value is None:
+        return None
+    if wanted.record is not None:
+        return to_plain(wanted.record)
+    try:
+        return {"fields": read_untyped(value)}
+    except DecodeError:
+        return {}
