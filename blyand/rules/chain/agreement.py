@@ -116,14 +116,11 @@ class Agreement:
         statement = vote.statement
         if statement.height != self.height:
             return self._note_height(vote.voter, statement.height)
-        if not self.validators.weight_of(vote.voter):
-            return []
-        counts, earlier = self.heard.add_vote(vote)
-        if earlier is not None:
-            self._accuse(earlier, vote)
-        if counts and statement.stage is VoteStage.PRECOMMIT and statement.checkpoint:
+        if not self._hear(vote):
+            return self._take()
+        if statement.stage is VoteStage.PRECOMMIT and statement.checkpoint:
             self._decide(statement.round, statement.checkpoint)
-        return self._settle(statement.round) if counts else self._take()
+        return self._settle(statement.round)
 
     def judge(self, id: bytes, is_valid: bool) -> list[Effect]:
         """Take the answer to `Validate`; for our own proposal before it is received."""
@@ -142,12 +139,24 @@ class Agreement:
             self._enter(round + 1)
         return self._settle()
 
+    def conclude(self, decision: Decide) -> list[Effect]:
+        """The height is final by a checkpoint that came from a peer, checked.
+
+        From here on as after a decision of our own: votes are counted, and tell who lied.
+        """
+        if self.decision is None:
+            self.decision = decision
+        for vote in decision.precommits:
+            self._hear(vote)
+        return self._take()
+
     def precommits(self) -> tuple[Vote, ...]:
-        """Return the precommits of the decision, late ones included."""
+        """Return the precommits of the decision that are known, late ones included."""
         if self.decision is None:
             return ()
-        place = self.heard.rounds[self.decision.round]
-        return place.precommits.votes_for(self.decision.id)
+        place = self.heard.rounds.get(self.decision.round)
+        known = place.precommits.votes_for(self.decision.id) if place else ()
+        return max(known, self.decision.precommits, key=len)
 
     # The algorithm
 
@@ -292,6 +301,15 @@ class Agreement:
         self._verdicts[id] = True
         for vote in lock.prevotes:
             self.heard.add_vote(vote)
+
+    def _hear(self, vote: Vote) -> bool:
+        """Count a vote; return whether that may change anything."""
+        if not self.validators.weight_of(vote.voter):
+            return False
+        counts, earlier = self.heard.add_vote(vote)
+        if earlier is not None:
+            self._accuse(earlier, vote)
+        return counts
 
     def _checkpoint_of(self, id: bytes) -> Checkpoint | None:
         if self.valid is not None and self.valid[0] == id:
