@@ -27,6 +27,21 @@ class Lockless(Agreement):
         return True
 
 
+class Amnesiac(Lockless):
+    """Lets a round with a decision pass, and begins the next one as if there was none."""
+
+    turned_at = -1  # round whose decision was passed over
+
+    def _decide(self, round: int, id: bytes) -> None:
+        precommits = self.heard.rounds[round].precommits
+        if self.turned_at < 0 and precommits.has_quorum(id):
+            self.turned_at = round
+
+    def _enter(self, round: int) -> None:
+        self.valid, self.valid_round = None, -1
+        super()._enter(round)
+
+
 class Liar(Node):
     """Whoever is counted as faulty."""
 
@@ -82,6 +97,35 @@ class DoubleLocking(Liar):
         )
 
 
+class Turncoat(Liar):
+    """Decides with one side, then with the other one in a later round.
+
+    It never signs two votes in one round: what it does is amnesia, for which no pair of
+    signatures is proof.
+    """
+
+    def new_machine(self, proposer_of: Any, promises: Promises) -> Agreement:
+        return Amnesiac(
+            self.height, self.world.validators, proposer_of, self.key, promises
+        )
+
+    def tell(self, message: Any) -> None:
+        if isinstance(message, (Vote, Proposal)):
+            assert isinstance(self.machine, Amnesiac)
+            turned_at = self.machine.turned_at
+            side = int(0 <= turned_at < message.statement.round)
+            for peer in self.peers:
+                if not peer.is_honest or self.world.plan.sides[peer.index] == side:
+                    self.world.send(self, peer, message)
+
+    def _learn(self, final: Any) -> None:
+        if self.world.now >= self.world.plan.heal_ms:
+            super()._learn(final)
+
+    def _answer(self, peer: Node, theirs: Any) -> None:
+        pass
+
+
 class Forgetful(Liar):
     """Starts again and again and votes as if it never had."""
 
@@ -96,6 +140,9 @@ class Forgetful(Liar):
     def _faint(self, boots: int) -> None:
         if boots == self.boots:
             self._die(1)
+            if not self.world.plan.is_safe:
+                self.height = 1  # its chain is lost as well
+                self.finals.clear()
 
 
 class Anything(Liar):
@@ -104,7 +151,7 @@ class Anything(Liar):
     def _hear(self, message: Vote | Proposal) -> None:
         super()._hear(message)
         draw = self.world.rng.random
-        if draw() < 0.25:
+        if draw() < 0.1:
             id = message.statement.checkpoint
             lie = id if draw() < 0.7 else None if draw() < 0.7 else GARBAGE
             at = message.statement.round

@@ -7,11 +7,12 @@ From a third on it may not be; then the votes that honest nodes heard must show 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
-from blyan_proto.checkpoint import VoteStage
+from blyan_proto.checkpoint import Vote, VoteStage
 from blyan_proto.validators import ValidatorSet
 from blyand.rules.chain.agreement import Agreement
+from blyand.rules.chain.effects import Evidence
 from tests.sim.consensus import EVERYWHERE, Crash, Cut, Plan, World
 from tests.sim.consensus_liars import (
     Anything,
@@ -19,6 +20,7 @@ from tests.sim.consensus_liars import (
     Forgetful,
     Late,
     Silent,
+    Turncoat,
     TwoFaced,
     WrongRoot,
 )
@@ -46,7 +48,7 @@ BELOW_A_THIRD: dict[str, tuple[type[Node], ...]] = {
 }
 A_THIRD_OR_MORE: dict[str, tuple[type[Node], ...]] = {
     "⅓ two-faced": (TwoFaced,),
-    "⅓ double-locking": (DoubleLocking,),
+    "⅓ turncoat": (Turncoat,),
     "⅓ forgetful": (Forgetful,),
 }
 ROUNDS_AFTER_HEAL = 40  # in which the height that was stuck has to be decided
@@ -63,9 +65,8 @@ class Outcome:
     messages: int
     time_ms: int  # virtual, from the heal to the goal
     is_forked: bool
-    by_evidence: int = 0  # weight that signed conflicting statements, in a fork
+    by_evidence: int = 0  # weight that evidence names, in a fork
     by_history: int = 0  # weight that these or its votes over rounds show to have lied
-    notes: tuple[str, ...] = field(default=())
 
 
 def make_plan(
@@ -86,12 +87,12 @@ def make_plan(
     liars = _choose(rng, weights, kinds, forks)
     heal_ms = rng.randint(2_000, 6_000)
     sides = tuple(rng.randrange(2) for _ in weights)
-    return Plan(
+    plan = Plan(
         seed=seed,
         weights=weights,
         liars=liars,
         loss=rng.choice((0.0, 0.0, 0.02, 0.1, 0.3)),
-        unkindness=rng.choice((0.0, 0.5, 0.9)),
+        unkindness=rng.choice((0.5, 0.9) if forks else (0.0, 0.5, 0.9)),
         delay_ms=rng.choice((20, 20, 80, 300)),
         duplication=rng.choice((0.0, 0.1)),
         execution_ms=rng.choice((5, 5, 40, 200)),
@@ -103,6 +104,8 @@ def make_plan(
         machine=machine,
         forgets=forgets,
     )
+    # Nothing but the lies stands in the way of a fork.
+    return replace(plan, loss=0.0, delay_ms=20, execution_ms=5) if forks else plan
 
 
 def play(plan: Plan) -> Outcome:
@@ -143,7 +146,7 @@ def _choose(
     liars: dict[int, type[Node]] = {}
     lying, total = 0, sum(weights)
     for index in rng.sample(range(len(weights)), len(weights)):
-        if not kinds or forks and 3 * lying > total:
+        if not kinds or forks and 3 * lying > total and rng.random() < 0.4:
             break
         if 3 * (lying + weights[index]) < (2 if forks else 1) * total:
             liars[index] = rng.choice(kinds)
@@ -161,7 +164,7 @@ def _cut(
     if sides is not None:
         groups = tuple(EVERYWHERE if i in liars else s for i, s in enumerate(sides))
         again = tuple(EVERYWHERE if i in liars else rng.randrange(2) for i in range(count))
-        turn = rng.randint(heal_ms // 3, heal_ms)
+        turn = rng.choice((heal_ms // 2, heal_ms))
         return Cut(0, turn, groups), Cut(turn, heal_ms, again)
     cuts = []
     for _ in range(rng.choice((0, 0, 1, 2, 3))):
@@ -208,12 +211,15 @@ def _accuse(world: World, outcome: Outcome) -> Outcome:
             world.note_vote(vote)
     votes = {place[1:]: vote for place, vote in world.log.items() if place[0] == height}
     liars = double_voters(set(votes))
+    accused = _collect(world, height, list(votes.values()))
     turncoats = flip_floppers(set(votes), world.validators)
     violations = list(outcome.violations)
     honest = {node.key for node in world.honest}
     if honest & (liars | turncoats):
         violations.append("honest votes look like lies")
     weigh = world.validators.weight_of
+    if not accused <= liars:
+        violations.append("evidence that the votes do not bear out")
     by_history = sum(map(weigh, liars | turncoats))
     if not world.validators.exceeds_third(by_history):
         violations.append(f"a fork, and only {by_history} of weight lied visibly")
@@ -225,9 +231,26 @@ def _accuse(world: World, outcome: Outcome) -> Outcome:
         outcome.messages,
         outcome.time_ms,
         True,
-        by_evidence=sum(map(weigh, liars)),
+        by_evidence=sum(map(weigh, accused)),
         by_history=by_history,
     )
+
+
+def _collect(world: World, height: int, votes: list[Vote]) -> set[bytes]:
+    """Return whom the evidence names, once honest nodes hear each other's votes."""
+    named = set()
+    for node in world.honest:
+        machine = node.past.get(height)
+        if machine is not None:
+            for vote in votes:
+                for effect in machine.receive_vote(vote):
+                    node.accusations += [effect] if isinstance(effect, Evidence) else []
+        named |= {
+            accusation.signer
+            for accusation in node.accusations
+            if accusation.first.statement.height == height
+        }
+    return named
 
 
 Said = tuple[int, VoteStage, bytes, bytes | None]  # round, stage, voter, checkpoint
