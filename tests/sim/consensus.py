@@ -53,7 +53,9 @@ class Crash:
     start_ms: int
     down_ms: int
     validator: int
-    while_voting: int = 0  # 1: before the lock is stored; 2: before the promise; 3: after
+    while_voting: int = (
+        0  # 1: before the lock is stored; 2: before the promise; 3: after
+    )
 
 
 @dataclass(frozen=True)

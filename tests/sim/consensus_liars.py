@@ -162,9 +162,7 @@ class Anything(Liar):
                 if draw() < 0.5:
                     self.world.send(self, peer, vote)
 
-    def give_vote(
-        self, stage: VoteStage, round: int, id: bytes | None
-    ) -> list[Effect]:
+    def give_vote(self, stage: VoteStage, round: int, id: bytes | None) -> list[Effect]:
         for peer in self.peers:
             lie = id if self.world.rng.random() < 0.5 else None
             self.world.send(self, peer, self.vote(stage, round, lie))

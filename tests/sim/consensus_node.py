@@ -146,9 +146,7 @@ class Node:
 
     def new_machine(self, proposer_of: Any, promises: Promises) -> Agreement:
         kind = self.world.plan.machine if self.is_honest else Agreement
-        return kind(
-            self.height, self.world.validators, proposer_of, self.key, promises
-        )
+        return kind(self.height, self.world.validators, proposer_of, self.key, promises)
 
     def _start(self, boots: int, height: int) -> None:
         if boots == self.boots and height == self.height:
@@ -284,7 +282,9 @@ class Node:
             elif kind is Decide:
                 votes = effect.precommits
                 self._conclude(
-                    Final(self.height, effect.id, effect.checkpoint, effect.round, votes)
+                    Final(
+                        self.height, effect.id, effect.checkpoint, effect.round, votes
+                    )
                 )
                 return
             elif kind is Evidence:
@@ -347,9 +347,7 @@ class Node:
             return []
         return self.give_vote(cast.stage, cast.round, cast.checkpoint)
 
-    def give_vote(
-        self, stage: VoteStage, round: int, id: bytes | None
-    ) -> list[Effect]:
+    def give_vote(self, stage: VoteStage, round: int, id: bytes | None) -> list[Effect]:
         vote = self.vote(stage, round, id)
         self.tell(vote)
         return self.machine.receive_vote(vote)

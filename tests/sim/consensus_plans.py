@@ -163,7 +163,9 @@ def _cut(
 ) -> tuple[Cut, ...]:
     if sides is not None:
         groups = tuple(EVERYWHERE if i in liars else s for i, s in enumerate(sides))
-        again = tuple(EVERYWHERE if i in liars else rng.randrange(2) for i in range(count))
+        again = tuple(
+            EVERYWHERE if i in liars else rng.randrange(2) for i in range(count)
+        )
         turn = rng.choice((heal_ms // 2, heal_ms))
         return Cut(0, turn, groups), Cut(turn, heal_ms, again)
     cuts = []
