@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 QUIET_DELAY_MS = 30  # of links after the heal, at most
 PATIENCE_MS = 120_000  # after the heal, until a run counts as stuck
+FORKED_MS = 5_000  # after the heal, where a fork may stop them for good
 HEIGHTS = 2  # to be decided after the heal
 NOTHING = bytes(32)
 EVERYWHERE = -1
@@ -137,7 +138,7 @@ class World:
                 if node.index == crash.validator:
                     self.after(crash.start_ms, node.suffer, crash)
         self.after(self.plan.heal_ms, self._heal)
-        end = self.plan.heal_ms + PATIENCE_MS
+        end = self.plan.heal_ms + (PATIENCE_MS if self.plan.is_safe else FORKED_MS)
         while not self.is_over():
             self.now, _, action, args = heapq.heappop(self._queue)
             if self.now > end:
