@@ -11,14 +11,17 @@ from hypothesis import strategies as st
 from blyan_proto import codec
 from blyan_proto.attested import MAX_ATTESTED_BYTES, Attested, verify_attested
 from blyan_proto.checkpoint import FinalCheckpoint, Vote, VoteStage, VoteStatement
+from blyan_proto.digest import node_digest
 from blyan_proto.errors import BadProof, DecodeError, ProtocolError
 from blyan_proto.signing import Purpose
 from blyan_proto.state import (
     MAX_PROOF_ENTRIES,
     MAX_PROVED_BYTES,
     StateProof,
+    bucket_hash,
     bucket_of,
     path_of,
+    value_digest,
     verify_state,
 )
 from blyan_proto.untyped import read_untyped
@@ -147,6 +150,8 @@ def lies(state):
     yield "another value", replace(good, proof=replace(proof, value=b"more"))
     yield "another key", replace(good, key=CROWDED[1])
     yield "a key that is absent", replace(good, key=b"nothing")
+    nothing = replace(state.prove(b"nothing"), value=b"something")
+    yield "a value of nothing", replace(good, key=b"nothing", proof=nothing)
     yield "fewer entries", replace(good, proof=replace(proof, entries=entries[1:]))
     yield "turned", replace(good, proof=replace(proof, entries=entries[::-1]))
     yield "twice", replace(good, proof=replace(proof, entries=(entries[0], *entries)))
@@ -165,7 +170,7 @@ def lies(state):
     for changed in (
         {"stage": VoteStage.PREVOTE},
         {"height": final.checkpoint.height + 1},
-        {"round": 1},
+        {"round": 9},
         {"checkpoint": None},
         {"checkpoint": bytes(32)},
     ):
@@ -193,7 +198,31 @@ def test_lies_are_refused_by_both_readers(state):
         with pytest.raises(light.Refused):
             second(raw)
             pytest.fail(f"{what} is believed by the second reader")
-    assert count == 20
+    assert count == 21
+
+
+def test_a_root_over_what_is_no_bucket_proves_nothing(state):
+    """Nobody makes such a root, but if a quorum did, one key would have two values."""
+    name, good = CROWDED[0], state.prove(CROWDED[0])
+    own = next(e for e in good.entries if e[:32] == path_of(name))
+    other = path_of(name) + value_digest(b"other")
+    strange = path_of(CROWDED[2])
+    assert bucket_of(strange) != bucket_of(path_of(name))
+    for entries in (
+        tuple(sorted((own, other))),
+        (own, bytes([0, 0]) + own[2:]),
+        tuple(sorted((own, strange + bytes(32)))),
+        good.entries[::-1],
+    ):
+        proof, hashed = replace(good, entries=entries), bucket_hash(entries)
+        for level, sibling in enumerate(good.siblings):
+            is_right = bucket_of(path_of(name)) >> level & 1
+            hashed = node_digest(sibling + hashed if is_right else hashed + sibling)
+        assert len(entries) > 1
+        with pytest.raises(BadProof, match="bucket"):
+            verify_state(hashed, name, proof)
+        with pytest.raises(light.Refused, match="order|bucket"):
+            light.check_state(hashed, name, decode("StateProof", codec.encode(proof)))
 
 
 def test_nothing_is_believed_of_somebody_unnamed(state):
