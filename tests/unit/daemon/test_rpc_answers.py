@@ -579,6 +579,13 @@ def bind_chain(world):
         state_entries=lambda: len(world.state),
         lane=world.lane,
     )
+    prove.bind(
+        world.answers,
+        genesis=GENESIS,
+        state=world.state,
+        checkpoints=world.checkpoints,
+        lane=world.lane,
+    )
     sync.bind(world.answers, machine=world.machine, follower=None, peers=lambda: 0)
     verify.bind(
         world.answers,
