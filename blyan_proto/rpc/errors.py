@@ -71,6 +71,7 @@ NOUN_BASES = {
     "infer": 900,
     "net": 1000,
     "pin": 1100,
+    "reward": 1600,
 }
 
 # Offsets inside every noun's hundred.

@@ -21,6 +21,7 @@ NOUNS = {
     "train": "start or join a run, stop learning here, look on",
     "tile": "what this node holds, byte for byte",
     "pin": "keep a model, dataset, block or blob here, whatever retention says",
+    "reward": "what epochs pay, to whom and why, and who got most",
     "infer": "generate text through the network, measure how good the model is",
 }
 

@@ -1,41 +1,40 @@
-"""At an epoch's end: what everybody earned, what can be paid of it, and the payment.
+"""At an epoch's end: what can be paid of what the work is worth, and the payment.
 
-Strategy. Each source says what its work was worth (`gather`). Then, in this order, all
-of a stage scaled alike: validators to their pool, judging data to its envelope,
-everything to the epoch's part of the day's budget, and what no pool pays for to its
-part of what the year may issue. What is left is moved or issued to UNCLAIMED, once: the
-same stroke opens the next epoch (REWARD-04, 08, HZ-65).
+Strategy. Stage by stage, everything that a stage bounds is scaled alike: validators to
+their pool, judging data to its envelope, all of it to the epoch's part of the day's
+budget, and what no pool pays for to its part of what the year may issue. What is left is
+moved or issued to UNCLAIMED, once: the same stroke opens the next epoch (REWARD-04, 08,
+HZ-65).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from blyan_proto.codec import U32, U64, message
 from blyan_proto.constants import PPM
 from blyan_proto.genesis import Genesis
-from blyand.rules.economy import claims, duty, pools, reward, supply, usage, vesting
+from blyand.rules.economy import claims, pools, reward, supply, usage, vesting
 from blyand.rules.economy.book import Purse, amount, move
 from blyand.rules.economy.epoch import Epoch
 from blyand.rules.economy.statement import (
     EARNED,
     Closed,
     Earned,
-    Line,
     Part,
-    Service,
     Share,
     Shares,
     Source,
     Sum,
     write,
 )
+from blyand.rules.economy.work import JUDGING, Work, measure
 from blyand.rules.table import Table
 from blyand.rules.view import Overlay, View
 
 DAY_MS = 86_400_000
-JUDGING = (Source.VALIDATION, Source.DATASET)  # bounded by the envelope (REWARD-07)
+_MOST = 2**63  # what a sum can say; only a strange genesis comes near
 
 
 @message
@@ -52,58 +51,28 @@ COURSE = Table(b"course", Course)  # one record
 
 @dataclass(frozen=True)
 class Reckoning:
-    """What an epoch came to before anything is paid: a pure reading of state."""
+    """What an epoch comes to if it ends now: a pure reading of state."""
 
     closed: Closed
     shares: Shares
     course: Course
-    funds: Mapping[bytes, int] = field(default_factory=dict)  # pool -> what it pays
+    funds: Mapping[bytes, int]  # pool -> what it pays
 
 
-def course(view: View) -> Course:
-    """Return what the epochs so far handed on."""
-    return COURSE.get(view) or Course(0, 0, PPM // 2)
-
-
-def gather(
+def reckon(
     view: View, genesis: Genesis, epoch: Epoch, height: int, time_ms: int, room: int
 ) -> Reckoning:
-    """Return what the epoch pays when it ends now; `room` may be issued this year."""
-    known, day = course(view), time_ms // DAY_MS
+    """Return what the epoch pays; `room` is what may still be issued this year."""
+    known = COURSE.get(view) or Course(0, 0, PPM // 2)
+    day = time_ms // DAY_MS
     spent = known.paid_micro if known.day == day else 0
     span_ms = genesis.setting("epoch_span_ms")
-    allowance = reward.allowance(
-        max(0, genesis.setting("reward_budget_micro") - spent),
-        time_ms,
-        (day + 1) * DAY_MS,
-        span_ms,
-    )
+    left = max(0, genesis.setting("reward_budget_micro") - spent)
+    allowance = reward.allowance(left, time_ms, (day + 1) * DAY_MS, span_ms)
     mintable = reward.allowance(room, time_ms, supply.year_end_ms(view), span_ms)
-    lines = usage.lines(view, genesis.setting("expert_base_micro"), time_ms)
-    learned = {one.account: one.micro for one in claims.of(view, Source.LEARNING)}
-    inference_ppm = reward.smoothed(
-        known.inference_ppm,
-        sum(usage.earned(line, PPM) for line in lines),
-        sum(learned.values()),
-    )
-    alpha, beta = reward.shares(inference_ppm)
-    pool = genesis.setting("validator_pool_micro")
-    services = _services(view, epoch)
-    worth = {
-        Source.VALIDATOR: _validators(services, epoch, pool),
-        Source.INFERENCE: _servers(lines, alpha),
-        Source.LEARNING: {who: micro * beta // PPM for who, micro in learned.items()},
-        **{
-            source: {one.account: one.micro for one in claims.of(view, source)}
-            for source in JUDGING
-        },
-    }
-    paid = _within(worth, {Source.VALIDATOR}, pool)
-    envelope = allowance * genesis.setting("quality_envelope_ppm") // PPM
-    paid = _within(paid, set(JUDGING), envelope)
-    paid = _within(paid, set(Source), allowance)
-    paid, funds = _funded(view, paid, mintable)
-    shares = _shares(worth, paid, services)
+    work = measure(view, genesis, epoch, time_ms, known.inference_ppm)
+    paid, funds = _payable(view, genesis, work, allowance, mintable)
+    shares = _shares(work, paid)
     sums = _sums(shares)
     total = sum(one.micro for one in sums)
     closed = Closed(
@@ -113,20 +82,16 @@ def gather(
         first_height=epoch.first_height,
         last_height=height,
         checkpoints=epoch.checkpoints,
-        pool_micro=pool,
+        pool_micro=genesis.setting("validator_pool_micro"),
         allowance_micro=allowance,
         mintable_micro=mintable,
         issued_micro=total - sum(funds.values()),
-        alpha_ppm=alpha,
+        alpha_ppm=work.alpha_ppm,
         recipients=len(shares),
         sums=sums,
     )
-    return Reckoning(
-        closed,
-        Shares(shares, tuple(lines)),
-        Course(day, spent + total, inference_ppm),
-        funds,
-    )
+    course = Course(day, spent + total, work.inference_ppm)
+    return Reckoning(closed, Shares(shares, work.lines), course, funds)
 
 
 def distribute(
@@ -134,61 +99,55 @@ def distribute(
 ) -> None:
     """Pay what the epoch that ends now came to, and begin to count anew."""
     room = supply.room(view, time_ms)
-    reckoned = gather(view, genesis, epoch, height, time_ms, room)
+    reckoned = reckon(view, genesis, epoch, height, time_ms, room)
     left = dict(reckoned.funds)
-    payouts = []
     least = genesis.setting("payout_minimum_micro")
+    due_ms = time_ms + genesis.setting("vesting_span_ms")
+    shares, payouts = [], []
     for share in reckoned.shares.shares:
         for part in share.parts:
             _pay(view, share.account, part, left, time_ms)
-        waiting = _remember(view, share, epoch.number, least)
-        if waiting:
-            payouts.append(vesting.Payout(share.account, waiting))
-    due_ms = time_ms + genesis.setting("vesting_span_ms")
+        payable = _remember(view, share, epoch.number, least)
+        if payable:
+            payouts.append(vesting.Payout(share.account, payable))
+        shares.append(replace(share, due_ms=due_ms if payable else 0))
     vesting.set_due(view, epoch.number, due_ms, tuple(payouts))
-    write(view, reckoned.closed, reckoned.shares)
+    write(view, reckoned.closed, replace(reckoned.shares, shares=tuple(shares)))
     COURSE.put(view, reckoned.course)
     usage.forget(view)
     claims.forget(view)
 
 
-Amounts = Mapping[Source, Mapping[bytes, int]]  # account -> micro-BLY
-_MOST = 2**63  # what a record can say; only a strange genesis comes near
+Amounts = Mapping[Source, Mapping[bytes, int]]  # by account, micro-BLY
 
 
-def _services(view: View, epoch: Epoch) -> dict[bytes, Service]:
-    return {
-        one.key: Service(one, None, True) for one in duty.running(view) if one.signed
+def _payable(
+    view: View, genesis: Genesis, work: Work, allowance: int, mintable: int
+) -> tuple[Amounts, dict[bytes, int]]:
+    """Return what can be paid, and what each pool pays of it; the rest is issued."""
+    paid: Amounts = {
+        source: {account: piece.micro for account, piece in of.items()}
+        for source, of in work.pieces.items()
     }
+    paid = _within(paid, {Source.VALIDATOR}, genesis.setting("validator_pool_micro"))
+    envelope = allowance * genesis.setting("quality_envelope_ppm") // PPM  # REWARD-07
+    paid = _within(paid, JUDGING, envelope)
+    paid = _within(paid, paid, allowance)
+    sides = (
+        (pools.VALIDATORS, {Source.VALIDATOR}),
+        (pools.REWARDS, set(Source) - {Source.VALIDATOR}),
+    )
+    wanted = [_total(paid, sources) for _, sources in sides]
+    held = [min(want, amount(view, pool)) for want, (pool, _) in zip(wanted, sides)]
+    minted = reward.scale([w - h for w, h in zip(wanted, held)], mintable)
+    funds = {}
+    for (pool, sources), own, new in zip(sides, held, minted):
+        paid = _within(paid, sources, own + new)
+        funds[pool] = min(own, _total(paid, sources))
+    return paid, funds
 
 
-def _validators(
-    services: Mapping[bytes, Service], epoch: Epoch, pool: int
-) -> dict[bytes, int]:
-    found: dict[bytes, int] = {}
-    for service in services.values():
-        done, latency = service.duty, service.latency_ms
-        micro = reward.validator(
-            pool,
-            done.signed,
-            epoch.checkpoints,
-            duty.uptime_ppm(done),
-            is_fast=latency is not None and latency <= reward.FAST_MS,
-            is_faultless=service.is_faultless,
-        )
-        found[done.account] = found.get(done.account, 0) + micro
-    return found
-
-
-def _servers(lines: Sequence[Line], alpha_ppm: int) -> dict[bytes, int]:
-    found: dict[bytes, int] = {}
-    for line in lines:
-        micro = usage.earned(line, alpha_ppm)
-        found[line.server] = found.get(line.server, 0) + micro
-    return found
-
-
-def _within(amounts: Amounts, sources: set[Source], limit: int) -> Amounts:
+def _within(amounts: Amounts, sources: Collection[Source], limit: int) -> Amounts:
     """Scale these sources together to a limit; leave the others as they are."""
     places = [
         (source, account)
@@ -202,46 +161,22 @@ def _within(amounts: Amounts, sources: set[Source], limit: int) -> Amounts:
     return result
 
 
-def _funded(
-    view: View, amounts: Amounts, mintable: int
-) -> tuple[Amounts, dict[bytes, int]]:
-    """Return what can be paid, and what each pool pays of it; the rest is issued."""
-    sides = (
-        (pools.VALIDATORS, {Source.VALIDATOR}),
-        (pools.REWARDS, set(Source) - {Source.VALIDATOR}),
-    )
-    wanted = [_total(amounts, sources) for _, sources in sides]
-    held = [min(want, amount(view, pool)) for want, (pool, _) in zip(wanted, sides)]
-    minted = reward.scale([w - h for w, h in zip(wanted, held)], mintable)
-    funds = {}
-    for (pool, sources), own, new in zip(sides, held, minted):
-        amounts = _within(amounts, sources, own + new)
-        funds[pool] = min(own, _total(amounts, sources))
-    return amounts, funds
-
-
-def _total(amounts: Amounts, sources: set[Source]) -> int:
+def _total(amounts: Amounts, sources: Collection[Source]) -> int:
     return sum(sum(amounts[source].values()) for source in sources)
 
 
-def _shares(
-    worth: Amounts, paid: Amounts, services: Mapping[bytes, Service]
-) -> tuple[Share, ...]:
-    served = {service.duty.account: service for service in services.values()}
-    accounts = sorted(
-        {who for of in worth.values() for who, micro in of.items() if micro}
-    )
+def _shares(work: Work, paid: Amounts) -> tuple[Share, ...]:
+    """Return who gets what, by account; whose work is worth nothing gets no share."""
+    parts: dict[bytes, list[Part]] = {}
+    for source in Source:
+        for account, piece in work.pieces[source].items():
+            if piece.micro:
+                micro = paid[source][account]
+                part = Part(source, piece.count, piece.micro, micro)
+                parts.setdefault(account, []).append(part)
     return tuple(
-        Share(
-            account,
-            tuple(
-                Part(source, worth[source][account], paid[source][account])
-                for source in Source
-                if account in worth[source]
-            ),
-            served.get(account),
-        )
-        for account in accounts
+        Share(account, tuple(parts[account]), work.services.get(account))
+        for account in sorted(parts)
     )
 
 

@@ -80,6 +80,7 @@ class Part:
     """What one account gets from one source."""
 
     source: Source
+    count: U64  # checkpoints signed, calls answered, tokens learned from, submissions
     worth_micro: U64  # by the source's formula
     micro: U64  # after pools and budgets
 
@@ -91,6 +92,7 @@ class Share:
     account: Account
     parts: Annotated[tuple[Part, ...], Size(1, len(Source))]  # ascending by source
     service: Service | None = None
+    due_ms: U64 = 0  # when it, with what waited, becomes free; 0: it waits too
 
     @property
     def micro(self) -> int:
