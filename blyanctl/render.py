@@ -9,7 +9,14 @@ from typing import Any
 from blyan_proto.rpc.spec import JsonObject
 
 MAX_LIST_CHARACTERS = 60  # of a list inside a table
-UNITS = ("_bytes", "_ppm", "_ms", "_s")  # at the end of a name, shown with the value
+DATES = ("time_ms", "pruned_ms", "began_ms", "ended_ms", "due_ms", "now_ms")
+UNITS = (
+    "_bytes",
+    "_micro",
+    "_ppm",
+    "_ms",
+    "_s",
+)  # at the end of a name, shown with the value
 
 
 def render(result: JsonObject) -> str:
@@ -51,7 +58,8 @@ def _gather(
 
 # Lists that are the point of their result: an empty one is said to be empty.
 TABLES = frozenset(
-    "peers bans chains blocks experts models datasets tiles groups options protocols versions kinds problems pins".split()
+    "peers bans chains blocks experts models datasets tiles groups options protocols "
+    "versions kinds problems pins recipients leaders windows".split()
 )
 
 
@@ -119,8 +127,10 @@ def cell(name: str, value: Any) -> str:
 def _number(name: str, value: int | float) -> str:
     if name == "bytes" or name.endswith("_bytes") or name.startswith("bytes_"):
         return size(value)
-    if name in ("time_ms", "pruned_ms") or name.endswith("until_ms"):
+    if name in DATES or name.endswith("until_ms"):
         return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(value / 1000))
+    if name.endswith("_micro"):
+        return f"{value / 1_000_000:,.6f}".rstrip("0").rstrip(".") + " BLY"
     if name.endswith("_ppm"):
         return f"{value / 10_000:g} %"
     if name.endswith("_ms"):

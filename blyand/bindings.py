@@ -28,6 +28,7 @@ from blyand.rpc import (
     pin,
     proof,
     prove,
+    reward,
     sync,
     tile,
     train,
@@ -36,6 +37,7 @@ from blyand.rpc import (
 from blyand.rpc.bind import Answers
 from blyand.rpc.holders import Holders
 from blyand.rpc.ordering import Ordering
+from blyand.rpc.origins import Origins
 from blyand.rpc.publishing import Publishing
 from blyand.rpc.resolve import dataset_called, model_called
 from blyand.rpc.rounds import Watching
@@ -230,6 +232,14 @@ def bind_all(
         lambda name: model_called(replica.view, name),
         held_out,
         checkpoint_id,
+    )
+    reward.bind(
+        answers,
+        genesis=base.genesis,
+        view=lambda: replica.view,
+        account=base.key.account,
+        origins=Origins(stores.blocks, stores.checkpoints),
+        lane=base.disk_lane,
     )
     learner = models.learner if learns else None
     train.bind(

@@ -135,6 +135,10 @@ PIN_UNKNOWN = ErrorCode(1111, "pin unknown", "it is not pinned")
 BLOB_UNKNOWN = ErrorCode(1112, "blob unknown", "no such blob here or at a peer")
 PINS_FULL = ErrorCode(1113, "pins full", "no more can be pinned")
 
+EPOCH_UNKNOWN = ErrorCode(1610, "epoch unknown", "not over yet, or too long ago")
+RECIPIENT_INVALID = ErrorCode(1611, "recipient invalid", "no peer id and no account")
+RECIPIENT_UNKNOWN = ErrorCode(1612, "recipient unknown", "it got nothing in that epoch")
+
 NOUN_ERRORS = (
     BACKUP_REFUSED,
     ADDRESS_INVALID,
@@ -164,4 +168,7 @@ NOUN_ERRORS = (
     PIN_UNKNOWN,
     BLOB_UNKNOWN,
     PINS_FULL,
+    EPOCH_UNKNOWN,
+    RECIPIENT_INVALID,
+    RECIPIENT_UNKNOWN,
 )

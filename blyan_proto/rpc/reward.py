@@ -43,7 +43,7 @@ class Epoch:
     checkpoints: int = arg("checkpoints in it")
     validator_pool_micro: int = arg("most for all validators, micro-BLY")
     budget_micro: int = arg("its part of the day's budget, micro-BLY")
-    mintable_micro: int = arg("its part of what the year may issue, micro-BLY")
+    mintable_micro: int = arg("its part of what the year may mint, micro-BLY")
     worth_micro: int = arg("what all its work is worth by the formulas, micro-BLY")
     paid_micro: int = arg("what was paid of it, micro-BLY")
     issued_micro: int = arg("new money among it; fees paid the rest, micro-BLY")
@@ -122,7 +122,7 @@ class ProofLine:
     height: int = arg("checkpoint that orders it, or whose signature was carried")
     id: Id = arg("block id; of a vote, the checkpoint it is for")
     author: Hex = arg("key that signed")
-    signature: Hex | None = arg("its signature; null where this node has another set")
+    signature: Hex = arg("its signature")
 
 
 @record
