@@ -114,7 +114,7 @@ def distribute(
     vesting.set_due(view, epoch.number, due_ms, tuple(payouts))
     write(view, reckoned.closed, replace(reckoned.shares, shares=tuple(shares)))
     COURSE.put(view, reckoned.course)
-    usage.forget(view)
+    usage.forget(view, reckoned.shares.lines)
     claims.forget(view)
 
 

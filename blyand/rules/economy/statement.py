@@ -18,7 +18,7 @@ from blyand.rules.view import Overlay
 SUMS_KEPT = 768  # epochs: more than 30 days of hours
 SHARES_KEPT = 168  # epochs: as long as rewards of hourly epochs vest
 MAX_RECIPIENTS = 65_536
-MAX_LINES = 16_384
+MAX_LINES = 8_192
 
 
 class Source(enum.IntEnum):

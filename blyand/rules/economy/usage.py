@@ -7,6 +7,7 @@ pays itself through a second account loses by it (HZ-41).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -128,8 +129,8 @@ def earned(line: Line, alpha_ppm: int) -> int:
     return min(line.fee_micro, line.micro * alpha_ppm // PPM)
 
 
-def forget(view: Overlay) -> None:
-    """Begin to count anew, with the next epoch."""
-    for line in list(USES.scan(view)):
+def forget(view: Overlay, counted: Iterable[Line]) -> None:
+    """Begin to count anew, with the next epoch; `counted` are all lines of this one."""
+    for line in counted:
         USES.remove(view, line.model, line.group, line.server)
     TALLY.remove(view)
