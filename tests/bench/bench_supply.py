@@ -4,8 +4,8 @@
 
 Each scenario runs the rules themselves, epoch by epoch, and asserts every cap at each:
 the supply, a year's tenth, a day's budget, the validators' pool, the envelope for judging
-data, and that purses sum to the supply. Epochs last a day here, so that each takes its
-whole day's budget; `--hourly` runs one scenario with hourly epochs. Amounts are BLY.
+data, and that purses sum to the supply. Epochs last two days here, each with one day's
+budget; `--hourly` runs one scenario with hourly epochs. Amounts are BLY.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def main() -> None:
     if given.hourly:
         supplies([given.hourly], HOUR_MS, years)
         return
-    supplies(list(SCENARIOS), DAY_MS, years)
+    supplies(list(SCENARIOS), 2 * DAY_MS, years)
     ends(1 if given.quick else 5)
 
 
