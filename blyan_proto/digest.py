@@ -37,6 +37,8 @@ class Domain(enum.Enum):
     WORK = "blyan 1 work"
     RANGE = "blyan 1 range of blocks"
     PROVIDER = "blyan 1 provider"
+    ONCE = "blyan 1 once"
+    QUOTE = "blyan 1 quote"
     SIGNATURE = "blyan 1 signature"
 
 

@@ -56,4 +56,25 @@ SETTINGS: dict[str, Known] = {
     "vesting_span_ms": Known(
         604_800_000, 0, 31_536_000_000, "how long a reward can still be slashed"
     ),
+    "transfer_fee_micro": Known(
+        0, 0, 10**12, "least fee of a transfer or reserve, micro-BLY"
+    ),
+    "idempotency_span_ms": Known(
+        86_400_000, 1_000, 2_592_000_000, "how long a payment's key is remembered"
+    ),
+    "escrow_span_ms": Known(
+        86_400_000, 1_000, 2_592_000_000, "longest time for which money is reserved"
+    ),
+    "reversal_span_ms": Known(
+        86_400_000, 1_000, 2_592_000_000, "how long a captured amount can be given back"
+    ),
+    "stake_delay_ms": Known(
+        604_800_000, 1_000, 31_536_000_000, "from unlocking a stake to spending it"
+    ),
+    "cent_price_micro": Known(
+        10_000_000, 1, 10**15, "micro-BLY for one US cent (TOKEN-05)"
+    ),
+    "token_price_micro": Known(
+        1_000, 0, 10**12, "micro-BLY for one generated token, unless quoted otherwise"
+    ),
 }

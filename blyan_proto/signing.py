@@ -30,6 +30,8 @@ class Purpose(enum.Enum):
     BLOB_RECEIPT = "blob receipt"
     KEY_ROTATION = "key rotation"
     HOSTING = "hosting record"
+    QUOTE = "quote"
+    DELIVERY = "delivery"
     HELLO = "hello"
 
 

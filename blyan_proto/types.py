@@ -16,7 +16,9 @@ Account = Annotated[bytes, Size(20, 20)]  # address of an account's first key (D
 PublicKey = Annotated[bytes, Size(33, 33)]  # compressed secp256k1 point
 Signature = Annotated[bytes, Size(64, 64)]  # compact r || s, low-S
 Name = Annotated[str, Size(1, 128)]  # a subject: group, dataset or run name
-Text = Annotated[str, Size(0, 512)]
+TEXT_BYTES = 512
+Text = Annotated[str, Size(0, TEXT_BYTES)]
+OnceKey = Annotated[bytes, Size(0, 32)]  # of a payment that must happen once; b"": none
 Bitmap = Annotated[bytes, Size(0, 8192)]  # bit i (LSB first) = group i of the layout
 
 

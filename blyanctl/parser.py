@@ -11,12 +11,13 @@ import argparse
 import importlib
 import importlib.util
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from blyan_proto.rpc.errors import RpcError
 from blyan_proto.rpc.methods import NOUNS, methods_of
-from blyan_proto.rpc.records import Field, fields_of
+from blyan_proto.rpc.records import Field, fields_of, word_of
 from blyan_proto.rpc.spec import JsonObject, Method
 
 # Commands that need no daemon: name -> help. Each is blyanctl/<name>.py.
@@ -124,7 +125,7 @@ def add_method(verbs: Any, method: Method) -> None:
         if field.about.positional:
             parser.add_argument(
                 PLACE + field.name,
-                metavar=field.name.upper().replace("_", "-"),
+                metavar=word_of(field.name).upper(),
                 nargs="?",
                 type=_reader(field),
                 help=about,
@@ -138,7 +139,7 @@ def add_method(verbs: Any, method: Method) -> None:
 
 
 def _add_flag(parser: Parser, field: Field, about: str) -> None:
-    flag = "--" + field.name.replace("_", "-")
+    flag = "--" + word_of(field.name)
     options: dict[str, Any] = {
         "dest": PARAM + field.name,
         "default": None,
@@ -162,6 +163,8 @@ def _kind(schema: JsonObject) -> str:
 def _metavar(field: Field) -> str:
     if field.about.choices:
         return "|".join(field.about.choices)
+    if field.name.endswith("_micro"):
+        return "BLY"
     schema = field.shape.schema
     kind = _kind(schema.get("items", schema))
     return {"integer": "N", "number": "X"}.get(kind, "TEXT")
@@ -169,6 +172,8 @@ def _metavar(field: Field) -> str:
 
 def _reader(field: Field) -> Callable[[str], Any]:
     """Return the function that turns one word into the JSON value of a field."""
+    if field.name.endswith("_micro"):
+        return _bly
     schema = field.shape.schema
     kind = _kind(schema.get("items", schema))
     if kind == "string":
@@ -183,6 +188,17 @@ def _integer(word: str) -> int:
         return int(word)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{word!r} is not an integer") from None
+
+
+def _bly(word: str) -> int:
+    """Read an amount in BLY, as 1.5, exactly: micro-BLY."""
+    match = re.fullmatch(r"(\d{1,13})(?:\.(\d{1,6}))?", word)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"{word!r} is not an amount of BLY, as 12 or 0.000001"
+        )
+    whole, part = match.groups()
+    return int(whole) * 1_000_000 + int((part or "").ljust(6, "0"))
 
 
 def _number(word: str) -> float:

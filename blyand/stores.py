@@ -25,6 +25,7 @@ from blyand.store.retained import Retained
 from blyand.store.schema import META_HOLES, META_RESTORING
 from blyand.store.sets import SetStore
 from blyand.store.state import State
+from blyand.store.statements import Statements
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Stores:
     sets: SetStore
     locks: LockStore
     state: State
+    statements: Statements
     blobs: BlobStore
     intents: IntentLog
     commit: GroupCommit
@@ -80,6 +82,7 @@ def _stores(
     """Return the stores, indexed and executed as far as the database is whole."""
     warnings = []
     blocks, checkpoints = BlockStore(database), CheckpointStore(database)
+    statements = Statements(database)
     if database.repaired:
         blocks.reindex()
     if database.repaired or database.get(META_RESTORING) is None:
@@ -94,6 +97,7 @@ def _stores(
         database.write_batch([(META_HOLES, b"")], sync=True)
     if not is_executed:
         checkpoints.forget_execution()  # DEC-D4: execute again from the genesis
+        statements.forget()
         blocks.drop_unwhole()  # they are needed, so they are fetched
         state.reload()
     if not is_executed and checkpoints.latest() is not None:
@@ -111,6 +115,7 @@ def _stores(
         SetStore(database),
         LockStore(database),
         state,
+        statements,
         blobs,
         intents,
         GroupCommit(database),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from blyan_proto.block.data import ArchiveFile, ArchiveIndex
 from blyan_proto.block.economy import PROOF, Evidence, Heartbeat
 from blyan_proto.block.header import Header
+from blyan_proto.block.ledger import DeliveryStatement, Stake
 from blyan_proto.block.model import TileUpdate
 from blyan_proto.codec import Range
 from blyan_proto.genesis import Genesis
@@ -125,6 +126,19 @@ def _heartbeat(fields: dict[str, Any]) -> None:
         fields["held"] = b""
 
 
+def _delivery(fields: dict[str, Any]) -> None:
+    usage = {one.group: one for one in fields["usage"]}
+    fields["usage"] = tuple(usage[group] for group in sorted(usage))
+    fields["quality_ppm"] %= 1_000_001
+
+
+def _stake(fields: dict[str, Any]) -> None:
+    if fields["lock_micro"]:
+        fields["unlock_micro"] = 0
+    elif not fields["unlock_micro"]:
+        fields["unlock_micro"] = 1
+
+
 def _genesis(fields: dict[str, Any]) -> None:
     fields["settings"] = ()
     fields["balances"] = tuple(
@@ -144,6 +158,8 @@ _RELATED: dict[type, Callable[[dict[str, Any]], None]] = {
     ArchiveFile: _file,
     Evidence: _evidence,
     Heartbeat: _heartbeat,
+    DeliveryStatement: _delivery,
+    Stake: _stake,
     Genesis: _genesis,
     ExpertRows: _rows,
 }

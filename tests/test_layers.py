@@ -43,7 +43,7 @@ LEVELS = {
     "rpc": 4,
     **dict.fromkeys(["chain", "finality", "election", "inference", "training"], 3),
     **dict.fromkeys(["retention"], 3),
-    **dict.fromkeys(["data", "evolution", "guard"], 3),
+    **dict.fromkeys(["data", "evolution", "guard", "ledger"], 3),
     "protocols": 2,
     **dict.fromkeys(["net", "store", "config", "options", "supervise", "compute"], 1),
     **dict.fromkeys(["worker", "clock", "events", "errors", "log", "metrics"], 1),

@@ -93,11 +93,30 @@ def test_the_fingerprint_of_a_range():
 
 
 @pytest.mark.parametrize(
-    "name, kind", [("claim", "UpdateClaim"), ("archive_index", "ArchiveIndex")]
+    "name, kind",
+    [
+        ("claim", "UpdateClaim"),
+        ("archive_index", "ArchiveIndex"),
+        ("quote", "Quote"),
+    ],
 )
 def test_other_records(name, kind):
     vector = BLOCKS[name]
     same(kind, vector["plain"], decode(kind, bytes.fromhex(vector["raw"])))
+
+
+def test_what_payer_and_payee_sign():
+    network = bytes.fromhex(BLOCKS["genesis"]["id"])
+    quote = decode("Quote", bytes.fromhex(BLOCKS["quote"]["raw"]))
+    raw = encode("QuoteStatement", quote["statement"])
+    assert digest("QUOTE", raw).hex() == BLOCKS["quote"]["id"]
+    signed = digest("SIGNATURE", b"quote", network, raw)
+    assert is_signed(quote["key"], signed, quote["signature"])
+    block = decode("Block", bytes.fromhex(BLOCKS["blocks"]["capture"]["raw"]))
+    capture = decode("Capture", block["payload"])
+    raw = encode("DeliveryStatement", capture["statement"])
+    signed = digest("SIGNATURE", b"delivery", network, raw)
+    assert is_signed(capture["payer_key"], signed, capture["signature"])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from blyan_proto.types import (
     Bitmap,
     BlockId,
     Hash,
+    OnceKey,
     PublicKey,
     Signature,
     Text,
@@ -64,8 +65,9 @@ class Transfer:
     version: U8
     to: Account
     amount_micro: U64
-    fee_micro: U64
+    fee_micro: U64  # 1 % is burnt, the rest goes to the validators' pool
     memo: Text
+    key: OnceKey = b""
 
 
 @message

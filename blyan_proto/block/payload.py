@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from blyan_proto.block import data, economy, model
+from blyan_proto.block import data, economy, ledger, model
 from blyan_proto.codec import decode, encode
 from blyan_proto.constants import FORMAT_VERSION, MAX_PAYLOAD_BYTES
 from blyan_proto.digest import Domain, digest
@@ -38,6 +38,11 @@ _TABLE = (
     Kind(36, "key_rotation", Chain.LEDGER, economy.KeyRotation),
     Kind(37, "evidence", Chain.LEDGER, economy.Evidence),
     Kind(38, "dispute", Chain.LEDGER, economy.Dispute),
+    Kind(39, "reserve", Chain.LEDGER, ledger.Reserve),
+    Kind(40, "capture", Chain.LEDGER, ledger.Capture),
+    Kind(41, "release", Chain.LEDGER, ledger.Release),
+    Kind(42, "reverse", Chain.LEDGER, ledger.Reverse),
+    Kind(43, "stake", Chain.LEDGER, ledger.Stake),
     Kind(48, "dataset", Chain.DATASETS, data.Dataset),
     Kind(49, "dataset_vote", Chain.DATASETS, data.DatasetVote),
 )

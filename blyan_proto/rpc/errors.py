@@ -71,6 +71,8 @@ NOUN_BASES = {
     "infer": 900,
     "net": 1000,
     "pin": 1100,
+    "ledger": 1400,
+    "supply": 1500,
     "reward": 1600,
 }
 
@@ -135,6 +137,17 @@ PIN_UNKNOWN = ErrorCode(1111, "pin unknown", "it is not pinned")
 BLOB_UNKNOWN = ErrorCode(1112, "blob unknown", "no such blob here or at a peer")
 PINS_FULL = ErrorCode(1113, "pins full", "no more can be pinned")
 
+ACCOUNT_INVALID = ErrorCode(1410, "account invalid", "not an account, a pool or me")
+PAYMENT_REFUSED = ErrorCode(1411, "payment refused", "it had no effect; it says why")
+KEY_CONFLICT = ErrorCode(1412, "key conflict", "the key names another payment")
+FUNDS_SHORT = ErrorCode(1413, "funds short", "the account owns less than that")
+TRANSACTION_UNKNOWN = ErrorCode(1414, "transaction unknown", "no such one here")
+QUOTE_INVALID = ErrorCode(1415, "quote invalid", "not a quote, or not for this node")
+QUOTE_EXPIRED = ErrorCode(1416, "quote expired", "ask for a new one")
+SESSION_UNKNOWN = ErrorCode(1417, "session unknown", "no such session on this node")
+DELIVERY_MISMATCH = ErrorCode(
+    1418, "delivery mismatch", "more than 10 % off what was quoted"
+)
 EPOCH_UNKNOWN = ErrorCode(1610, "epoch unknown", "not over yet, or too long ago")
 RECIPIENT_INVALID = ErrorCode(1611, "recipient invalid", "no peer id and no account")
 RECIPIENT_UNKNOWN = ErrorCode(1612, "recipient unknown", "it got nothing in that epoch")
@@ -168,6 +181,15 @@ NOUN_ERRORS = (
     PIN_UNKNOWN,
     BLOB_UNKNOWN,
     PINS_FULL,
+    ACCOUNT_INVALID,
+    PAYMENT_REFUSED,
+    KEY_CONFLICT,
+    FUNDS_SHORT,
+    TRANSACTION_UNKNOWN,
+    QUOTE_INVALID,
+    QUOTE_EXPIRED,
+    SESSION_UNKNOWN,
+    DELIVERY_MISMATCH,
     EPOCH_UNKNOWN,
     RECIPIENT_INVALID,
     RECIPIENT_UNKNOWN,

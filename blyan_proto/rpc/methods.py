@@ -21,6 +21,8 @@ NOUNS = {
     "train": "start or join a run, stop learning here, look on",
     "tile": "what this node holds, byte for byte",
     "pin": "keep a model, dataset, block or blob here, whatever retention says",
+    "ledger": "balances, payments, statements, audits",
+    "supply": "how much money there is and may be",
     "reward": "what epochs pay, to whom and why, and who got most",
     "infer": "generate text through the network, measure how good the model is",
 }

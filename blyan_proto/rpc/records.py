@@ -71,6 +71,11 @@ class Field:
     default: Any
 
 
+def word_of(name: str) -> str:
+    """Return what a field is called on the command line: amounts are told in BLY there."""
+    return name.removesuffix("_micro").replace("_", "-")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint that names the known word closest to `name`, or an empty string."""
     import difflib  # only wanted once something is wrong

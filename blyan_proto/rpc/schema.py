@@ -20,7 +20,7 @@ from blyan_proto.rpc.errors import (
 )
 from blyan_proto.rpc.jsonrpc import MAX_BATCH, MAX_LINE_BYTES, MAX_REPLY_BYTES
 from blyan_proto.rpc.methods import NOUNS, all_methods, methods_of
-from blyan_proto.rpc.records import Field, fields_of, record_shape
+from blyan_proto.rpc.records import Field, fields_of, record_shape, word_of
 from blyan_proto.rpc.spec import Method
 from blyan_proto.rpc.values import JsonObject
 
@@ -110,7 +110,11 @@ def _method(method: Method) -> list[str]:
     lines = [f"### {method.name}", "", method.summary, ""]
     fields = fields_of(method.params)
     placed = "".join(
-        f" {field.name.upper()}" if field.required else f" [{field.name.upper()}]"
+        (
+            f" {word_of(field.name).upper()}"
+            if field.required
+            else f" [{word_of(field.name).upper()}]"
+        )
         for field in fields
         if field.about.positional
     )

@@ -44,6 +44,7 @@ from blyand.rules.view import View
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.sets import SetStore
 from blyand.store.state import State
+from blyand.store.statements import rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +86,9 @@ class Machine:
         latest = checkpoints.at(checkpoints.executed_height)
         self._last_id = latest.checkpoint.id if latest else genesis.id
         if CLOCK.get(state) is None:
-            first = begin(genesis).changes
-            checkpoints.put_state(first)
-            state.apply(first)
+            first = begin(genesis)
+            checkpoints.put_state(first.changes, rows_of(0, [], first.postings))
+            state.apply(first.changes)
         sets.keep(validators.signers(state), validators.successors(state))
 
     @property
@@ -204,6 +205,8 @@ class Machine:
             done = trial.done
             results = [(int(o.error is not None), o.error or "") for o in done.outcomes]
             rows = await self._lane.run(self._state.writes, done.changes)
+            moved = [(outcome.block, outcome.postings) for outcome in done.outcomes]
+            rows = [*rows, *rows_of(checkpoint.height, moved, done.postings)]
             commit = self._checkpoints.commit_checkpoint
             await self._lane.run(commit, final, done.changes, results, rows)
             self._state.apply(done.changes)

@@ -105,9 +105,11 @@ class CheckpointStore:
         """Write `batch(…)` as one batch, durable on return."""
         self._store.write_batch(self.batch(final, changes, outcomes, rows), sync=True)
 
-    def put_state(self, changes: Changes) -> None:
-        """Write the state of the genesis, durable on return."""
-        self._store.write_batch(self._rows(changes), sync=True)
+    def put_state(
+        self, changes: Changes, entries: Sequence[tuple[bytes, bytes | None]] = ()
+    ) -> None:
+        """Write the state of the genesis, and what it gave, durable on return."""
+        self._store.write_batch([*self._rows(changes), *entries], sync=True)
 
     def forget_execution(self) -> None:
         """Drop executed state and outcomes, to execute again from the first checkpoint.

@@ -91,6 +91,11 @@ GONE_SLOT = b"R"
 PIN = b"I"
 SET = b"V"
 LOCK = b"W"
+STATED = b"q"
+MOVED = b"a"
+BASELINE = b"w"
+SESSION = b"s"
+SESSION_KEY = b"k"
 
 TABLE = (
     Row(META, "name", "schema: u32; executed: u64 height; clean, holes, area …"),
@@ -116,6 +121,11 @@ TABLE = (
     Row(PIN, "kind u8, id 32", "u64 Unix time, ms"),
     Row(SET, "root of a validator set 32", "Validators"),
     Row(LOCK, "alone", "Lock: what this validator precommitted last (DEC-A9)"),
+    Row(STATED, "height u64, position u32", "Entry (statements.py)"),
+    Row(MOVED, "account 20, 2^64-1-height u64, 2^32-1-position u32", "empty"),
+    Row(BASELINE, "account 20, purse u8", "u64 micro-BLY at the last audit"),
+    Row(SESSION, "id 32", "Session (sessions.py)"),
+    Row(SESSION_KEY, "digest of the key 32", "Keyed (sessions.py)"),
 )
 
 META_SCHEMA = META + b"schema"
@@ -126,6 +136,7 @@ META_EXECUTED = META + b"executed"  # height of the checkpoint that the state is
 META_AREA = META + b"area"  # u8: which of AREAS holds the executed state; absent: 0
 META_RESTORING = META + b"restoring"  # Restoring, while the other area is being filled
 META_JUDGED = META + b"judged"  # height up to which retention looked at every block
+META_AUDITED = META + b"audited"  # Audited: the last audit that found nothing
 META_NAMED = META + b"named"  # there once all payloads are in the index of names
 META_GONE = (
     META + b"gone"

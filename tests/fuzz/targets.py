@@ -19,6 +19,7 @@ from blyan_proto import codec, merkle
 from blyan_proto.block.block import MAX_BLOCK_BYTES, decode_block, encode_block
 from blyan_proto.block.data import MAX_INDEX_BYTES, ArchiveIndex
 from blyan_proto.block.header import Header
+from blyan_proto.block.ledger import Quote
 from blyan_proto.block.model import Codec, SignedClaim
 from blyan_proto.block.payload import KINDS, decode_payload, encode_payload
 from blyan_proto.checkpoint import MAX_FINAL_CHECKPOINT_BYTES, FinalCheckpoint, Vote
@@ -276,6 +277,7 @@ TARGETS: dict[str, Target] = {
         MAX_BLOCK_BYTES,
         SignedClaim(made.UPDATE.claim, made.UPDATE.cosignatures[0]),
     ),
+    "quote": message(Quote, MAX_BLOCK_BYTES, made.SIGNED_QUOTE),
     "archive_index": message(ArchiveIndex, MAX_INDEX_BYTES, made.INDEX),
     "hello": message(hello.Hello, hello.MAX_MESSAGE_BYTES, sample("hello")),
     "known_peers": message(

@@ -17,7 +17,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from blyan_proto.block import data, economy, model
+from blyan_proto.block import data, economy, ledger, model
 from blyan_proto.block.block import Block, encode_block
 from blyan_proto.block.header import INLINE, NO_LAYER, Header
 from blyan_proto.block.payload import encode_payload, kind_of, payload_digest
@@ -180,6 +180,28 @@ def make_update() -> model.TileUpdate:
 
 UPDATE = make_update()
 ROTATION = economy.RotationStatement(1, KEY.account, OTHER.public)
+DELIVERY = ledger.DeliveryStatement(
+    1,
+    hash_of("reserve"),
+    MODEL_ID,
+    (ledger.Usage(5, 12), ledger.Usage(6, 300)),
+    1_024,
+    180,
+    950_000,
+    1_000_000,
+)
+QUOTE = ledger.QuoteStatement(
+    1,
+    KEY.account,
+    OTHER.account,
+    MODEL_ID,
+    1_000,
+    1_100_000,
+    TIME_MS,
+    TIME_MS + 300_000,
+    hash_of("quote salt"),
+)
+SIGNED_QUOTE = ledger.Quote(QUOTE, KEY.public, KEY.sign(Purpose.QUOTE, NETWORK, QUOTE))
 
 
 def vote(checkpoint: bytes | None, stage: VoteStage = VoteStage.PRECOMMIT) -> Vote:
@@ -211,6 +233,22 @@ PAYLOADS: tuple[Any, ...] = (
         (encode(vote(hash_of("one"))), encode(vote(None))),
     ),
     economy.Dispute(1, hash_of("update"), 1, roots("true")[1]),
+    ledger.Reserve(
+        1,
+        OTHER.account,
+        1_100_000,
+        500,
+        QUOTE.id,
+        QUOTE.until_ms,
+        TIME_MS + 10**6,
+        b"k",
+    ),
+    ledger.Capture(
+        1, DELIVERY, OTHER.public, OTHER.sign(Purpose.DELIVERY, NETWORK, DELIVERY)
+    ),
+    ledger.Release(1, hash_of("reserve")),
+    ledger.Reverse(1, hash_of("reserve"), 250, b"again"),
+    ledger.Stake(1, 0, 7_000_000),
     data.Dataset(
         1,
         "plays",
@@ -441,6 +479,11 @@ def build_blocks() -> dict[str, Any]:
         "claim": {
             "raw": encode(UPDATE.claim).hex(),
             "plain": to_plain(UPDATE.claim),
+        },
+        "quote": {
+            "id": QUOTE.id.hex(),
+            "raw": encode(SIGNED_QUOTE).hex(),
+            "plain": to_plain(SIGNED_QUOTE),
         },
         "sum": {
             "ids": [id.hex() for id in SUMMED],

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from blyan_proto.block import data, economy, model
+from blyan_proto.block import data, economy, ledger, model
 from blyan_proto.block.block import Block
 from blyan_proto.checkpoint import next_beacon
 from blyan_proto.constants import MAX_PARENTS
@@ -16,8 +16,11 @@ from blyan_proto.types import Chain
 from blyand.rules.chain import validators
 from blyand.rules.data import dataset as datasets
 from blyand.rules.economy import book, claims, distribution, duty
+from blyand.rules.economy import ending as ledger_end
 from blyand.rules.economy import epoch as epochs
+from blyand.rules.economy import escrow
 from blyand.rules.economy import node as nodes
+from blyand.rules.economy import stake as stakes
 from blyand.rules.economy import supply
 from blyand.rules.economy import transfer as transfers
 from blyand.rules.economy import vesting
@@ -68,6 +71,22 @@ def _update(view: Overlay, block: Block, payload: model.TileUpdate, at: Moment) 
     claims.claim_learning(view, payload, at.genesis.setting("learning_micro"))
 
 
+def _capture(view: Overlay, block: Block, payload: Any, at: Moment) -> None:
+    escrow.capture(view, block, payload, at.genesis, at.time_ms)
+
+
+def _release(view: Overlay, block: Block, payload: Any, at: Moment) -> None:
+    escrow.release(view, block, payload, at.genesis, at.time_ms)
+
+
+def _reverse(view: Overlay, block: Block, payload: Any, at: Moment) -> None:
+    escrow.reverse(view, block, payload, at.genesis, at.time_ms)
+
+
+def _turn_year(view: Overlay, at: Moment) -> None:
+    supply.turn_year(view, at.time_ms)
+
+
 EFFECTS: dict[type, Effect] = {
     model.Model: lambda view, block, payload, at: models.create(
         view, block, payload, at.height, at.genesis.parameters.replication
@@ -98,7 +117,16 @@ EFFECTS: dict[type, Effect] = {
         view, block, payload, at.time_ms
     ),
     economy.Transfer: lambda view, block, payload, at: transfers.transfer(
-        view, block, payload
+        view, block, payload, at.genesis, at.time_ms
+    ),
+    ledger.Reserve: lambda view, block, payload, at: escrow.reserve(
+        view, block, payload, at.genesis, at.time_ms
+    ),
+    ledger.Capture: _capture,
+    ledger.Release: _release,
+    ledger.Reverse: _reverse,
+    ledger.Stake: lambda view, block, payload, at: stakes.stake(
+        view, block, payload, at.genesis, at.time_ms
     ),
 }
 
@@ -129,6 +157,8 @@ def _end_epoch(view: Overlay, at: Moment) -> None:
 
 # What happens after the blocks of every checkpoint, in this order.
 ENDINGS: tuple[Ending, ...] = (
+    _turn_year,
+    lambda view, at: ledger_end.end(view, at.genesis, at.time_ms),
     lambda view, at: run.close_rounds(view, at.genesis.parameters.liveness_span_ms),
     _vest,
     _end_epoch,

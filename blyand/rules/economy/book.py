@@ -31,6 +31,8 @@ class Purse(enum.IntEnum):
     UNBONDING = 2  # on its way back to FREE; may still be slashed
     HELD = 3  # reserved for a service that was ordered
     UNCLAIMED = 4  # rewards that are not paid out yet; may be slashed
+    STAKED = 5  # locked for priority (TOKEN-04)
+    UNSTAKING = 6  # on its way back from there
 
 
 @message
@@ -83,7 +85,10 @@ def move(
 
 
 def mint(view: Overlay, target: tuple[bytes, Purse], micro: int, why: str) -> None:
-    """Issue new money. Reject when there would be more than TOKEN-01 allows."""
+    """Issue new money. Reject when there would be more than TOKEN-01 allows.
+
+    Only the genesis and `supply.issue` call this: the year has its limit, too.
+    """
     known = supply(view)
     if known.micro + micro > MAX_SUPPLY_MICRO:
         raise Reject("there would be more than 1,000,000,000 BLY")

@@ -9,7 +9,7 @@ import pytest
 
 from blyan_proto import checkpoint, genesis, validators
 from blyan_proto.block import block as block_module
-from blyan_proto.block import data, economy, header, model
+from blyan_proto.block import data, economy, header, ledger, model
 from blyan_proto.block.block import (
     Block,
     check_block_signature,
@@ -118,7 +118,17 @@ def test_the_largest_header_leaves_room_for_the_largest_payload():
         decode_block(bytes(MAX_BLOCK_BYTES + 1))
 
 
-MODULES = (header, block_module, model, data, economy, checkpoint, genesis, validators)
+MODULES = (
+    header,
+    block_module,
+    model,
+    data,
+    economy,
+    ledger,
+    checkpoint,
+    genesis,
+    validators,
+)
 
 
 def test_the_page_lists_every_field_of_every_record_in_order():

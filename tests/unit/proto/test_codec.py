@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blyan_proto import checkpoint, genesis
-from blyan_proto.block import block, data, economy, header, model
+from blyan_proto.block import block, data, economy, header, ledger, model
 from blyan_proto.codec import (
     I64,
     U8,
@@ -30,7 +30,7 @@ from blyan_proto.protocols import blobs, blocks, delta, expert, hello, sync
 from tests.strategies import made, messages
 
 MODULES: tuple[ModuleType, ...] = (
-    *(header, block, model, data, economy, checkpoint, genesis),
+    *(header, block, model, data, economy, ledger, checkpoint, genesis),
     *(hello, blocks, sync, blobs, expert, delta),
 )
 ALL = [cls for module in MODULES for cls in messages(module)]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from blyan_proto.block import data, economy, model
+from blyan_proto.block import data, economy, ledger, model
 from blyan_proto.block.payload import (
     KINDS,
     decode_payload,
@@ -50,7 +50,8 @@ def test_kinds_stand_on_their_chains():
     chains = {
         Chain.META: "model run adoption placement",
         Chain.PARAMETERS: "weights tile_update snapshot",
-        Chain.LEDGER: "registration heartbeat transfer bond key_rotation evidence dispute",
+        Chain.LEDGER: "registration heartbeat transfer bond key_rotation evidence dispute "
+        "reserve capture release reverse stake",
         Chain.DATASETS: "dataset dataset_vote",
     }
     for chain, names in chains.items():
@@ -173,6 +174,21 @@ def test_a_heartbeat_without_a_model_holds_nothing():
     economy.Heartbeat(1, None, b"", 0)
     with pytest.raises(ValueError, match="held groups of no model"):
         economy.Heartbeat(1, None, b"\x00", 0)
+
+
+def test_a_stake_block_either_locks_or_unlocks():
+    for lock, unlock in ((0, 0), (1, 1)):
+        with pytest.raises(ValueError, match="either locks or unlocks"):
+            ledger.Stake(1, lock, unlock)
+
+
+def test_a_delivery_lists_groups_once_and_a_quality_up_to_one():
+    one, two = made.DELIVERY.usage
+    for usage in ((two, one), (one, one)):
+        with pytest.raises(ValueError, match="ascending"):
+            replace(made.DELIVERY, usage=usage)
+    with pytest.raises(ValueError, match="quality"):
+        replace(made.DELIVERY, quality_ppm=1_000_001)
 
 
 def test_bitmaps_count_from_the_lowest_bit():
