@@ -8,6 +8,7 @@ import numpy as np
 
 from blyan_proto.rpc.methods import all_methods
 from blyan_tile.corpus import Archive, joined
+from blyand.accounting import Accounting, bind_accounting
 from blyand.compute import Worker
 from blyand.foundation import Base
 from blyand.parts import Models
@@ -53,6 +54,7 @@ def bind_all(
     fetcher: Fetcher,
     importer: Worker,
     upkeep: Upkeep,
+    accounting: Accounting,
     stop: Callable[[], None],
     roles: tuple[str, ...],
     learns: bool,
@@ -202,6 +204,7 @@ def bind_all(
         checkpoints=stores.checkpoints,
         lane=base.disk_lane,
     )
+    bind_accounting(answers, base, replica, accounting)
     expert.bind(answers, holders=holders, latency_ms=latency_ms)
     history.bind(answers, ordering=ordering, blocks=stores.blocks, lane=base.disk_lane)
     model.bind(answers, holders=holders, ordering=ordering, publishing=publishing)

@@ -24,6 +24,7 @@ from blyan_proto.types import Role, bitmap
 from blyan_tile.aggregate import check_arithmetic
 from blyand import genesis as genesis_file
 from blyand import keystore, settling
+from blyand.accounting import build_accounting
 from blyand.bindings import bind_all
 from blyand.clock import SystemClock
 from blyand.compute import Threads, choose_threads, open_worker
@@ -181,6 +182,7 @@ async def run(home: Home, config: Config) -> None:
                 build_voter(base, replica, fetcher, mesh) if _validates(base) else None
             )
             upkeep = build_upkeep(base, replica, models, fetcher, _roles(base))
+            accounting = build_accounting(base, replica)
             stop = trio.Event()
             serve_streams(
                 base,
@@ -197,6 +199,7 @@ async def run(home: Home, config: Config) -> None:
                 fetcher,
                 importer,
                 upkeep,
+                accounting,
                 stop.set,
                 _role_names(base),
                 learns,
@@ -220,6 +223,8 @@ async def run(home: Home, config: Config) -> None:
                     ),
                 ),
                 Service("author", replica.author.run),
+                Service("ledger", accounting.ledger.run),
+                Service("auditor", accounting.auditor.run),
                 Service("fetcher", fetcher.run),
                 Service("holder", models.holder.run),
                 Service("serving", models.serving.run),

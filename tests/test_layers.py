@@ -27,6 +27,7 @@ MAY_IMPORT = {
 
 LEVELS = {
     **dict.fromkeys(["__init__", "__main__", "daemon", "initialise"], 5),
+    "accounting": 5,
     **dict.fromkeys(
         [
             "foundation",

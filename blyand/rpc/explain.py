@@ -131,7 +131,7 @@ def _told(outcome: Outcome | None) -> str:
 
 def _formula(kind: str, block: Block | None) -> str:
     formula = FORMULAS.get(kind, "moves no money by itself")
-    has_fee = block is not None and getattr(block.content, "fee_micro", 0)
+    has_fee = bool(block and getattr(block.content, "fee_micro", None))
     return formula + FEE if has_fee else formula
 
 

@@ -320,7 +320,9 @@ def test_a_block_that_every_node_falls_over_stops_only_itself(tmp_path, poisonou
     run(main)
 
 
-def test_a_lone_validator_that_falls_over_right_after_a_restart_goes_on(tmp_path, poisonous):
+def test_a_lone_validator_that_falls_over_right_after_a_restart_goes_on(
+    tmp_path, poisonous
+):
     """The round that a restart begins with must not be lost with the first attempt."""
 
     async def main() -> None:

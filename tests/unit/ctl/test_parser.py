@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from blyan_proto.rpc.methods import all_methods
-from blyan_proto.rpc.records import Field, fields_of
+from blyan_proto.rpc.records import Field, fields_of, word_of
 from blyan_proto.rpc.spec import JsonObject, Method
 from blyanctl import parser
 
@@ -34,7 +34,10 @@ def sample(field: Field) -> object:
     return [value, value] if many else value
 
 
-def words(value: object) -> list[str]:
+def words(name: str, value: object) -> list[str]:
+    if name.endswith("_micro"):
+        assert isinstance(value, int)
+        return [f"{value // 10**6}.{value % 10**6:06}"]
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
@@ -43,15 +46,15 @@ def test_every_param_as_a_flag_and_by_place(method: Method) -> None:
     values = {field.name: sample(field) for field in fields_of(method.params)}
     flags: list[str] = []
     for name, value in values.items():
-        flags.append("--" + name.replace("_", "-"))
-        flags += [] if value is True else words(value)
+        flags.append("--" + word_of(name))
+        flags += [] if value is True else words(name, value)
     assert parse(method.noun, method.verb, *flags) == values
 
     placed = {
         f.name: values[f.name] for f in fields_of(method.params) if f.about.positional
     }
     if all(f.name in placed for f in fields_of(method.params) if f.required):
-        argv = [word for value in placed.values() for word in words(value)]
+        argv = [word for item in placed.items() for word in words(*item)]
         assert parse(method.noun, method.verb, *argv) == placed
 
 
@@ -121,3 +124,21 @@ def test_wrong_usage_is_one_sentence(
     assert caught.value.code == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "--help" in said
+
+
+@pytest.mark.parametrize(
+    "word, micro",
+    [("1", 1_000_000), ("0.000001", 1), ("12.5", 12_500_000), ("007.10", 7_100_000)],
+)
+def test_amounts_are_given_in_bly_and_travel_as_micro(word: str, micro: int) -> None:
+    to = "ab" * 20
+    for given in ([word], ["--amount", word]):
+        parsed = parse("ledger", "send", to, *given)
+        assert parsed == {"to": to, "amount_micro": micro}
+
+
+@pytest.mark.parametrize("word", ["-1", "1e3", "0.0000001", "1,5", "", ".5", "1.", "x"])
+def test_amounts_that_are_none(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("ledger", "send", "me", f"--amount={word}")
+    assert "is not an amount of BLY" in capsys.readouterr().err
