@@ -22,7 +22,7 @@ from blyand.rules.chain.order import order
 from blyand.rules.verdict import Ignore, Reject
 from blyand.store.blocks import BlockStore
 from blyand.store.memory import MemoryStore
-from blyand.store.schema import AREAS, EQUIVOCATION, META, NAMED, PENDING, SET
+from blyand.store.schema import AUTHOR, CHILD, HEADER, PAYLOAD, PENDING, PLACE
 from tests.unit.daemon.chain_node import Node, run, until
 from tests.unit.daemon.chain_world import (
     START_MS,
@@ -100,7 +100,7 @@ def shape(store: MemoryStore) -> list[tuple[bytes, bytes]]:
     return [
         (key, b"" if key[:1] == PENDING else value)
         for key, value in store.scan(b"")
-        if key[:1] not in (EQUIVOCATION, *AREAS[0].prefixes, META, NAMED, SET)
+        if key[:1] in (HEADER, PAYLOAD, PENDING, PLACE, AUTHOR, CHILD)
     ]
 
 
