@@ -71,6 +71,7 @@ from blyand.rpc import (
     node,
     peer,
     proof,
+    prove,
     rounds,
     runs,
     sync,
