@@ -136,11 +136,15 @@ def hashes_of(
 
 
 def entries_agree(store: Store, root: bytes) -> bool:
-    """True if the entries, and the hashes of buckets, give a root."""
+    """True if the entries give a root, name their keys, and have the hashes of buckets."""
     view = store.snapshot()
     area = area_of(view)
     rows = bucket_rows(view, area)
-    return tree_of_rows(rows)[0].root == root and rows == list(view.scan(area.bucket))
+    return (
+        tree_of_rows(rows)[0].root == root
+        and rows == list(view.scan(area.bucket))
+        and all(row[1:] == path_of(entry[32:]) for row, entry in view.scan(area.entry))
+    )
 
 
 def write_entries(store: Store, area: Area) -> None:

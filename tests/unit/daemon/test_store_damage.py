@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import plyvel
 import pytest
 import trio
 
@@ -19,12 +20,17 @@ from blyand.chain.audit import check_block, check_checkpoint
 from blyand.chain.mending import Givers, Mender
 from blyand.errors import Damaged
 from blyand.home import Home, create_home
+from blyand.store.buckets import entries_agree
 from blyand.store.level import mark_damage
 from blyand.store.mend import find_holes
+from blyand.store.restore import Restore
 from blyand.store.schema import (
+    BUCKET,
     CHECKPOINT,
+    ENTRY,
     EXECUTED,
     HEADER,
+    META_CLEAN,
     META_EXECUTED,
     META_HOLES,
     ORDERED,
@@ -33,6 +39,7 @@ from blyand.store.schema import (
 )
 from blyand.stores import Stores, open_stores
 from blyand.supervise import leaves
+from tests.unit.daemon import restore_world as world
 from tests.unit.daemon.chain_world import beat, child_of, sign_block
 from tests.unit.daemon.crash_child import DiskNode
 from tests.unit.daemon.crash_life import index_keys, rebuilt
@@ -298,3 +305,64 @@ def test_reading_what_is_damaged_says_so_and_the_next_start_repairs_it(past, hom
         list(stores.database.scan(b""))
     with open_stores(home) as stores:
         assert stores.database.repaired
+
+
+def change(home, row, at=0, *, cleanly=True):
+    """Let the disk hold something else than was written, with good checksums."""
+    with open_stores(home) as stores:
+        key, value = next(iter(stores.database.scan(row)))
+        wrong = bytearray(value)
+        wrong[at] ^= 1
+        stores.database.write_batch([(key, bytes(wrong))], sync=True)
+    if not cleanly:
+        raw = plyvel.DB(str(home.database))
+        raw.delete(META_CLEAN)
+        raw.close()
+
+
+@pytest.mark.parametrize(
+    "row, at, cleanly",
+    [(BUCKET, 0, True), (BUCKET, -1, False), (ENTRY, 0, False), (ENTRY, -1, False)],
+)
+def test_wrong_hashes_of_the_state_are_made_anew(past, home, row, at, cleanly, caplog):
+    change(home, row, at, cleanly=cleanly)
+    for said in (True, False):
+        with open_stores(home) as stores:
+            assert stores.warnings == () and stores.state.root == past.root
+            assert entries_agree(stores.database, past.root)
+        assert ("made anew" in caplog.text) == said
+        caplog.clear()
+
+
+def test_a_value_that_changed_is_found_after_a_kill(past, home):
+    change(home, EXECUTED)
+    with open_stores(home) as stores:  # after a stop in order it is not read
+        assert stores.warnings == ()
+        height, root = stores.checkpoints.stored_state_root()
+        assert height == CHECKPOINTS and root != past.root  # but `chain verify` does
+    raw = plyvel.DB(str(home.database))
+    raw.delete(META_CLEAN)
+    raw.close()
+    with open_stores(home) as stores:
+        assert "executed again" in stores.warnings[-1]
+        trio.run(catch_up, home, past, stores)
+        check_whole(stores, past)
+
+
+def test_a_restore_under_way_survives_a_stop_and_not_a_repair(past, home):
+    target = world.donor(30)
+    final = world.final_of(target.root, height=99)
+    with open_stores(home) as stores:
+        restore = Restore.begin(
+            stores.database, final.checkpoint, target.freeze().manifest
+        )
+        missing = restore.missing()
+        world.fetch(restore, target.freeze(), missing[0])
+    with open_stores(home) as stores:
+        assert Restore.resume(stores.database).missing() == missing[1:]
+        assert stores.state.root == past.root
+    mark_damage(home.database)
+    with open_stores(home) as stores:
+        assert Restore.resume(stores.database) is None
+        assert not any(row[:1] in b"xtuY" for row, _ in stores.database.scan(b""))
+        assert stores.state.root == past.root
