@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from blyan_proto.attested import MAX_ATTESTED_BYTES, Attested, verify_attested
-from blyan_proto.codec import decode
+from blyan_proto.codec import decode, from_plain
 from blyan_proto.errors import DecodeError, ProtocolError
-from blyan_proto.genesis import MAX_GENESIS_BYTES, Genesis
+from blyan_proto.genesis import Genesis
 from blyan_proto.rpc.spec import JsonObject
 from blyan_proto.untyped import read_untyped
 from blyan_proto.validators import ValidatorSet
@@ -78,11 +78,7 @@ def _id(text: str) -> bytes:
 def _believed(arguments: argparse.Namespace) -> dict[str, bytes | None]:
     network, validators = arguments.network, arguments.validators
     if arguments.genesis is not None:
-        raw = arguments.genesis.read_bytes()
-        try:
-            genesis = decode(Genesis, raw, MAX_GENESIS_BYTES)
-        except ProtocolError as error:
-            raise ValueError(f"{arguments.genesis} is no genesis: {error}") from error
+        genesis = _genesis(arguments.genesis)
         network = genesis.id
         validators = validators or ValidatorSet(genesis.validators).root
     if arguments.checkpoint is None and None in (network, validators):
@@ -97,12 +93,24 @@ def _believed(arguments: argparse.Namespace) -> dict[str, bytes | None]:
     }
 
 
+def _genesis(path: Path) -> Genesis:
+    with path.open("rb") as file:
+        raw = file.read(MAX_FILE_BYTES)
+    try:
+        return from_plain(Genesis, json.loads(raw))
+    except (ProtocolError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no genesis: {error}") from error
+
+
 def _read(path: Path) -> Attested:
     with path.open("rb") as file:
         raw = file.read(MAX_FILE_BYTES + 1)
     if len(raw) > MAX_FILE_BYTES:
         raise ValueError("it is larger than a proof can be")
-    plain = json.loads(raw)
+    try:
+        plain = json.loads(raw)
+    except (ValueError, RecursionError):
+        plain = None
     proof = plain.get("proof") if isinstance(plain, dict) else None
     if not isinstance(proof, str):
         raise ValueError("it is not what `blyanctl --json chain prove` prints")

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from blyan_proto.block.economy import Transfer
-from blyan_proto.codec import encode
+from blyan_proto.codec import to_plain
 from blyan_proto.rpc import chain as spec
 from blyan_proto.rpc import proving
 from blyan_proto.rpc.errors import RpcError
@@ -62,9 +62,9 @@ def test_a_balance_is_proved_and_checked_without_a_daemon(node, tmp_path, capsys
     assert told.record == {"account": account.hex(), "purse": "free", "micro": held}
     assert told.height == 1 and told.checkpoint == final.checkpoint.id
     assert told.proof_bytes == len(told.proof) < 4000
-    file, genesis = tmp_path / "proof.json", tmp_path / "genesis"
+    file, genesis = tmp_path / "proof.json", tmp_path / "genesis.json"
     file.write_text(json.dumps(spec.prove.write_result(told)))
-    genesis.write_bytes(encode(node.genesis))
+    genesis.write_text(json.dumps(to_plain(node.genesis)))
     network, root = node.genesis.id.hex(), node.genesis.founders.root.hex()
     for believed in (
         ["--genesis", str(genesis)],
@@ -94,7 +94,7 @@ def test_a_balance_is_proved_and_checked_without_a_daemon(node, tmp_path, capsys
         assert main(["verify", str(file), *wrong]) in (1, 2)
         assert said in capsys.readouterr().err
     bent = told.proof[:-3] + bytes([told.proof[-3] ^ 1]) + told.proof[-2:]
-    for text in ("", "[]", '{"proof": 1}', '{"proof": "zz"}'):
+    for text in ("", "[]", "[" * 5000, '{"proof": 1}', '{"proof": "zz"}'):
         file.write_text(text)
         assert main(["verify", str(file), *believed]) == 2
         assert capsys.readouterr().err.count("\n") == 1
