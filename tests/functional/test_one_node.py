@@ -71,6 +71,27 @@ def test_commands_that_cannot_work_say_one_sentence(node: Daemon, tmp_path: Path
     assert [path.name for path in foreign.iterdir()] == ["letter.txt"]
 
 
+def test_a_record_is_proved_to_somebody_without_a_daemon(node: Daemon, tmp_path: Path):
+    genesis, account = node.home / "genesis.json", "ee" * 20
+    for what, name in (("expert", "layer0.expert0"), ("balance", account)):
+        told = node.call("chain.prove", what=what, name=name)
+        assert told["proof_bytes"] < 20_000
+        file = tmp_path / "proof.json"
+        file.write_text(json.dumps(told))
+        command = [sys.executable, "-m", "blyanctl", "--json", "verify", str(file)]
+        made = subprocess.run(
+            [*command, "--genesis", str(genesis)], capture_output=True, text=True
+        )
+        assert made.returncode == 0, made.stderr
+        shown = json.loads(made.stdout)
+        assert shown["checkpoint"] == told["checkpoint"]
+        assert shown["present"] == (what == "expert") == (told["record"] is not None)
+    refused = subprocess.run(
+        [*command, "--checkpoint", "00" * 32], capture_output=True, text=True
+    )
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1
+
+
 def test_status_and_config_of_a_node_alone(node: Daemon):
     status = node.status()
     assert status["peers"] == 0 and status["network_name"] == "blyan-devnet"
