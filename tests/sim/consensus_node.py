@@ -138,7 +138,7 @@ class Node:
             self._carry_out(self.machine.start())
         else:
             has_work = self.world.rng.random() < 0.9
-            pause = self._some(150) if has_work else 1_500
+            pause = self._some(300) if has_work else 1_500
             self.world.after(pause, self._start, self.boots, self.height)
         early, self._early = self._early, []
         for message in early:
