@@ -50,7 +50,7 @@ from blyand.protocols.blobs import Conversation
 from blyand.protocols.blobs import serve as serve_blobs
 from blyand.protocols.uploads import Uploads
 from blyand.rules.chain.reconcile import MAX_ROUNDS, Comparison, IdSet, answer
-from tests.fuzz import state_targets
+from tests.fuzz import agreement_targets, state_targets
 from tests.sim.network import InlineLane
 from tests.unit.daemon.stream_world import Transport
 from tests.vectors import make_mux
@@ -384,6 +384,7 @@ TARGETS: dict[str, Target] = {
             compress.encode(Codec.LR4, 4, TENSOR, None)[0],
         ),
     ),
+    **{name: Target(*parts) for name, parts in agreement_targets.TARGETS.items()},
     **{name: Target(*parts) for name, parts in state_targets.TARGETS.items()},
     **{f"payload {kind.name}": payload(code) for code, kind in KINDS.items()},
 }

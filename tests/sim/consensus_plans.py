@@ -51,7 +51,7 @@ A_THIRD_OR_MORE: dict[str, tuple[type[Node], ...]] = {
     "⅓ turncoat": (Turncoat,),
     "⅓ forgetful": (Forgetful,),
 }
-ROUNDS_AFTER_HEAL = 40  # in which the height that was stuck has to be decided
+ROUNDS_AFTER_HEAL = 20  # in which the height that was stuck has to be decided
 
 
 @dataclass(frozen=True)
