@@ -45,14 +45,16 @@ def lacking(
     """Return at most `limit` messages that a node at the same height lacks.
 
     Of the rounds that it is in or lists, and of those beyond that this node is in or
-    hears from; the highest first, so that it jumps before it is told more.
+    hears from; the highest first, so that it jumps before it is told more. One that has
+    not begun is told of all: it may have been there, and lost its memory.
     """
     if theirs.height != agreement.height:
         return []
     rounds = agreement.heard.rounds
     listed = {held.round: held for held in theirs.rounds}
     at = NOT_STARTED if theirs.round is None else theirs.round
-    wanted = {at, *listed} | {r for r in rounds if r > at and r >= agreement.round - 1}
+    least = 0 if at == NOT_STARTED else agreement.round - 1
+    wanted = {at, *listed} | {r for r in rounds if r > at and r >= least}
     found: list[Proposal | Vote] = []
     for round in sorted(wanted & rounds.keys(), reverse=True):
         empty = RoundHoldings(round, (), (), ())

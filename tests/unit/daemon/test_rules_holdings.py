@@ -59,7 +59,14 @@ def test_one_that_is_behind_hears_what_takes_it_on() -> None:
         "c 0 - B",
         "c 0 - C",
     ]
-    assert "v 1 X A" in sent(here, Stand(None)), "not begun at all"
+
+
+def test_one_that_has_not_begun_hears_all() -> None:
+    """It may have lost its memory, and asks for what it said itself."""
+    here = stand("start", "c 0 X D", "c 0 - AB", "time precommit 0", "c 3 - AB")
+    assert here.machine.round == 3
+    told = sent(here, Stand(None))
+    assert told == ["c 3 - A", "c 3 - B", "c 0 - A", "c 0 - B", "c 0 X D"]
 
 
 def test_a_proof_that_is_awaited_is_asked_for() -> None:
