@@ -70,6 +70,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
                 type=int,
                 help="how many of them agree on checkpoints (all; of less than 4, one)",
             )
+            for option in ("--setting", "--parameter"):
+                made.add_argument(
+                    option,
+                    action="append",
+                    default=[],
+                    metavar="NAME=NUMBER",
+                    help="of the genesis, if one is made",
+                )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -77,7 +85,12 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if arguments.verb == "up":
             nodes = up(
-                arguments.dir, arguments.nodes, sys.stderr.write, arguments.validators
+                arguments.dir,
+                arguments.nodes,
+                sys.stderr.write,
+                arguments.validators,
+                [f"--setting={one}" for one in arguments.setting]
+                + [f"--parameter={one}" for one in arguments.parameter],
             )
         elif arguments.verb == "down":
             nodes = down(arguments.dir)
@@ -129,10 +142,12 @@ def up(
     count: int,
     say: Callable[[str], Any],
     validators: int | None = None,
+    genesis: Sequence[str] = (),
 ) -> list[Node]:
     """Make what is missing, start what is down, and wait until all answer.
 
     `validators` None: all nodes; one of fewer than four, since then none may fail.
+    `genesis` are further arguments of `blyand genesis create`, if it makes one.
     """
     if not 1 <= count <= 64:
         raise Failed("A devnet has 1 to 64 nodes.")
@@ -143,7 +158,7 @@ def up(
     directory.mkdir(parents=True, exist_ok=True)
     if not list(directory.glob("node[0-9]*")):
         say(f"making {count} homes in {directory}\n")
-        _found(directory, count, validators)
+        _found(directory, count, validators, genesis)
     nodes = nodes_of(directory)
     if all(node.status() for node in nodes):
         return nodes
@@ -212,7 +227,9 @@ def remove(directory: Path) -> None:
     (directory / STATE).unlink(missing_ok=True)
 
 
-def _found(directory: Path, count: int, validators: int) -> None:
+def _found(
+    directory: Path, count: int, validators: int, genesis: Sequence[str]
+) -> None:
     """Make the homes: keys first, then one genesis with all of them."""
     begun = [
         _begin_init(
@@ -242,7 +259,7 @@ def _found(directory: Path, count: int, validators: int) -> None:
         founder.write_text(json.dumps(made) + "\n")
         command += ["--founder", str(founder)]
         command += ["--balance", f"{made['account']}={SUPPLY_MICRO // count}"]
-    create = subprocess.run(command, capture_output=True, text=True)
+    create = subprocess.run([*command, *genesis], capture_output=True, text=True)
     if create.returncode:
         raise Failed(create.stderr.strip() or "`blyand genesis create` failed")
     for home, _ in begun:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,9 +123,12 @@ class Daemon:
 class Network:
     """A devnet in a directory of its own."""
 
-    def __init__(self, directory: Path, count: int) -> None:
+    def __init__(
+        self, directory: Path, count: int, genesis: Sequence[str] = ()
+    ) -> None:
         self.directory = directory
         self.count = count
+        self.genesis = genesis
         self.nodes: list[Daemon] = []
         self._guard = subprocess.Popen(
             [sys.executable, "-c", GUARD, str(directory)],
@@ -136,7 +139,7 @@ class Network:
 
     def open(self) -> None:
         """Make and start the nodes."""
-        devnet.up(self.directory, self.count, lambda text: None)
+        devnet.up(self.directory, self.count, lambda text: None, genesis=self.genesis)
         self.nodes = [Daemon(self, node) for node in devnet.nodes_of(self.directory)]
         for node in self.nodes:
             node.note()
@@ -223,9 +226,14 @@ class Network:
 
 
 @contextmanager
-def network(directory: Path, count: int) -> Iterator[Network]:
-    """Give a network of `count` nodes and end it."""
-    made = Network(directory, count)
+def network(
+    directory: Path, count: int, genesis: Sequence[str] = ()
+) -> Iterator[Network]:
+    """Give a network of `count` nodes and end it.
+
+    `genesis` are arguments of `blyand genesis create`.
+    """
+    made = Network(directory, count, genesis)
     try:
         made.open()
         yield made
