@@ -6,7 +6,7 @@ from blyan_proto.rpc.errors import EPOCH_UNKNOWN, RECIPIENT_INVALID, RECIPIENT_U
 from blyan_proto.rpc.spec import Address, Hex, Id, Method, arg, declare, record
 
 SOURCES = "validator, inference, learning, validation or dataset"
-WHO_HELP = "peer id, or account in hex"
+WHO_HELP = "peer id, account in hex, or me"
 EPOCH_HELP = "number of the epoch"
 
 
@@ -116,12 +116,12 @@ class AnsweredLine:
 
 @record
 class ProofLine:
-    """A block or vote that the numbers come from."""
+    """A signed block or vote that the numbers come from."""
 
     source: str = arg(SOURCES)
     height: int = arg("checkpoint that orders it, or whose signature was carried")
     id: Id = arg("block id; of a vote, the checkpoint it is for")
-    author: Hex = arg("key that signed")
+    author: Hex = arg("key that signed it, or the payment in it")
     signature: Hex = arg("its signature")
 
 
@@ -158,7 +158,7 @@ explain = declare(
 class GetStats:
     """Show what was paid in the last day, week and month of chain time."""
 
-    who: str | None = arg(WHO_HELP + "; default: this node", default=None)
+    who: str = arg(WHO_HELP, default="me")
 
 
 @record

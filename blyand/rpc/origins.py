@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from blyan_proto.block.block import Block
+from blyan_proto.block.ledger import Capture
 from blyan_proto.block.model import TileUpdate
 from blyan_proto.block.payload import KINDS
 from blyan_proto.checkpoint import FinalCheckpoint
@@ -22,8 +23,11 @@ from blyand.store.checkpoints import CheckpointStore
 MAX_CHECKPOINTS = 20_000  # read for one answer
 TELLING = {
     kind.code: source
+    for payload, source in (
+        (TileUpdate, Source.LEARNING),
+        (Capture, Source.INFERENCE),
+    )
     for kind in KINDS.values()
-    for payload, source in ((TileUpdate, Source.LEARNING),)
     if kind.payload is payload
 }
 
@@ -84,13 +88,7 @@ class Origins:
             if block is None:
                 yield None
             elif tells_of(block, share.account):
-                yield spec.ProofLine(
-                    source=source.name.lower(),
-                    height=height,
-                    id=id,
-                    author=signed.header.author,
-                    signature=signed.signature,
-                )
+                yield from _signed(source, height, block)
 
     def _vote(self, height: int, key: bytes) -> Iterator[spec.ProofLine]:
         """Yield a validator's vote for the parent, if it is among those kept here."""
@@ -108,9 +106,25 @@ class Origins:
                 )
 
 
+def _signed(source: Source, height: int, block: Block) -> Iterator[spec.ProofLine]:
+    """Yield who signed a block: its author and, of a payment, the payer in it."""
+    signatures = [(block.header.author, block.signature)]
+    content = block.content
+    if isinstance(content, Capture):
+        signatures.append((content.payer_key, content.signature))
+    for author, signature in signatures:
+        yield spec.ProofLine(
+            source=source.name.lower(),
+            height=height,
+            id=block.id,
+            author=author,
+            signature=signature,
+        )
+
+
 def tells_of(block: Block, account: bytes) -> bool:
     """True when a reward of the account is computed from this block."""
     content = block.content
     if isinstance(content, TileUpdate):
         return any(part.learner == account for part in content.contributions)
-    return False
+    return isinstance(content, Capture) and block.header.account == account

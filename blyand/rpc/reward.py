@@ -75,7 +75,7 @@ def bind(
 
     @answers(spec.explain)
     async def explain(params: spec.Explain) -> spec.Explained:
-        who = account_called(view(), params.who)
+        who = account_called(view(), params.who, account)
         closed, shares = closed_epoch(view(), params.epoch)
         found = [share for share in shares if share.account == who]
         if not found:
@@ -103,7 +103,7 @@ def bind(
 
     @answers(spec.stats)
     async def stats(params: spec.GetStats) -> spec.Stats:
-        who = account_called(view(), params.who) if params.who else account
+        who = account_called(view(), params.who, account)
         return await lane.run(stats_of, view(), who)
 
     @answers(spec.leaderboard)
@@ -135,8 +135,10 @@ def closed_epoch(view: View, number: int) -> tuple[Closed, tuple[Share, ...]]:
     return closed, shares.shares
 
 
-def account_called(view: View, who: str) -> bytes:
+def account_called(view: View, who: str, own: bytes) -> bytes:
     """Return the account that a caller names. RpcError RECIPIENT_INVALID."""
+    if who == "me":
+        return own
     plain = who.removeprefix("0x")
     if len(plain) == 40:
         try:

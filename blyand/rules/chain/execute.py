@@ -23,7 +23,7 @@ from blyand.rules.economy import node as nodes
 from blyand.rules.economy import stake as stakes
 from blyand.rules.economy import supply
 from blyand.rules.economy import transfer as transfers
-from blyand.rules.economy import vesting
+from blyand.rules.economy import usage, vesting
 from blyand.rules.model import adoption
 from blyand.rules.model import model as models
 from blyand.rules.model import run, update
@@ -72,7 +72,18 @@ def _update(view: Overlay, block: Block, payload: model.TileUpdate, at: Moment) 
 
 
 def _capture(view: Overlay, block: Block, payload: Any, at: Moment) -> None:
-    escrow.capture(view, block, payload, at.genesis, at.time_ms)
+    paid = escrow.capture(view, block, payload, at.genesis, at.time_ms)
+    said = payload.statement
+    served = usage.Served(
+        server=paid.payee,
+        payer=paid.payer,
+        model=said.model,
+        calls=tuple((one.group, one.calls) for one in said.usage),
+        response_ms=said.response_ms,
+        quality_ppm=said.quality_ppm,
+        fee_micro=paid.fee_micro,
+    )
+    usage.count(view, served, at.time_ms)
 
 
 def _release(view: Overlay, block: Block, payload: Any, at: Moment) -> None:

@@ -52,6 +52,7 @@ class Escrow:
     reserved_micro: U64
     captured_micro: U64
     reversed_micro: U64
+    fee_micro: U64  # what the network kept; bounds what the service is rewarded (HZ-41)
     expires_ms: U64
     ends_ms: U64  # open: expires_ms; closed: when the record goes
 
@@ -91,6 +92,7 @@ def reserve(
         reserved_micro=payload.amount_micro,
         captured_micro=0,
         reversed_micro=0,
+        fee_micro=payload.fee_micro,
         expires_ms=payload.expires_ms,
         ends_ms=payload.expires_ms,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from blyan_proto.block.ledger import Capture, DeliveryStatement, Reserve, Usage
 from blyan_proto.genesis import Balance, Setting
+from blyan_proto.signing import Purpose
 from blyan_proto.validators import Validator
 from blyand.rules.economy import claims, epoch, usage
 from blyand.rules.economy.book import Purse, amount, move
@@ -77,3 +79,24 @@ def serve(world, group=3, calls=200, fee=100 * BLY, server=1, payer=2, **more):
     over = Overlay(world.view)
     usage.count(over, served, more.pop("time_ms", world.time_ms))
     world.view.apply(over.changes)
+
+
+def buy(world, group=3, calls=200, fee=100 * BLY, server=1, payer=2, **said):
+    """Order a reserve and its capture, as both sides sign them; return the capture."""
+    buying, serving = world.keys[payer], world.keys[server]
+    reserve = Reserve(
+        1, serving.account, BLY, fee, None, 0, world.time_ms + HOUR, bytes([payer])
+    )
+    fields = dict(
+        version=1,
+        reserve=world.ordered(reserve, buying).id,
+        model=world.model,
+        usage=(Usage(group, calls),),
+        tokens=10,
+        response_ms=100,
+        quality_ppm=0,
+        amount_micro=BLY,
+    )
+    statement = DeliveryStatement(**{**fields, **said})
+    signature = buying.sign(Purpose.DELIVERY, world.genesis.id, statement)
+    return world.ordered(Capture(1, statement, buying.public, signature), serving)

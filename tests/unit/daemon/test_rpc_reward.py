@@ -37,6 +37,7 @@ from tests.unit.daemon.reward_world import (
     BLY,
     DAY,
     HOUR,
+    buy,
     end_epoch,
     owe,
     rich,
@@ -235,6 +236,25 @@ def test_learning_and_signing_are_traced_to_blocks_and_votes():
     assert few.more_proofs == len(told.proofs) - 4
     assert [p.height for p in few.proofs] == sorted(
         (p.height for p in few.proofs), reverse=True
+    )
+
+
+def test_answering_is_traced_to_payments_that_both_sides_signed():
+    world = rich(kind=Kept)
+    bought = buy(world)
+    buy(world, server=0, payer=1, group=4)
+    end_epoch(world, signers=[])
+    told = ask(world, "explain", who=world.keys[1].account.hex(), epoch=0)
+    assert [proof.id for proof in told.proofs] == [bought.id] * 2
+    block, payment = told.proofs
+    assert (block.author, block.signature) == (world.keys[1].public, bought.signature)
+    assert payment.author == world.keys[2].public
+    check_signature(
+        Purpose.DELIVERY,
+        world.genesis.id,
+        bought.content.statement,
+        payment.author,
+        payment.signature,
     )
 
 

@@ -25,6 +25,7 @@ from tests.unit.daemon.reward_world import (
     DAY,
     HOUR,
     WEEK,
+    buy,
     end_epoch,
     fill,
     owe,
@@ -305,6 +306,24 @@ def test_a_reward_is_never_more_than_the_fees_its_payers_left():
     serve(world, fee=5)
     assert end_epoch(world, signers=[]).micro == 5
     serve(world, fee=0)
+    assert end_epoch(world, signers=[]).micro == 0
+
+
+def test_a_payment_that_both_sides_signed_counts_with_its_fee():
+    world = rich(kind=Training)
+    buy(world, fee=7 * BLY, response_ms=1_600, quality_ppm=PPM)
+    (line,) = lines(world)
+    assert (line.server, line.group) == (world.keys[1].account, 3)
+    assert (line.calls, line.fee_micro) == (200, 7 * BLY)
+    assert line.micro == 2 * BLY, "2 x 0.5 x 2"
+    closed = end_epoch(world, signers=[])
+    assert unclaimed(world, world.keys[1]) == 2 * BLY * closed.alpha_ppm // PPM
+
+
+def test_a_payment_without_fee_or_usage_earns_nothing_more():
+    world = rich(kind=Training)
+    buy(world, fee=0)
+    buy(world, usage=(), payer=0)
     assert end_epoch(world, signers=[]).micro == 0
 
 
