@@ -239,7 +239,7 @@ def bind_all(
     reward.bind(
         answers,
         genesis=base.genesis,
-        view=lambda: replica.view,
+        view=stores.state.freeze,
         account=base.key.account,
         origins=Origins(stores.blocks, stores.checkpoints),
         lane=base.disk_lane,

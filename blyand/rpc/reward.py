@@ -26,7 +26,7 @@ from blyand.rpc.reasons import answered, part_lines, state_of
 from blyand.rules.economy import epoch as epochs
 from blyand.rules.economy import supply
 from blyand.rules.economy.book import Purse, amount
-from blyand.rules.economy.distribution import DAY_MS, reckon
+from blyand.rules.economy.distribution import DAY_MS, Reckoning, reckon
 from blyand.rules.economy.statement import (
     CLOSED,
     EARNED,
@@ -35,6 +35,7 @@ from blyand.rules.economy.statement import (
     Closed,
     Earned,
     Share,
+    Shares,
     Source,
 )
 from blyand.rules.records import CLOCK, NODES
@@ -54,35 +55,36 @@ def bind(
     origins: Origins,
     lane: Threads,
 ) -> None:
-    """Bind reward.*. `account` is this node's; `lane` reads the database."""
+    """Bind reward.*.
+
+    `view` gives the state as of one checkpoint; `account` is this node's; `lane` reads
+    the database.
+    """
 
     @answers(spec.epoch)
     async def epoch(params: spec.GetEpoch) -> spec.Epoch:
-        number = max(0, epochs.running(view()).number - 1)
-        if params.number is not None:
-            number = params.number
-        closed, shares = closed_epoch(view(), number)
-        return epoch_of(closed, shares, params.limit, is_over=True)
+        state = view()
+        number = params.number
+        if number is None:
+            number = max(0, epochs.running(state).number - 1)
+        closed, shares = closed_epoch(state, number)
+        return epoch_of(closed, shares.shares, params.limit, is_over=True)
 
     @answers(spec.preview)
     async def preview(params: spec.Preview) -> spec.Epoch:
-        now = clock_of(view())
-        running = epochs.running(view())
-        room = supply.room(Overlay(view()), now[1])
-        reckoned = await lane.run(reckon, view(), genesis, running, *now, room)
+        reckoned = await lane.run(reckoned_now, view(), genesis)
         shares = reckoned.shares.shares
         return epoch_of(reckoned.closed, shares, params.limit, is_over=False)
 
     @answers(spec.explain)
     async def explain(params: spec.Explain) -> spec.Explained:
-        who = account_called(view(), params.who, account)
-        closed, shares = closed_epoch(view(), params.epoch)
-        found = [share for share in shares if share.account == who]
+        state = view()
+        who = account_called(state, params.who, account)
+        closed, shares = closed_epoch(state, params.epoch)
+        found = [share for share in shares.shares if share.account == who]
         if not found:
             text = f"account {who.hex()} got nothing in epoch {params.epoch}"
             raise RpcError(RECIPIENT_UNKNOWN, text)
-        lines = SHARES.get(view(), params.epoch)
-        assert lines is not None
         proofs, more, complete = await lane.run(
             origins.of, closed, found[0], params.limit
         )
@@ -93,9 +95,9 @@ def bind(
             first_height=closed.first_height,
             last_height=closed.last_height,
             paid_micro=found[0].micro,
-            state=state_of(found[0], clock_of(view())[1], genesis),
-            parts=part_lines(closed, found[0], lines.lines, genesis),
-            answered=answered(who, lines.lines),
+            state=state_of(found[0], clock_of(state)[1], genesis),
+            parts=part_lines(closed, found[0], shares.lines, genesis),
+            answered=answered(who, shares.lines),
             proofs=proofs,
             more_proofs=more,
             proofs_complete=complete,
@@ -103,12 +105,20 @@ def bind(
 
     @answers(spec.stats)
     async def stats(params: spec.GetStats) -> spec.Stats:
-        who = account_called(view(), params.who, account)
-        return await lane.run(stats_of, view(), who)
+        state = view()
+        who = account_called(state, params.who, account)
+        return await lane.run(stats_of, state, who)
 
     @answers(spec.leaderboard)
     async def leaderboard(params: spec.GetLeaderboard) -> spec.Leaderboard:
-        return await lane.run(leaders, list(EARNED.scan(view())), params.limit)
+        return await lane.run(leaders, view(), params.limit)
+
+
+def reckoned_now(view: View, genesis: Genesis) -> Reckoning:
+    """Return what the running epoch comes to if it ends at state's time."""
+    height, time_ms = clock_of(view)
+    room = supply.room(Overlay(view), time_ms)
+    return reckon(view, genesis, epochs.running(view), height, time_ms, room)
 
 
 def clock_of(view: View) -> tuple[int, int]:
@@ -118,7 +128,7 @@ def clock_of(view: View) -> tuple[int, int]:
     return clock.height, clock.time_ms
 
 
-def closed_epoch(view: View, number: int) -> tuple[Closed, tuple[Share, ...]]:
+def closed_epoch(view: View, number: int) -> tuple[Closed, Shares]:
     """Return an epoch that is over, with its shares. RpcError EPOCH_UNKNOWN."""
     running = epochs.running(view).number
     if number >= running:
@@ -132,7 +142,7 @@ def closed_epoch(view: View, number: int) -> tuple[Closed, tuple[Share, ...]]:
             f"state keeps the shares of the last {SHARES_KEPT} epochs, not of {number}"
         )
         raise RpcError(EPOCH_UNKNOWN, text)
-    return closed, shares.shares
+    return closed, shares
 
 
 def account_called(view: View, who: str, own: bytes) -> bytes:
@@ -247,10 +257,10 @@ def _window(view: View, name: str, closed: list[Closed], who: bytes) -> spec.Win
     )
 
 
-def leaders(earned: list[Earned], limit: int) -> spec.Leaderboard:
+def leaders(view: View, limit: int) -> spec.Leaderboard:
     """Return who was rewarded most; equal totals go by account (REWARD-10)."""
     ranked = sorted(
-        (one for one in earned if one.total_micro),
+        (one for one in EARNED.scan(view) if one.total_micro),
         key=lambda one: (-one.total_micro, one.account),
     )
     best = {

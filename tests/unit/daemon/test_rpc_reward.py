@@ -102,7 +102,7 @@ def ask(world, name, /, **params):
     reward.bind(
         answers,
         genesis=world.genesis,
-        view=lambda: world.view,
+        view=world.view.freeze,
         account=world.keys[0].account,
         origins=Origins(BlockStore(store), CheckpointStore(store)),
         lane=Threads("test", 1),
