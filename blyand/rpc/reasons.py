@@ -18,7 +18,7 @@ FORMULAS = {
     Source.VALIDATOR: "pool x signed / checkpoints x (1 + uptime) x 1.1 if nearer than "
     f"{FAST_MS} ms x 1.2 without an offence",
     Source.INFERENCE: "for each expert: base x min(calls / 100, 2) x own part of the "
-    "calls x max(0.5, 2 - seconds) x (1 + quality) x recency x alpha, at most the fees",
+    "fees x max(0.5, 2 - seconds) x (1 + quality) x recency x alpha, at most the fees",
     Source.LEARNING: "rate x tokens learned from / groups of the model x (1 - alpha)",
     Source.VALIDATION: "rate x accepted submissions x reputation",
     Source.DATASET: "what its model gained by it",
@@ -99,7 +99,9 @@ def _why(source: Source, closed: Closed, genesis: Genesis) -> str:
         after = {one: m * closed.allowance_micro // total for one, m in after.items()}
         stages.append(f"its part of the day's budget, {bly(closed.allowance_micro)}")
     if paid[source] + len(worth) + closed.recipients < after[source]:
-        stages.append(f"its part of what the year may mint, {bly(closed.mintable_micro)}")
+        stages.append(
+            f"its part of what the year may mint, {bly(closed.mintable_micro)}"
+        )
     scale = paid[source] * PPM // worth[source]
     return f"scaled to {percent(scale)} by {' and '.join(stages) or 'rounding'}"
 

@@ -59,25 +59,27 @@ def expert(
 
     base x usage x speed x (1 + score) x recency; at most 8 x base.
     """
-    return server(base_micro, calls, calls, response_ms, score_ppm, idle_ms)
+    return server(base_micro, calls, 1, 1, response_ms, score_ppm, idle_ms)
 
 
 def server(
     base_micro: int,
-    expert_calls: int,
     calls: int,
+    fees: int,
+    all_fees: int,
     response_ms: int,
     score_ppm: int,
     idle_ms: int,
 ) -> int:
-    """Return what one of an expert's servers gets of that: its part of the calls.
+    """Return what one of an expert's servers gets of that: its part of the fees.
 
-    Usage is the expert's, so that an expert earns no more from many servers; speed and
-    recency are the server's own.
+    Usage is the expert's, so that an expert earns no more from many servers. It is not
+    shared by calls: whoever counts them for itself could take from others for nothing.
+    Speed, score and recency are the server's own.
     """
-    product = usage_ppm(expert_calls) * speed_ppm(response_ms)
-    product *= (PPM + min(PPM, score_ppm)) * recency_ppm(idle_ms) * calls
-    return base_micro * product // (PPM**4 * max(1, expert_calls))
+    product = usage_ppm(calls) * speed_ppm(response_ms)
+    product *= (PPM + min(PPM, score_ppm)) * recency_ppm(idle_ms) * fees
+    return base_micro * product // (PPM**4 * max(1, all_fees))
 
 
 def learning(micro_per_mtoken: int, tokens: int, groups: int) -> int:

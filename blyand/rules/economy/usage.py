@@ -103,25 +103,30 @@ def lines(view: View, base_micro: int, time_ms: int) -> list[Line]:
     Ascending by model, group, server.
     """
     found = list(USES.scan(view))
-    calls: dict[tuple[bytes, int], int] = {}
+    experts: dict[tuple[bytes, int], tuple[int, int]] = {}
     for line in found:
-        calls[line.model, line.group] = line.calls + calls.get(
-            (line.model, line.group), 0
-        )
+        calls, fees = experts.get((line.model, line.group), (0, 0))
+        experts[line.model, line.group] = calls + line.calls, fees + line.fee_micro
     return [
         replace(
             line,
-            micro=reward.server(
-                base_micro,
-                calls[line.model, line.group],
-                line.calls,
-                line.waited_ms // line.calls,
-                line.quality // line.calls,
-                time_ms - line.last_ms,
-            ),
+            micro=_worth(line, *experts[line.model, line.group], base_micro, time_ms),
         )
         for line in found
     ]
+
+
+def _worth(line: Line, calls: int, fees: int, base_micro: int, time_ms: int) -> int:
+    """Return what a line is worth, of an expert with so many calls and fees in all."""
+    return reward.server(
+        base_micro,
+        calls,
+        line.fee_micro,
+        fees,
+        line.waited_ms // line.calls,
+        line.quality // line.calls,
+        time_ms - line.last_ms,
+    )
 
 
 def earned(line: Line, alpha_ppm: int) -> int:

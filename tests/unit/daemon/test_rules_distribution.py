@@ -327,6 +327,13 @@ def test_a_payment_without_fee_or_usage_earns_nothing_more():
     assert end_epoch(world, signers=[]).micro == 0
 
 
+def test_calls_that_cost_nothing_take_nothing_from_another_server():
+    world = rich(kind=Training)
+    serve(world, calls=200, server=1, fee=100 * BLY)
+    serve(world, calls=10**6, server=0, fee=1)
+    assert [line.micro for line in lines(world) if line.fee_micro > 1] == [3_799_999]
+
+
 def test_what_does_not_count():
     world = rich(kind=Training)
     serve(world, server=1, payer=1)
