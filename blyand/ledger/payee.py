@@ -184,7 +184,8 @@ class Payee:
             if session.intent is None:
                 escrow = self._escrow(session)
                 left = escrow.captured_micro - escrow.reversed_micro
-                name = digest(Domain.ONCE, b"reverse", id, key.encode())
+                called = key or str(escrow.reversed_micro)
+                name = digest(Domain.ONCE, b"reverse", id, called.encode())
                 payload = Reverse(
                     1, escrow.id, left if amount_micro is None else amount_micro, name
                 )

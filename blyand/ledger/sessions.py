@@ -31,6 +31,7 @@ from blyand.rules.economy.session import (
     follow,
     path,
 )
+from blyand.rules.view import View
 from blyand.store.sessions import Intent, Session, SessionStore, Side
 
 logger = logging.getLogger(__name__)
@@ -216,14 +217,14 @@ class Sessions:
                 for session in self.all():
                     if session.intent is not None and is_live(session):
                         nursery.start_soon(self._resume, resume, session.id)
-                await self._sweep()
                 task_status.started()
+                await self._catch_up()
                 dropped = 0
                 async for fact in facts:
                     await self._heard(fact)
                     if facts.dropped > dropped:
                         dropped = facts.dropped
-                        await self._sweep()
+                        await self._catch_up()
 
     async def _resume(self, resume: Resume, id: bytes) -> None:
         while True:
@@ -236,6 +237,26 @@ class Sessions:
             except (Refused, Illegal) as error:
                 logger.info("session %s: %s", id.hex()[:16], error)
                 return
+
+    async def _catch_up(self) -> None:
+        """See what became of reserves of which no checkpoint told us: we were away."""
+        view = self.hands.view()
+        quoted = {
+            session.id
+            for session in self._by_id.values()
+            if session.side is Side.PAYEE and session.state is SessionState.QUOTED
+        }
+        if quoted:
+            reserves = await self.hands.lane.run(_reserves_of, view, quoted)
+            for id, reserve in reserves.items():
+                async with self.turn(id):
+                    await self.authorized(self.find(id), reserve)
+        for session in self.all():
+            if session.reserve is not None and session.state not in ENDED:
+                if session.intent is None and self.escrow(session) is not None:
+                    async with self.turn(session.id):
+                        await self.settle(self.find(session.id))
+        await self._sweep()
 
     async def _heard(self, fact: CheckpointFinalised) -> None:
         """Move the sessions that a checkpoint's blocks, or its time, are about."""
@@ -336,3 +357,12 @@ class Sessions:
 def is_live(session: Session) -> bool:
     """True until a session has come to an end; a credited one may still be reversed."""
     return session.state not in ENDED and session.state is not SessionState.CREDITED
+
+
+def _reserves_of(view: View, quotes: set[bytes]) -> dict[bytes, bytes]:
+    """Return quote -> reserve, of those that some payer reserved for. Blocking."""
+    found = {}
+    for escrow in ESCROWS.scan(view):
+        if escrow.quote is not None and escrow.quote in quotes:
+            found[escrow.quote] = escrow.id
+    return found

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from blyand.rules.economy.session import Failure, SessionState
-from blyand.store.sessions import Session
+from blyand.store.sessions import Session, Side
 
 PERIODS_MS = {"1h": 3_600_000, "24h": 86_400_000, "7d": 7 * 86_400_000}
 PARTS = 12  # of a period, in a time series
@@ -29,8 +29,10 @@ class Tally:
     credited: int  # those given back later included
     reversed: int
     failures: dict[Failure, int]  # of every kind
-    authorize_ms: tuple[int, int]  # median and 95th percentile: from quote to reserve
-    credit_ms: tuple[int, int]  # from receipt to credit
+    authorize_ms: tuple[
+        int, int
+    ]  # payer, from quote to reserve: median, 95th percentile
+    credit_ms: tuple[int, int]  # payee, from receipt to credit
     parts: tuple[Part, ...]
 
     @property
@@ -48,7 +50,7 @@ class Tally:
 
 def tally(sessions: Iterable[Session], period_ms: int, now_ms: int) -> Tally:
     """Count what moved in the last `period_ms`."""
-    since = now_ms - period_ms
+    since = max(0, now_ms - period_ms)
     recent = [one for one in sessions if one.moved_ms > since]
     credited = [one for one in recent if _at(one, SessionState.CREDITED) > since]
     failed = [one for one in recent if _at(one, SessionState.FAILED) > since]
@@ -66,10 +68,16 @@ def tally(sessions: Iterable[Session], period_ms: int, now_ms: int) -> Tally:
         reversed=sum(_at(one, SessionState.REVERSED) > since for one in recent),
         failures={kind: kinds.get(kind, 0) for kind in Failure},
         authorize_ms=_percentiles(
-            recent, SessionState.QUOTED, SessionState.AUTHORIZED, since
+            (one for one in recent if one.side is Side.PAYER),
+            SessionState.QUOTED,
+            SessionState.AUTHORIZED,
+            since,
         ),
         credit_ms=_percentiles(
-            recent, SessionState.CAPTURED, SessionState.CREDITED, since
+            (one for one in recent if one.side is Side.PAYEE),
+            SessionState.CAPTURED,
+            SessionState.CREDITED,
+            since,
         ),
         parts=tuple(
             Part(since + n * width, within(paid_ms, n), within(failed_ms, n))

@@ -65,6 +65,7 @@ def reserve(
 ) -> None:
     """Lock the author's money for a payee."""
     payer = block.header.account
+    spend_key(view, block, payload, now_ms, genesis.setting("idempotency_span_ms"))
     if payload.to == payer:
         raise Reject("an account reserves nothing for itself")
     if payload.to in pools.RESERVED:
@@ -77,7 +78,6 @@ def reserve(
         raise Reject("the reserve expired before it was made")
     if payload.expires_ms - now_ms > genesis.setting("escrow_span_ms"):
         raise Reject("the reserve would last longer than this network allows")
-    spend_key(view, block, payload, now_ms, genesis.setting("idempotency_span_ms"))
     if payload.amount_micro + payload.fee_micro > amount(view, payer):
         raise Reject("the account owns less than it reserves")
     fee.charge(view, payer, payload.fee_micro, genesis.setting("transfer_fee_micro"))
@@ -141,6 +141,7 @@ def reverse(
     view: Overlay, block: Block, payload: Reverse, genesis: Genesis, now_ms: int
 ) -> Escrow:
     """Give back some of what was captured; the payee pays it out of its free money."""
+    spend_key(view, block, payload, now_ms, genesis.setting("idempotency_span_ms"))
     escrow = _of_payee(view, block, payload.reserve)
     if escrow.status is not Status.CAPTURED:
         raise Reject(f"nothing is to be given back: it is {_name(escrow)}")
@@ -148,7 +149,6 @@ def reverse(
         raise Reject("the time to give it back is over; make a transfer")
     if not payload.amount_micro:
         raise Reject("nothing is given back")
-    spend_key(view, block, payload, now_ms, genesis.setting("idempotency_span_ms"))
     back = escrow.reversed_micro + payload.amount_micro
     if back > escrow.captured_micro:
         raise Reject("more is given back than was captured")
