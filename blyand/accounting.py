@@ -18,6 +18,9 @@ from blyand.rpc.ordering import Ordering
 from blyand.store.sessions import SessionStore
 
 
+KEPT_DAYS = 400  # of chain time, of statements; for ever with the role archive
+
+
 @dataclass(frozen=True)
 class Accounting:
     """The money of one node."""
@@ -42,6 +45,9 @@ def build_accounting(base: Base, replica: Replica) -> Accounting:
         lane=base.disk_lane,
     )
     sessions = SessionStore(stores.database)
+    books = Books(
+        stores.blocks, stores.checkpoints, stores.statements, base.genesis.time_ms
+    )
     return Accounting(
         ledger=Ledger(hands, base.key, base.genesis, sessions, base.events),
         auditor=Auditor(
@@ -51,10 +57,10 @@ def build_accounting(base: Base, replica: Replica) -> Accounting:
             base.disk_lane,
             base.metrics,
             base.alarms.__setitem__,
+            books.time_of,
+            0 if "archive" in base.config.node.roles else KEPT_DAYS,
         ),
-        books=Books(
-            stores.blocks, stores.checkpoints, stores.statements, base.genesis.time_ms
-        ),
+        books=books,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import trio
 
 from blyand.compute import Threads
+from blyand.errors import Busy
 from blyand.events import Broadcast, CheckpointFinalised
 from blyand.metrics import Metrics
 from blyand.rules.economy import pools
@@ -16,6 +17,7 @@ from blyand.rules.economy.audit import Audit, Drift
 from blyand.rules.economy.book import BALANCES, ISSUE, supply
 from blyand.rules.records import CLOCK
 from blyand.rules.view import View
+from blyand.store.db import Superseded
 from blyand.store.statements import Audited, Statements
 
 logger = logging.getLogger(__name__)
@@ -54,13 +56,21 @@ class Auditor:
         lane: Threads,
         metrics: Metrics,
         alarm: Callable[[int, str], None],
+        time_of: Callable[[int], int | None] = lambda height: None,
+        keep_days: int = 0,
     ) -> None:
-        """`freeze` gives the executed state, to be read whatever is executed later."""
+        """`freeze` gives the executed state, to be read whatever is executed later.
+
+        Statements older than `keep_days` of chain time, and than an audit, are dropped;
+        0: none. `time_of` is the chain time of a checkpoint, None where it is not here.
+        """
         self._freeze = freeze
         self._statements = statements
         self._events = events
         self._lane = lane
         self._alarm = alarm
+        self._time_of = time_of
+        self._keep_ms = keep_days * DAY_MS
         self._turn = trio.Lock()
         self._audits = metrics.counter("blyan_ledger_audits")
         self._drifts = metrics.counter("blyan_ledger_drifts")
@@ -86,8 +96,12 @@ class Auditor:
                 moved=moved,
                 expects=before is not None or whole,
             )
-            while await self._lane.run(audit.step, AT_ONCE):
-                await report(audit.purses)
+            try:
+                while await self._lane.run(audit.step, AT_ONCE):
+                    await report(audit.purses)
+            except Superseded as error:
+                text = "the database was opened anew during the audit; try again"
+                raise Busy(text) from error
             await report(audit.purses)
             finding = Finding(
                 height=clock.height,
@@ -133,9 +147,27 @@ class Auditor:
                 now_ms = fact.final.checkpoint.time_ms
                 if now_ms < due_ms:
                     continue
-                finding = await self.audit(_silent)
+                try:
+                    finding = await self.audit(_silent)
+                except Busy:
+                    continue  # with the next checkpoint
                 logger.info("audited %d purses: %s", finding.purses, finding.sound)
                 due_ms = now_ms + DAY_MS
+                if finding.sound and self._keep_ms:
+                    await self._prune(finding.height, now_ms - self._keep_ms)
+
+    async def _prune(self, audited: int, before_ms: int) -> None:
+        """Drop the statements of checkpoints before a time that were audited."""
+        low, high = 0, audited  # the first height that stays is in between
+        while low < high:
+            middle = (low + high) // 2
+            time_ms = await self._lane.run(self._time_of, middle)
+            if time_ms is None or time_ms < before_ms:
+                low = middle + 1
+            else:
+                high = middle
+        while await self._lane.run(self._statements.prune, low):
+            await trio.lowlevel.checkpoint()
 
 
 async def _silent(purses: int) -> None:

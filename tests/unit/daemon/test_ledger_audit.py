@@ -229,6 +229,39 @@ def test_old_statements_are_pruned_from_the_oldest_on(books):
     ]
 
 
+def test_what_is_older_than_wanted_is_dropped_after_an_audit(books):
+    times = {0: books.world.time_ms}
+    auditor = Auditor(
+        lambda: books.world.view.freeze(),
+        books.statements,
+        books.events,
+        Threads("test", 1),
+        books.metrics,
+        books.alarms.__setitem__,
+        times.get,
+        keep_days=2,
+    )
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(auditor.run)
+            for day in range(5):
+                one, two, _ = books.world.keys
+                payment = books.world.block(books.world.pay(two, 1), one)
+                times[books.world.height + 1] = books.world.time_ms + DAY_MS
+                books.order(payment, step_ms=DAY_MS)
+                while books.statements.audited() != Audited(
+                    books.world.height, books.world.time_ms
+                ):
+                    await trio.sleep(0.001)
+            while books.statements.oldest() != 3:
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert not books.alarms
+
+
 PURSES = st.dictionaries(
     st.tuples(st.sampled_from([b"a" * 20, b"b" * 20, b"c" * 20]), st.integers(0, 2)),
     st.integers(1, 100),
