@@ -77,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     back.set_defaults(command=_restore)
     founding_commands.configure(commands.add_parser)
     run = commands.add_parser("run", parents=[home], help="run the node")
+    run.add_argument(
+        "--checkpoint",
+        metavar="HEIGHT:HASH",
+        help="join by this checkpoint, which you trust; own: the whole network was off",
+    )
     run.set_defaults(command=_run)
     return parser
 
@@ -89,6 +94,7 @@ def _flags(args: argparse.Namespace) -> dict[str, object]:
         "net.announce": tuple(announce) if announce else None,
         "net.bootstrap": tuple(bootstrap) if bootstrap else None,
         "net.region": args.region,
+        "sync.checkpoint": getattr(args, "checkpoint", None),
         "net.max_per_group": args.max_per_group,
         "compute.device": args.device,
         "compute.daemons_on_host": args.daemons_on_host,

@@ -11,6 +11,7 @@ from blyan_tile.corpus import Archive, joined
 from blyand.accounting import Accounting, bind_accounting
 from blyand.compute import Worker
 from blyand.foundation import Base
+from blyand.newcomer import Newcomer, downloaded
 from blyand.parts import Models
 from blyand.protocols.fetch import Fetcher
 from blyand.replica import Replica
@@ -22,6 +23,7 @@ from blyand.rpc import (
     explorer,
     history,
     infer,
+    level,
     model,
     net,
     node,
@@ -55,6 +57,7 @@ def bind_all(
     importer: Worker,
     upkeep: Upkeep,
     accounting: Accounting,
+    newcomer: Newcomer,
     stop: Callable[[], None],
     roles: tuple[str, ...],
     learns: bool,
@@ -97,6 +100,11 @@ def bind_all(
             learner=models.learner if learns else None,
             warnings=lambda: [
                 *_troubles(base, replica),
+                *(
+                    [newcomer.joiner.told.trouble]
+                    if newcomer.joiner.told.trouble
+                    else []
+                ),
                 *stores.warnings,
                 *base.alarms.values(),
             ],
@@ -163,7 +171,9 @@ def bind_all(
         latency_ms=latency_ms,
         clock=base.clock,
     )
-    tally = Tally(stores.blocks, stores.checkpoints)
+    tally = Tally(
+        stores.blocks, stores.checkpoints, lambda: stores.history.floor.blocks
+    )
     chains = chain.ChainView(stores.blocks, stores.checkpoints, replica.pool)
     chain.bind(
         answers,
@@ -172,11 +182,26 @@ def bind_all(
         tally=tally,
         lane=base.disk_lane,
     )
-    sync.bind(
+    level.bind(
         answers,
         machine=replica.machine,
         follower=replica.follower,
         peers=lambda: len(base.meeting.peers),
+    )
+    sync.bind(
+        answers,
+        genesis=base.genesis,
+        progress=sync.Progress(
+            machine=replica.machine,
+            follower=replica.follower,
+            joiner=newcomer.joiner,
+            backfill=newcomer.backfill,
+            records=newcomer.records,
+            peers=lambda: base.meeting.peers,
+            downloaded_bytes=lambda: sum(downloaded(base).values()),
+            blobs=lambda: fetcher.wanted + fetcher.under_way,
+        ),
+        lane=base.disk_lane,
     )
     explorer.bind(
         answers,
@@ -195,6 +220,7 @@ def bind_all(
         blobs=stores.blobs,
         state_root=stores.checkpoints.stored_state_root,
         has_holes=lambda: replica.mender.has_holes,
+        floor=lambda: stores.history.floor.blocks,
         lane=base.disk_lane,
     )
     prove.bind(

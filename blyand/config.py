@@ -20,6 +20,7 @@ from typing import Any
 
 from blyand.errors import ConfigFault
 from blyand.options import Option, Value, option
+from blyand.sections import LogSection, SyncSection
 
 
 @dataclass(frozen=True)
@@ -191,28 +192,6 @@ class RpcSection:
 
 
 @dataclass(frozen=True)
-class LogSection:
-    """What is written to stderr and to <home>/log."""
-
-    level: str = option(
-        "info",
-        "Least level written.",
-        choices=("debug", "info", "warning", "error"),
-    )
-    json: bool = option(False, "One JSON object per record instead of text.")
-    file_mib: int = option(
-        16, "Size at which the log file is rotated.", unit="MiB", low=1, high=4096
-    )
-    files: int = option(4, "Log files kept, the current one included.", low=1, high=99)
-    events: str = option(
-        "off",
-        "File for one JSON line per connection, stream, offence and ban, without what "
-        "was said; relative to the home, rotated like the log. off: none.",
-        unit="path",
-    )
-
-
-@dataclass(frozen=True)
 class Config:
     """All sections, and where each value came from ("net.listen" -> "default")."""
 
@@ -223,6 +202,7 @@ class Config:
     compute: ComputeSection = ComputeSection()
     training: TrainingSection = TrainingSection()
     inference: InferenceSection = InferenceSection()
+    sync: SyncSection = SyncSection()
     rpc: RpcSection = RpcSection()
     log: LogSection = LogSection()
     value_sources: Mapping[str, str] = field(default_factory=dict)

@@ -49,6 +49,7 @@ from blyand.net.mdns import LocalNetwork
 from blyand.net.outside import announced
 from blyand.net.peers import PeerBook
 from blyand.net.standing import Standing
+from blyand.newcomer import build_newcomer
 from blyand.parts import Models, build_fetcher, build_models, build_voter, wanting
 from blyand.poison import PoisonBox
 from blyand.protocols import expert as expert_ends
@@ -171,16 +172,18 @@ async def run(home: Home, config: Config) -> None:
                 disk_lane=Threads("disk", 2),
                 infer_lane=Threads("infer", 1),
             )
-            settling.begin(base)
             fetcher = build_fetcher(base)
             replica = build_replica(base)
+            newcomer = build_newcomer(base, replica, _roles(base))
+            settling.begin(base, must_join=newcomer.aim.must)
             models = build_models(
                 base, replica, fetcher, expert_ends.Client(calls), trainer
             )
             mesh = Mesh(host, dialer.dial, events, random.Random())
-            voter = (
-                build_voter(base, replica, fetcher, mesh) if _validates(base) else None
-            )
+            voter = None
+            if _validates(base):
+                is_lost = base.is_amnesic or newcomer.aim.must
+                voter = build_voter(base, replica, fetcher, mesh, is_lost=is_lost)
             upkeep = build_upkeep(base, replica, models, fetcher, _roles(base))
             accounting = build_accounting(base, replica)
             stop = trio.Event()
@@ -189,6 +192,7 @@ async def run(home: Home, config: Config) -> None:
                 replica,
                 models,
                 voter,
+                newcomer,
                 serves_experts=bool(_roles(base) & Role.SERVE),
             )
             learns = bool(config.training.enabled and _roles(base) & Role.LEARN)
@@ -200,6 +204,7 @@ async def run(home: Home, config: Config) -> None:
                 importer,
                 upkeep,
                 accounting,
+                newcomer,
                 stop.set,
                 _role_names(base),
                 learns,
@@ -211,7 +216,10 @@ async def run(home: Home, config: Config) -> None:
                 Service("reach", reach.run),
                 Service("relaying", relaying.run),
                 Service("intake", replica.intake.run),
+                Service("donor", newcomer.donor.run),
+                Service("joiner", newcomer.joiner.run),
                 Service("follower", replica.follower.run),
+                Service("backfill", newcomer.backfill.run),
                 Service("mender", replica.mender.run),
                 Service(
                     "settling",
@@ -220,6 +228,7 @@ async def run(home: Home, config: Config) -> None:
                         base,
                         replica,
                         voter.remember if voter else None,
+                        newcomer.joiner.joined,
                     ),
                 ),
                 Service("author", replica.author.run),

@@ -11,6 +11,7 @@ from blyan_proto.protocols import sync as sync_proto
 from blyan_proto.protocols import votes as votes_proto
 from blyand.finality.voter import Voter
 from blyand.foundation import Base
+from blyand.newcomer import Newcomer
 from blyand.parts import Models, build_uploads
 from blyand.protocols import blobs as blobs_ends
 from blyand.protocols import blocks as blocks_ends
@@ -27,11 +28,13 @@ def serve_streams(
     replica: Replica,
     models: Models,
     voter: Voter | None,
+    newcomer: Newcomer,
     *,
     serves_experts: bool,
 ) -> None:
     """Answer what peers ask on streams, from now on."""
     host, stores = base.host, base.stores
+    uploads = build_uploads(base)
     host.handle(
         blocks_proto.PROTOCOL_ID,
         blocks_ends.serve(stores.blocks.get, replica.pool.ids, base.disk_lane),
@@ -39,12 +42,18 @@ def serve_streams(
     )
     host.handle(
         sync_proto.PROTOCOL_ID,
-        sync_ends.serve(lambda: replica.machine.clock.height, stores.checkpoints.range),
+        sync_ends.serve(
+            lambda: replica.machine.clock.height,
+            newcomer.records,
+            newcomer.donor,
+            base.disk_lane,
+            uploads,
+        ),
         deadline_s=sync_proto.DEADLINE_S,
     )
     host.handle(
         blobs_proto.PROTOCOL_ID,
-        blobs_ends.serve(stores.blobs, base.disk_lane, build_uploads(base)),
+        blobs_ends.serve(stores.blobs, base.disk_lane, uploads),
         concurrency=16,
         total=blobs_proto.MAX_STREAMS,
         deadline_s=None,

@@ -64,10 +64,11 @@ def initialise(
     if not home.config.exists():
         write_default_toml(home.config, options)
     config = load_config(home.config, {}, {})
-    registration = _registration(key, config, alone=genesis is None)
-    founded = genesis_file.load(genesis) if genesis else _alone(key, registration)
+    roles = role_bits(config.node.roles)
+    founded = genesis_file.load(genesis) if genesis else _alone(key, config, roles)
     genesis_file.save(founded, home.genesis)
-    return Made(home, key.public, key.account, founded.id, registration)
+    founder = _registration(key, config, roles)
+    return Made(home, key.public, key.account, founded.id, founder)
 
 
 def hardware() -> Hardware:
@@ -81,11 +82,8 @@ def role_bits(names: tuple[str, ...]) -> int:
     return sum(int(Role[name.upper()]) for name in set(names))
 
 
-def _registration(key: SigningKey, config: Config, *, alone: bool) -> Registration:
-    """Return what a founder is in a genesis as; whoever begins alone validates."""
-    roles = role_bits(config.node.roles)
-    if alone:
-        roles |= int(Role.VALIDATE)
+def _registration(key: SigningKey, config: Config, roles: int) -> Registration:
+    """Return what a founder is in a genesis as."""
     return Registration(
         version=FORMAT_VERSION,
         key=key.public,
@@ -97,5 +95,7 @@ def _registration(key: SigningKey, config: Config, *, alone: bool) -> Registrati
     )
 
 
-def _alone(key: SigningKey, registration: Registration) -> Genesis:
+def _alone(key: SigningKey, config: Config, roles: int) -> Genesis:
+    """Return the genesis of a node that begins a network, and so validates."""
+    registration = _registration(key, config, roles | int(Role.VALIDATE))
     return found(Plan(balances={key.account: SUPPLY_MICRO}), [registration])

@@ -222,13 +222,15 @@ def wanting(replica: Replica, fetcher: Fetcher) -> Callable[[bytes, bytes], None
     return want
 
 
-def build_voter(base: Base, replica: Replica, fetcher: Fetcher, mesh: Mesh) -> Voter:
-    """Return the service by which this node agrees with other validators."""
+def build_voter(
+    base: Base, replica: Replica, fetcher: Fetcher, mesh: Mesh, *, is_lost: bool
+) -> Voter:
+    """Return the service by which this node agrees with other validators.
+
+    `is_lost`: what it signed in a former life is not known here.
+    """
     stores, pool, machine = base.stores, replica.pool, replica.machine
     want = wanting(replica, fetcher)
-
-    def is_ordered(id: bytes) -> bool:
-        return stores.blocks.outcome(id) is not None
 
     def may_order(block: Block) -> bool:
         missing = [id for id in blobs_of(block) if not stores.blobs.has(id)]
@@ -284,7 +286,7 @@ def build_voter(base: Base, replica: Replica, fetcher: Fetcher, mesh: Mesh) -> V
             ),
             pending=Pending(
                 ready=lambda: pool.ready(
-                    is_ordered, may_order, base.genesis.parameters
+                    replica.is_ordered, may_order, base.genesis.parameters
                 ),
                 count=lambda: len(pool),
                 changed=changed,
@@ -294,7 +296,7 @@ def build_voter(base: Base, replica: Replica, fetcher: Fetcher, mesh: Mesh) -> V
                 peers=base.peers,
             ),
             availability=Availability(
-                is_ordered, may_order, receipts_for, take_receipts
+                replica.is_ordered, may_order, receipts_for, take_receipts
             ),
             mesh=mesh,
             events=base.events,
@@ -308,5 +310,5 @@ def build_voter(base: Base, replica: Replica, fetcher: Fetcher, mesh: Mesh) -> V
         ),
         Pen(base.genesis.id, key_in, stores.intents, stores.locks, base.chain_lane),
         stores.intents,
-        is_lost=base.is_amnesic,
+        is_lost=is_lost,
     )

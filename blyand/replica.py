@@ -19,8 +19,11 @@ from blyand.foundation import Base
 from blyand.net.identity import peer_id_of
 from blyand.protocols import blocks as blocks_ends
 from blyand.protocols import sync as sync_ends
+from blyand.rules.chain.known import is_known, tip_place
 from blyand.rules.records import NODES
 from blyand.rules.view import View
+from blyand.store.blocks import BlockStore
+from blyand.store.history import History
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,21 @@ class Replica:
     follower: Follower
     author: Author
     mender: Mender
+    blocks: BlockStore
+    history: History
 
     @property
     def view(self) -> View:
         return self.machine.view
+
+    def is_ordered(self, id: bytes) -> bool:
+        """True when a checkpoint ordered a block, as far as disk and state tell.
+
+        A node that began with a state may never have seen the block itself.
+        """
+        if self.blocks.outcome(id) is not None:
+            return True
+        return not self.history.is_whole and is_known(self.view, id)
 
     def peer_of(self, account: bytes) -> str | None:
         """Return the peer id of a registered account."""
@@ -79,6 +93,8 @@ def build_replica(base: Base) -> Replica:
             swarm.ancestors,
             base.blame,
             lambda account: NODES.get(machine.view, account) is not None,
+            lambda id: tip_place(machine.view, id),
+            lambda: not base.stores.history.is_whole,
         ),
     )
     follower = Follower(
@@ -111,5 +127,15 @@ def build_replica(base: Base) -> Replica:
         base.stores.checkpoints,
         base.disk_lane,
         Givers(base.peers, finals, swarm.ancestors, base.blame),
+        lambda: base.stores.history.floor.blocks,
     )
-    return Replica(machine, pool, intake, follower, author, mender)
+    return Replica(
+        machine,
+        pool,
+        intake,
+        follower,
+        author,
+        mender,
+        base.stores.blocks,
+        base.stores.history,
+    )

@@ -28,8 +28,13 @@ def is_amnesic(home: Home, stores: Stores) -> bool:
     return home.restored.exists() or stores.intents.damaged
 
 
-def begin(base: Base) -> None:
-    """Let the node sign at once, or raise the alarm that says why it may not."""
+def begin(base: Base, *, must_join: bool = False) -> None:
+    """Let the node sign at once, or raise the alarm that says why it may not.
+
+    One that `must_join` may have lost what it signed in a former life.
+    """
+    if must_join:
+        return
     if base.is_amnesic:
         base.alarms[ALARM] = (
             "what this node signed before is not known here; it signs nothing until all "
@@ -43,6 +48,7 @@ async def settle(
     base: Base,
     replica: Replica,
     remember: Callable[[], Awaitable[None]] | None,
+    joined: trio.Event | None = None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -52,6 +58,8 @@ async def settle(
     """
     task_status.started()
     if not base.settled.is_set():
+        if joined is not None:
+            await joined.wait()
         await replica.follower.level()
         if remember is not None:
             await remember()

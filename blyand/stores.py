@@ -15,6 +15,7 @@ from blyand.store.budget import Budget
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.commit import GroupCommit
 from blyand.store.db import LevelStore, open_store
+from blyand.store.history import History
 from blyand.store.intents import IntentLog
 from blyand.store.locks import LockStore
 from blyand.store.mend import find_holes, name_holes
@@ -37,6 +38,7 @@ class Stores:
     database: LevelStore
     blocks: BlockStore
     checkpoints: CheckpointStore
+    history: History
     sets: SetStore
     locks: LockStore
     state: State
@@ -83,6 +85,7 @@ def _stores(
     warnings = []
     blocks, checkpoints = BlockStore(database), CheckpointStore(database)
     statements = Statements(database)
+    history = History(database, checkpoints, blocks)
     if database.repaired:
         blocks.reindex()
     if database.repaired or database.get(META_RESTORING) is None:
@@ -90,7 +93,7 @@ def _stores(
     state = State.load(database)
     is_executed = _is_executed(database, state, checkpoints)
     if database.repaired:
-        holes = find_holes(blocks, checkpoints)
+        holes = find_holes(blocks, checkpoints, history.floor.blocks)
         name_holes(holes)
         is_executed = is_executed and not holes.lacks_outcomes
         warnings.append("the database was damaged and repaired; look at the disk")
@@ -98,7 +101,8 @@ def _stores(
     if not is_executed:
         checkpoints.forget_execution()  # DEC-D4: execute again from the genesis
         statements.forget()
-        blocks.drop_unwhole()  # they are needed, so they are fetched
+        if history.is_whole:
+            blocks.drop_unwhole()  # they are needed, so they are fetched
         state.reload()
     if not is_executed and checkpoints.latest() is not None:
         warnings.append("executed state was lost; it is being executed again")
@@ -112,6 +116,7 @@ def _stores(
         database,
         blocks,
         checkpoints,
+        history,
         SetStore(database),
         LockStore(database),
         state,

@@ -41,12 +41,15 @@ LEVELS = {
         5,
     ),
     **dict.fromkeys(["directory", "upkeep", "founding", "founding_commands"], 5),
+    "newcomer": 5,
     "rpc": 4,
     **dict.fromkeys(["chain", "finality", "election", "inference", "training"], 3),
-    **dict.fromkeys(["retention"], 3),
+    **dict.fromkeys(["retention", "joining"], 3),
     **dict.fromkeys(["data", "evolution", "guard", "ledger"], 3),
     "protocols": 2,
-    **dict.fromkeys(["net", "store", "config", "options", "supervise", "compute"], 1),
+    **dict.fromkeys(
+        ["net", "store", "config", "options", "sections", "supervise", "compute"], 1
+    ),
     **dict.fromkeys(["worker", "clock", "events", "errors", "log", "metrics"], 1),
     **dict.fromkeys(["keystore", "home", "backup", "poison", "genesis"], 1),
     **dict.fromkeys(["exposition", "diary"], 1),

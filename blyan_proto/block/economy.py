@@ -6,7 +6,7 @@ from __future__ import annotations
 import enum
 from typing import Annotated
 
-from blyan_proto.block.header import Header
+from blyan_proto.block.header import SignedHeader
 from blyan_proto.block.model import TileRoots
 from blyan_proto.codec import U8, U16, U32, U64, Size, message
 from blyan_proto.constants import MAX_PAYLOAD_BYTES
@@ -105,14 +105,6 @@ class Offence(enum.IntEnum):
     DOUBLE_HEAD = 3
     INVALID_BLOCK = 4
     FALSE_ROOT = 5
-
-
-@message
-class SignedHeader:
-    """A header with its author's signature: the smallest proof that a block was made."""
-
-    header: Header
-    signature: Signature
 
 
 # Offence -> how many signed headers and how many statements prove it. A statement is a

@@ -15,6 +15,7 @@ from blyan_proto.types import (
     CheckpointId,
     Hash,
     PublicKey,
+    Signature,
 )
 
 NO_LAYER = 0xFFFF  # a subject that belongs to no layer
@@ -68,3 +69,11 @@ class Header:
 @lru_cache(maxsize=2048)
 def _id(header: Header) -> bytes:
     return digest(Domain.BLOCK, encode(header))
+
+
+@message
+class SignedHeader:
+    """What is kept of a block for ever, whatever becomes of its payload (DEC-B9)."""
+
+    header: Header
+    signature: Signature

@@ -71,6 +71,7 @@ NOUN_BASES = {
     "infer": 900,
     "net": 1000,
     "pin": 1100,
+    "sync": 1200,
     "ledger": 1400,
     "supply": 1500,
     "reward": 1600,
@@ -137,6 +138,7 @@ PIN_UNKNOWN = ErrorCode(1111, "pin unknown", "it is not pinned")
 BLOB_UNKNOWN = ErrorCode(1112, "blob unknown", "no such blob here or at a peer")
 PINS_FULL = ErrorCode(1113, "pins full", "no more can be pinned")
 
+NO_CHECKPOINT = ErrorCode(1210, "no checkpoint", "nothing is final here yet")
 ACCOUNT_INVALID = ErrorCode(1410, "account invalid", "not an account, a pool or me")
 PAYMENT_REFUSED = ErrorCode(1411, "payment refused", "it had no effect; it says why")
 KEY_CONFLICT = ErrorCode(1412, "key conflict", "the key names another payment")
@@ -181,6 +183,7 @@ NOUN_ERRORS = (
     PIN_UNKNOWN,
     BLOB_UNKNOWN,
     PINS_FULL,
+    NO_CHECKPOINT,
     ACCOUNT_INVALID,
     PAYMENT_REFUSED,
     KEY_CONFLICT,

@@ -15,6 +15,7 @@ NOUNS = {
     "net": "how this node is connected, and what goes over it",
     "peer": "who is connected, and connect to one more",
     "chain": "the chain: tips, blocks, checkpoints",
+    "sync": "join by a checkpoint: how far, by whom, and the one to hand over",
     "expert": "which experts there are, who holds them, at which versions",
     "model": "create a model, list them, show one",
     "data": "add a dataset, list them, show one",

@@ -17,12 +17,18 @@ from blyand.store.sets import SetStore
 
 
 def check_block(
-    blocks: BlockStore, id: bytes, network: bytes, *, mending: bool = False
+    blocks: BlockStore,
+    id: bytes,
+    network: bytes,
+    *,
+    mending: bool = False,
+    partial: bool = False,
 ) -> tuple[str | None, bool]:
     """Check one block: digests, signature, payload, parents, height.
 
     Returns what is wrong, and whether its payload was pruned (which is no fault, unless
-    a damaged database is `mending`: then nobody knows).
+    a damaged database is `mending`: then nobody knows). `partial`: history is not all
+    here, so that a parent may be missing.
     """
     try:
         signed = blocks.signed_header(id)
@@ -38,11 +44,19 @@ def check_block(
     heights = []
     for parent in header.parents:
         above = blocks.signed_header(parent)
+        if above is None and partial:
+            return _check_content(blocks, id, mending)
         if above is None:
             return f"its parent {parent.hex()[:16]} is not here", False
         heights.append(above.header.height)
     if header.height != (1 + max(heights) if heights else 0):
         return "its height is not one more than its highest parent's", False
+    return _check_content(blocks, id, mending)
+
+
+def _check_content(
+    blocks: BlockStore, id: bytes, mending: bool
+) -> tuple[str | None, bool]:
     try:
         block = blocks.get(id)
     except Pruned:

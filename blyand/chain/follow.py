@@ -66,6 +66,7 @@ class Follower:
         self._lane = lane
         self._remote = remote
         self.swarm = swarm
+        self.held = False  # follow nothing: this node is about to join by a state
         self._waiting: dict[int, tuple[FinalCheckpoint, str]] = {}
         self._wake = trio.Event()  # there may be something to apply
         self._ask = trio.Event()  # there may be something to fetch
@@ -105,6 +106,8 @@ class Follower:
     @property
     def behind(self) -> int:
         """How many checkpoints we know of and have not applied."""
+        if self.held:
+            return max(2, self.known - self._machine.clock.height)
         return max(self._waiting, default=0) - self._machine.clock.height
 
     @property
@@ -136,11 +139,21 @@ class Follower:
             peers = {p for p in peers if not self._levelling.rests(p)}
         return bool(peers) and peers <= self._level & self._levelling.compared
 
+    def hold(self, held: bool) -> None:
+        """Follow no checkpoint while held; then go on from where the machine is."""
+        if self.held and not held:
+            self._gatherer.restart()
+            self._wake.set()
+            self._ask.set()
+        self.held = held
+
     async def gossip_check(self, peer: str, raw: bytes) -> Verdict:
         """Say whether a gossiped checkpoint is forwarded, and keep it when it is.
 
         Raises ProtocolError or Reject for what the forwarder should have refused.
         """
+        if self.held:
+            return Verdict.IGNORE
         try:
             final = await self._lane.run(_decoded, raw)
             height = final.checkpoint.height
@@ -201,7 +214,7 @@ class Follower:
     async def _keep_asking(self) -> None:
         while True:
             self._ask = trio.Event()
-            peer = self._next_peer()
+            peer = None if self.held else self._next_peer()
             if peer is not None and await self._poll(peer):
                 continue
             with trio.move_on_after(POLL_S):
@@ -254,6 +267,8 @@ class Follower:
 
     async def _is_level_with(self, peer: str) -> bool:
         """Ask a peer how far it is; True when that is as far as this node."""
+        if self.held:
+            return False
         await self._poll(peer)
         height = self._machine.clock.height
         return self._top() == height and self._claims.get(peer, 0) >= height - 1
@@ -312,6 +327,8 @@ class Follower:
 
     async def _advance(self) -> bool:
         """Apply the next checkpoint if it and its blocks are here."""
+        if self.held:
+            return False
         height = self._machine.clock.height + 1
         for old in [known for known in self._waiting if known < height]:
             del self._waiting[old]

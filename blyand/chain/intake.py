@@ -28,7 +28,7 @@ from blyand.events import Broadcast
 from blyand.net.gossip import Verdict
 from blyand.net.identity import peer_id_of
 from blyand.poison import PoisonBox
-from blyand.rules.chain.intake import Checked, ParentUnknown, check
+from blyand.rules.chain.intake import Checked, ParentUnknown, Place, check
 from blyand.rules.verdict import Ignore, Reject
 from blyand.store.blocks import BlockStore
 from blyand.store.commit import GroupCommit
@@ -52,6 +52,8 @@ class Sources:
     fetch: FetchBlocks
     blame: Callable[[str, Exception], None]
     is_registered: Callable[[bytes], bool] = lambda account: False
+    tip: Callable[[bytes], Place | None] = lambda id: None  # of ordered blocks
+    lacks_history: Callable[[], bool] = lambda: False  # this node began with a state
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Intake:
             lane,
             poison,
             sources.is_registered,
+            sources.tip,
+            sources.lacks_history,
         )
         self._send, self._receive = trio.open_memory_channel[Arrived](QUEUE)
         self._queued: Counter[str] = Counter()

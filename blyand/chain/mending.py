@@ -54,12 +54,15 @@ class Mender:
         checkpoints: CheckpointStore,
         lane: Threads,
         givers: Givers,
+        floor: Callable[[], int] = lambda: 1,
     ) -> None:
+        """`floor()`: the height at which history begins here."""
         self._store = store
         self._blocks = blocks
         self._checkpoints = checkpoints
         self._lane = lane
         self._givers = givers
+        self._floor = floor
         self.missing: Holes | None = (
             None  # known after the first walk, if there are any
         )
@@ -90,7 +93,7 @@ class Mender:
         """Return what is missing, None for nothing. Blocking."""
         if not self.has_holes:
             return None
-        holes = find_holes(self._blocks, self._checkpoints)
+        holes = find_holes(self._blocks, self._checkpoints, self._floor())
         if holes.lacks_outcomes:  # of a checkpoint that only came back now
             self._checkpoints.forget_execution()
             self._blocks.drop_unwhole()

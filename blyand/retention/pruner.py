@@ -20,7 +20,7 @@ from blyand.rules.records import CLOCK, GROUPS
 from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
 from blyand.store.blocks import BlockStore
-from blyand.store.checkpoints import TOOK_EFFECT, CheckpointStore
+from blyand.store.checkpoints import REFUSED, CheckpointStore
 from blyand.store.pins import PinKind, Pins
 from blyand.store.retained import Retained
 from blyand.store.schema import Batch
@@ -258,7 +258,7 @@ class Pruner:
         if outcome is None or block is None:
             return None
         place = (outcome.height, outcome.position)
-        return Ordered(id, place, outcome.code == TOOK_EFFECT, block.content)
+        return Ordered(id, place, outcome.code != REFUSED, block.content)
 
     def _place_of(self, id: bytes) -> Place | None:
         outcome = self._disk.blocks.outcome(id)

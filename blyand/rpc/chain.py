@@ -23,7 +23,7 @@ from blyand.rpc.tally import Tally, kind_name
 from blyand.rules.chain.execute import begin
 from blyand.rules.records import TIPS
 from blyand.store.blocks import BlockStore
-from blyand.store.checkpoints import CheckpointStore
+from blyand.store.checkpoints import REFUSED, CheckpointStore
 from blyand.store.schema import Outcome
 from blyand.store.state import root_of
 
@@ -277,5 +277,7 @@ def _tips(machine: Machine, chain: Chain) -> dict[bytes, int]:
 
 def _error(outcome: Outcome | None) -> str | None:
     return (
-        (outcome.text or "no reason is recorded") if outcome and outcome.code else None
+        (outcome.text or "no reason is recorded")
+        if outcome and outcome.code == REFUSED
+        else None
     )

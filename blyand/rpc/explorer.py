@@ -9,6 +9,7 @@ from statistics import median
 
 import trio
 
+from blyan_proto.block.header import SignedHeader
 from blyan_proto.codec import encode
 from blyan_proto.rpc import chain as spec
 from blyan_proto.types import Chain
@@ -19,7 +20,6 @@ from blyand.rpc.chain import ChainView, newest, pending, plain
 from blyand.rpc.tally import Tally
 from blyand.store.blobs import BlobStore
 from blyand.store.equivocations import Equivocations
-from blyand.store.schema import SignedHeader
 
 RECENT = 100  # checkpoints behind the median interval
 EXPORTED_AT_ONCE = 256

@@ -1,154 +1,120 @@
-"""Answers chain.sync: how far this node has come, until it is level with its peers."""
+"""Answers about joining: how far, by whom, and the checkpoint to hand over."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import trio
 
-from blyan_proto.rpc import chain as spec
-from blyan_proto.rpc.errors import SYNC_HALTED, RpcError, shared_code
+from blyan_proto.genesis import Genesis
+from blyan_proto.rpc import sync as spec
+from blyan_proto.rpc.errors import NO_CHECKPOINT, RpcError
+from blyan_proto.types import Role
 from blyand.chain.follow import Follower
 from blyand.chain.machine import Machine
+from blyand.compute import Threads
+from blyand.joining.backfill import Backfill
+from blyand.joining.joiner import Joiner
+from blyand.joining.records import Records
+from blyand.protocols.meeting import Met
 from blyand.rpc.bind import Answers, Emit
+from blyand.rules.chain.trust import Pin
 
 STEP_S = 0.5  # between two signs of progress
-LONELY_S = 20.0  # without a peer: a dialler that just began may need a while
-STUCK_S = 15.0  # without a peer that gives the next block
-SPAN = 20  # steps over which rates are taken
 
 
-class Pace:
-    """What was reached when, over the last steps."""
+@dataclass(frozen=True)
+class Progress:
+    """What the status is read from."""
 
-    def __init__(self) -> None:
-        self._points: deque[tuple[float, int, int]] = deque(maxlen=SPAN)
+    machine: Machine
+    follower: Follower
+    joiner: Joiner
+    backfill: Backfill
+    records: Records
+    peers: Callable[[], Mapping[str, Met]]
+    downloaded_bytes: Callable[[], int]
+    blobs: Callable[[], int]
 
-    def note(self, now_s: float, checkpoint: int, blocks: int) -> None:
-        """Remember a point."""
-        self._points.append((now_s, checkpoint, blocks))
-
-    def rates(self) -> tuple[float, float]:
-        """Return checkpoints and blocks a second."""
-        (began_s, *first), (now_s, *last) = self._points[0], self._points[-1]
-        span_s = max(now_s - began_s, 1e-9)
-        checkpoints, blocks = (b - a for a, b in zip(first, last))
-        return checkpoints / span_s, blocks / span_s
-
-
-class Watch:
-    """One call: what it began with, and what would end it without success."""
-
-    def __init__(
-        self, machine: Machine, follower: Follower, peers: Callable[[], int]
-    ) -> None:
-        self._machine = machine
-        self._follower = follower
-        self._peers = peers
-        self._began_s = trio.current_time()
-        self._height = machine.clock.height
-        self._blocks = follower.swarm.blocks
-        self._bytes = follower.swarm.bytes
-        self._pace = Pace()
-        self._lonely_s = self._stuck_s = self._began_s
-
-    def check(self) -> None:
-        """Raise RpcError when waiting on is of no use."""
-        if self._machine.halted:
-            raise RpcError(SYNC_HALTED, self._machine.halted)
-        now = trio.current_time()
-        if self._peers():
-            self._lonely_s = now
-        if self._follower.stuck is None:
-            self._stuck_s = now
-        if now - self._lonely_s >= LONELY_S:
-            raise RpcError(
-                shared_code("chain", "no route"),
-                "no peer is connected; `blyanctl peer connect ADDRESS` dials one",
-            )
-        if now - self._stuck_s >= STUCK_S and self._is_pruned():
-            raise RpcError(
-                shared_code("chain", "pruned"),
-                f"checkpoint {self._machine.clock.height + 1} needs blocks that every "
-                "connected peer has pruned; connect to a node with the role archive by "
-                "`blyanctl peer connect ADDRESS`",
-            )
-
-    def _is_pruned(self) -> bool:
-        stuck = self._follower.stuck
-        return stuck is not None and self._follower.swarm.pruned_at(stuck) > 0
-
-    def progress(self) -> spec.SyncProgress:
-        """Return where this node stands."""
-        height, known = self._machine.clock.height, self._follower.known
-        blocks = self._follower.swarm.blocks - self._blocks
-        self._pace.note(trio.current_time(), height, blocks)
-        checkpoints_per_s, blocks_per_s = self._pace.rates()
-        left = known - height
-        return spec.SyncProgress(
-            stage=self._stage(left),
-            checkpoint=height,
-            known=known,
-            blocks=blocks,
-            fetched_bytes=self._follower.swarm.bytes - self._bytes,
-            peers=self._peers(),
-            blocks_per_s=blocks_per_s,
-            left_s=left / checkpoints_per_s if checkpoints_per_s > 0 else None,
-        )
-
-    def _stage(self, left: int) -> str:
-        if not self._peers():
-            return "waiting for a peer"
-        if self._follower.stuck is not None:
-            return "waiting for blocks that no connected peer gives"
-        return "catching up" if left else "asking every peer for what is new"
-
-    def result(self) -> spec.Synced:
-        """Return what was done."""
-        height, swarm = self._machine.clock.height, self._follower.swarm
-        return spec.Synced(
-            checkpoint=height,
-            checkpoints=height - self._height,
-            blocks=swarm.blocks - self._blocks,
-            fetched_bytes=swarm.bytes - self._bytes,
-            peers=self._peers(),
-            seconds=trio.current_time() - self._began_s,
+    def status(self) -> spec.SyncStatus:
+        """Return how far this node is."""
+        told, floor = self.joiner.told, self.records.history.floor
+        fill = self.backfill
+        return spec.SyncStatus(
+            phase=told.phase,
+            trouble=told.trouble or None,
+            checkpoint=self.machine.clock.height,
+            known=self.follower.known,
+            joined_at=floor.joined,
+            target=told.height,
+            chunks=told.chunks,
+            state_bytes=told.state_bytes,
+            blobs=self.blobs(),
+            history_from=floor.checkpoints,
+            blocks_from=floor.blocks,
+            backfilled_blocks=fill.blocks,
+            backfill_left_s=fill.left_s,
+            backfill_trouble=fill.trouble or None,
+            downloaded_bytes=self.downloaded_bytes(),
+            sync_time_s=told.joined_s,
+            peers=len(self.peers()),
         )
 
 
 def bind(
-    answers: Answers,
-    *,
-    machine: Machine,
-    follower: Follower,
-    peers: Callable[[], int],
+    answers: Answers, *, genesis: Genesis, progress: Progress, lane: Threads
 ) -> None:
-    """Bind chain.sync. `peers` is how many said hello."""
+    """Bind sync.*. `lane` reads the database."""
+    joiner, records = progress.joiner, progress.records
 
-    @answers(spec.sync)
-    async def sync(params: spec.SyncChain, emit: Emit) -> spec.Synced:
-        watch = Watch(machine, follower, peers)
-        level = trio.Event()
-        refused: RpcError | None = None
+    @answers(spec.status)
+    async def status(params: spec.GetSync) -> spec.SyncStatus:
+        return progress.status()
 
-        async def wait() -> None:
-            await follower.level(patient=False)
-            level.set()
+    @answers(spec.watch)
+    async def watch(params: spec.WatchSync, emit: Emit) -> spec.SyncStatus:
+        while not joiner.joined.is_set() or (
+            params.history and not records.history.is_whole
+        ):
+            await emit(progress.status())
+            await trio.sleep(STEP_S)
+        return progress.status()
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(wait)
-            while not level.is_set():
-                try:
-                    watch.check()
-                except RpcError as error:
-                    refused = error
-                    break
-                await emit(watch.progress())
-                with trio.move_on_after(STEP_S):
-                    await level.wait()
-            nursery.cancel_scope.cancel()
-        if refused is not None:
-            raise refused
-        await emit(watch.progress())
-        return watch.result()
+    @answers(spec.checkpoint)
+    async def checkpoint(params: spec.GetPin) -> spec.CheckpointPin:
+        height = progress.machine.clock.height
+        final = await lane.run(records.checkpoints.at, height)
+        if final is None:
+            raise RpcError(NO_CHECKPOINT, "no checkpoint is final here yet")
+        made = final.checkpoint
+        signers = await lane.run(records.members, made.validators_root)
+        voters = [vote.voter for vote in final.votes]
+        return spec.CheckpointPin(
+            checkpoint=str(Pin(made.height, made.id)),
+            height=made.height,
+            id=made.id,
+            time_ms=made.time_ms,
+            trusted_until_ms=made.time_ms + genesis.parameters.trust_span_ms,
+            network=genesis.id,
+            validators_root=made.validators_root,
+            signers=voters,
+            weight=sum(map(signers.weight_of, voters)),
+            total_weight=signers.total,
+        )
+
+    @answers(spec.providers)
+    async def providers(params: spec.ListProviders) -> spec.Providers:
+        gave, out = joiner.told.gave, joiner.told.out
+        met = progress.peers()
+        found = [
+            spec.Provider(
+                peer=peer,
+                finalised=met[peer].greeting.finalised if peer in met else 0,
+                archive=peer in met and bool(met[peer].greeting.roles & Role.ARCHIVE),
+                chunks=gave.get(peer, 0),
+                refused=out.get(peer),
+            )
+            for peer in {*met, *gave, *out}
+        ]
+        return spec.Providers(sorted(found, key=lambda one: (-one.chunks, one.peer)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -11,7 +12,7 @@ from blyan_proto.block.payload import KINDS
 from blyan_proto.types import Chain
 from blyand.compute import Threads
 from blyand.store.blocks import BlockStore
-from blyand.store.checkpoints import CheckpointStore
+from blyand.store.checkpoints import REFUSED, CheckpointStore
 
 
 @dataclass
@@ -38,9 +39,16 @@ class Counts:
 class Tally:
     """Counts ordered blocks."""
 
-    def __init__(self, blocks: BlockStore, checkpoints: CheckpointStore) -> None:
+    def __init__(
+        self,
+        blocks: BlockStore,
+        checkpoints: CheckpointStore,
+        floor: Callable[[], int] = lambda: 1,
+    ) -> None:
+        """`floor()`: the lowest height from which on all blocks are here."""
         self._blocks, self._checkpoints = blocks, checkpoints
-        self._height = 0
+        self._floor = floor
+        self._low = self._high = 1  # counted: from `_low` on, below `_high`
         self._counts = Counts()
         self._counting = trio.Lock()  # the lane may have several threads
 
@@ -51,25 +59,36 @@ class Tally:
         return self._counts
 
     def _read(self, height: int) -> None:
-        while self._height < height:
-            final = self._checkpoints.at(self._height + 1)
-            if final is None:
-                break
-            ids = final.checkpoint.blocks
-            found = [self._blocks.signed_header(id) for id in ids]
-            if None in found:  # lost with a damaged database, and on its way back
-                break
-            for id, signed in zip(ids, found):
-                if signed is not None:
-                    self._add(id, signed.header)
-            self._height += 1
+        floor = self._floor()
+        if floor > self._high:  # it joined by a state beyond what was counted
+            self._counts, self._low, self._high = Counts(), floor, floor
+        if self._low == self._high:
+            self._low = self._high = floor
+        while self._high <= height and self._count(self._high):
+            self._high += 1
+        while self._low > floor and self._count(self._low - 1):
+            self._low -= 1
+
+    def _count(self, height: int) -> bool:
+        """Count a checkpoint's blocks; False while some are not here."""
+        final = self._checkpoints.at(height)
+        ids = final.checkpoint.blocks if final is not None else ()
+        found = [self._blocks.signed_header(id) for id in ids]
+        if (
+            final is None or None in found
+        ):  # lost with a damaged database, on its way back
+            return False
+        for id, signed in zip(ids, found):
+            if signed is not None:
+                self._add(id, signed.header)
+        return True
 
     def _add(self, id: bytes, header: Header) -> None:
         kind = kind_name(header)
         count = self._counts.kinds.setdefault((header.chain, kind), Count())
         outcome = self._blocks.outcome(id)
         count.blocks += 1
-        count.refused += bool(outcome and outcome.code)
+        count.refused += bool(outcome and outcome.code == REFUSED)
         count.payload_bytes += header.payload_bytes
         self._counts.authors.add(header.account)
 

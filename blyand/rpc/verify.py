@@ -28,12 +28,13 @@ def bind(
     state_root: Callable[[], tuple[int, bytes]],
     lane: Threads,
     has_holes: Callable[[], bool] = lambda: False,
+    floor: Callable[[], int] = lambda: 1,
 ) -> None:
     """Bind chain.verify.
 
     `state_root` reads the stored state whole and returns the height it is after and its
-    root. `has_holes`: what a damaged database lost is not all back. `lane` reads and
-    hashes.
+    root. `has_holes`: what a damaged database lost is not all back. `floor()`: the
+    height from which on all blocks are here. `lane` reads and hashes.
     """
 
     @answers(spec.verify)
@@ -47,13 +48,16 @@ def bind(
         blocks, store = seen.blocks, seen.checkpoints
         ids = await lane.run(blocks.ids)
         pruned, mending = 0, await lane.run(has_holes)
+        lowest = floor()
         for at in range(0, len(ids), AT_ONCE):
             some = ids[at : at + AT_ONCE]
             for id, (problem, was_pruned) in zip(
                 some,
                 await lane.run(
                     lambda: [
-                        check_block(blocks, id, genesis.id, mending=mending)
+                        check_block(
+                            blocks, id, genesis.id, mending=mending, partial=lowest > 1
+                        )
                         for id in some
                     ]
                 ),
@@ -63,7 +67,7 @@ def bind(
             await emit(Progress("checking blocks", at + len(some), len(ids), "blocks"))
 
         height, root = await lane.run(state_root)
-        for at in range(1, height + 1):
+        for at in range(lowest, height + 1):
             problem = await lane.run(check_checkpoint, blocks, store, sets, genesis, at)
             final = store.at(at)
             note("checkpoint", final.checkpoint.id if final else bytes(32), problem)
@@ -83,7 +87,7 @@ def bind(
             sound=not problems,
             blocks=len(ids),
             pruned=pruned,
-            checkpoints=height,
+            checkpoints=max(0, height + 1 - lowest),
             blobs=len(roots) if params.blobs else 0,
             problems=problems,
         )

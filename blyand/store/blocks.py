@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from blyan_proto.block.block import Block
-from blyan_proto.block.header import Header
+from blyan_proto.block.header import Header, SignedHeader
 from blyan_proto.codec import decode, encode
 from blyan_proto.constants import MAX_BLOCK_BYTES
 from blyan_proto.errors import ProtocolError
@@ -34,7 +34,6 @@ from blyand.store.schema import (
     Arrival,
     Batch,
     Outcome,
-    SignedHeader,
     author_key,
     decode_own,
     place_key,
@@ -217,14 +216,23 @@ class BlockStore:
 
     def put_back(self, checked: Checked) -> None:
         """Store an ordered block that a repaired database lost, durable on return."""
+        self._store.write_batch(self.old(checked), sync=True)
+
+    def old(self, checked: Checked) -> Batch:
+        """Return the writes that store a block which a checkpoint ordered long ago."""
         block = checked.block
-        self._sieve.add(block.id)
-        signed = encode(SignedHeader(block.header, block.signature))
-        whole = [(HEADER + block.id, signed), (PAYLOAD + block.id, block.payload)]
-        writes: Batch = [*whole, *_index(block.id, block.header)]
-        writes.append((DROPPED + block.id, None))
-        writes += naming(block.id, block.header.kind, block.payload)
-        self._store.write_batch(writes, sync=True)
+        writes = self.old_header(SignedHeader(block.header, block.signature))
+        writes += [(PAYLOAD + block.id, block.payload), (DROPPED + block.id, None)]
+        return writes + naming(block.id, block.header.kind, block.payload)
+
+    def old_header(self, signed: SignedHeader, dropped_ms: int | None = None) -> Batch:
+        """Return those that store its header alone; `dropped_ms`: as if pruned then."""
+        id = signed.header.id
+        self._sieve.add(id)
+        writes: Batch = [(HEADER + id, encode(signed)), *_index(id, signed.header)]
+        if dropped_ms is not None:
+            writes.append((DROPPED + id, u64(dropped_ms)))
+        return writes
 
     def reindex(self) -> int:
         """Write every index again from the headers; for a repaired database.

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from blyan_proto.checkpoint import MAX_FINAL_CHECKPOINT_BYTES, FinalCheckpoint
 from blyan_proto.codec import encode
 from blyand.errors import StorageFault
+from blyand.store import handovers
 from blyand.store.buckets import Changes, area_of, remove, touch, tree_of
 from blyand.store.db import Store
 from blyand.store.schema import (
@@ -23,6 +24,8 @@ from blyand.store.schema import (
 )
 
 TOOK_EFFECT = 0
+REFUSED = 1
+UNKNOWN = 2  # ordered before the state that this node began with
 
 
 class CheckpointStore:
@@ -93,6 +96,7 @@ class CheckpointStore:
             outcome = Outcome(height, position, code, _shortened(text))
             writes.append((ORDERED + block, encode(outcome)))
             writes.append((PENDING + block, None))
+        writes += handovers.rows(final.checkpoint)
         return writes + (self._rows(changes) if rows is None else rows)
 
     def commit_checkpoint(

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from blyan_proto.block.header import SignedHeader
 from blyan_proto.codec import encode, message
 from blyan_proto.constants import MAX_BLOCK_BYTES
 from blyan_proto.signing import account_of
@@ -27,7 +28,6 @@ from blyand.store.schema import (
     EQUIVOCATION,
     HEADER,
     Batch,
-    SignedHeader,
     author_key,
     decode_own,
 )

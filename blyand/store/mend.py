@@ -27,11 +27,14 @@ class Holes:
         return f"{blocks} blocks and {checkpoints} checkpoints"
 
 
-def find_holes(blocks: BlockStore, checkpoints: CheckpointStore) -> Holes:
-    """Walk from the executed checkpoint down to the first. Blocking, by the chain's length."""
+def find_holes(
+    blocks: BlockStore, checkpoints: CheckpointStore, floor: int = 1
+) -> Holes:
+    """Walk from the executed checkpoint down to `floor`, where history begins here.
+    Blocking, by the chain's length."""
     heights, lost = [], []
     lacks_outcomes = False
-    for height in range(checkpoints.executed_height, 0, -1):
+    for height in range(checkpoints.executed_height, floor - 1, -1):
         final = checkpoints.at(height)
         if final is None:
             heights.append(height)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
+from blyan_proto.block.header import SignedHeader
 from blyan_proto.block.payload import decode_payload
 from blyan_proto.codec import encode
 from blyand.rules.chain.retention import NAMING, Ordered, Place, blobs_named
@@ -31,7 +32,6 @@ from blyand.store.schema import (
     PAYLOAD,
     Batch,
     Gone,
-    SignedHeader,
     decode_own,
     kept_key,
     u64,

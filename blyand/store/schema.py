@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
-from blyan_proto.block.header import Header
 from blyan_proto.codec import U8, U16, U32, U64, Size, decode, message
 from blyan_proto.errors import ProtocolError
-from blyan_proto.types import Signature
 from blyand.errors import StorageFault
 
 T = TypeVar("T")
@@ -20,14 +18,6 @@ T = TypeVar("T")
 SCHEMA_VERSION = 2
 
 Batch = list[tuple[bytes, bytes | None]]  # in order; None deletes the key
-
-
-@message
-class SignedHeader:
-    """What stays of a block for ever (DEC-B9); its payload is a value of its own."""
-
-    header: Header
-    signature: Signature
 
 
 @message
@@ -47,7 +37,7 @@ class Outcome:
 
     height: U64  # of the checkpoint
     position: U16  # in its order
-    code: U8  # 0: took effect
+    code: U8  # 0: took effect, 1: did not, 2: executed before our first state
     text: Annotated[str, Size(0, MAX_OUTCOME_TEXT_BYTES)]  # why it did not
 
 
@@ -96,6 +86,7 @@ MOVED = b"a"
 BASELINE = b"w"
 SESSION = b"s"
 SESSION_KEY = b"k"
+HANDOVER = b"J"
 
 TABLE = (
     Row(META, "name", "schema: u32; executed: u64 height; clean, holes, area …"),
@@ -126,6 +117,7 @@ TABLE = (
     Row(BASELINE, "account 20, purse u8", "u64 micro-BLY at the last audit"),
     Row(SESSION, "id 32", "Session (sessions.py)"),
     Row(SESSION_KEY, "digest of the key 32", "Keyed (sessions.py)"),
+    Row(HANDOVER, "height u64", "empty: another validator set signs the next one"),
 )
 
 META_SCHEMA = META + b"schema"
@@ -137,6 +129,8 @@ META_AREA = META + b"area"  # u8: which of AREAS holds the executed state; absen
 META_RESTORING = META + b"restoring"  # Restoring, while the other area is being filled
 META_JUDGED = META + b"judged"  # height up to which retention looked at every block
 META_AUDITED = META + b"audited"  # Audited: the last audit that found nothing
+META_FLOOR = META + b"floor"  # Floor (history.py), where history is not whole
+META_FLOOR_NEXT = META + b"floor_next"  # what it becomes with the state on its way
 META_NAMED = META + b"named"  # there once all payloads are in the index of names
 META_GONE = (
     META + b"gone"

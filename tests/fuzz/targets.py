@@ -305,7 +305,19 @@ TARGETS: dict[str, Target] = {
         None,
         (made.encode_message("compare"), made.encode_message("compare_deeper")),
     ),
-    "sync request": choice(sync.REQUEST, sync.MAX_REQUEST_BYTES, "get_checkpoints"),
+    "sync request": choice(
+        sync.REQUEST,
+        sync.MAX_REQUEST_BYTES,
+        "get_checkpoints",
+        "get_handovers",
+        "get_validators",
+        "get_offers",
+        "get_manifest",
+        "get_part",
+        "get_headers",
+    ),
+    "offers": message(sync.Offers, sync.MAX_ANSWER_BYTES, sample("offers")),
+    "headers": message(sync.Headers, sync.MAX_ANSWER_BYTES, sample("headers")),
     "checkpoints": message(
         sync.Checkpoints, sync.MAX_ANSWER_BYTES, sample("checkpoints")
     ),

@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from blyan_proto.block import data, economy, ledger, model
 from blyan_proto.block.block import Block, encode_block
-from blyan_proto.block.header import INLINE, NO_LAYER, Header
+from blyan_proto.block.header import INLINE, NO_LAYER, Header, SignedHeader
 from blyan_proto.block.payload import encode_payload, kind_of, payload_digest
 from blyan_proto.block.work import work_digest
 from blyan_proto.checkpoint import (
@@ -416,6 +416,17 @@ MESSAGES: dict[str, tuple[Any, Any]] = {
     ),
     "get_checkpoints": (sync.GetCheckpoints(12, 128), sync.REQUEST),
     "checkpoints": (sync.Checkpoints(12, (FINAL,)), None),
+    "get_handovers": (sync.GetHandovers(1, 128), sync.REQUEST),
+    "get_validators": (sync.GetValidators(CHECKPOINT.validators_root), sync.REQUEST),
+    "get_offers": (sync.GetOffers(12), sync.REQUEST),
+    "offers": (sync.Offers(12, (FINAL,)), None),
+    "get_manifest": (sync.GetManifest(CHECKPOINT.id), sync.REQUEST),
+    "get_part": (sync.GetPart(CHECKPOINT.id, 7, b"\x07" * 32), sync.REQUEST),
+    "get_headers": (sync.GetHeaders((ROOT_BLOCK.id,)), sync.REQUEST),
+    "headers": (
+        sync.Headers((SignedHeader(ROOT_BLOCK.header, ROOT_BLOCK.signature),)),
+        None,
+    ),
     "get_outline": (blobs.GetOutline(hash_of("blob")), blobs.REQUEST),
     "get_leaves": (blobs.GetLeaves(hash_of("blob"), 16, 16), blobs.REQUEST),
     "outline": (blobs.OutlineOf(bytes(128), b"", (hash_of("leaf"),)), None),

@@ -9,7 +9,7 @@ import trio
 
 from blyan_proto.rpc.errors import SYNC_HALTED, RpcError, shared_code
 from blyan_proto.rpc.methods import all_methods
-from blyand.rpc import sync
+from blyand.rpc import level
 from blyand.rpc.bind import Answers
 from tests.unit.daemon.chain_node import Node, block, following, gives, grow, run
 
@@ -32,7 +32,7 @@ def pair(tmp_path):
 async def call(node):
     """Call the method; return its result and what it streamed, both as declared."""
     answers, items = Answers(all_methods()), []
-    sync.bind(
+    level.bind(
         answers,
         machine=node.machine,
         follower=node.follower,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import trio
 
+from blyan_proto.block.header import SignedHeader
 from blyan_proto.codec import encode
 from blyan_proto.rpc.methods import all_methods
 from blyan_tile.tblock import outline_of
@@ -20,7 +21,6 @@ from blyand.store.schema import (
     HEADER,
     ORDERED,
     PAYLOAD,
-    SignedHeader,
     checkpoint_key,
 )
 from tests.unit.daemon.chain_node import Node, run

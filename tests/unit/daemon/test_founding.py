@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from blyan_proto.codec import to_plain
 from blyan_proto.genesis import DEVNET, Parameters
 from blyan_proto.settings import SETTINGS
+from blyan_proto.signing import account_of
 from blyan_proto.types import Role
 from blyand import __main__ as blyand
 from blyand import genesis as genesis_file
@@ -137,10 +138,14 @@ def test_the_commands_from_the_homes_to_a_common_genesis(tmp_path, capsys):
         file = tmp_path / f"f{n}.json"
         file.write_text(out)
         files.append(file)
+    _, out = call("init", "--home", tmp_path / "learner", "--json", "--roles", "learn")
+    learner = json.loads(out)["registration"]
+    assert learner["roles"] == int(Role.LEARN) and learner["beacon_tail"] is None
     founder = read_founder(files[0])
     assert founder.roles == VALIDATES and founder.region == "eu"
     made = tmp_path / "genesis.json"
     named = [part for file in files for part in ("--founder", file)]
+    named += ["--balance", f"{account_of(founder.key).hex()}=5"]
     code, out = call("genesis", "create", made, *named, "--name", "two", "--json")
     id = json.loads(out)["network"]
     assert code == 0 and genesis_file.load(made).id.hex() == id

@@ -67,6 +67,7 @@ from blyand.rpc import (
     expert,
     explorer,
     history,
+    level,
     model,
     node,
     peer,
@@ -74,7 +75,6 @@ from blyand.rpc import (
     prove,
     rounds,
     runs,
-    sync,
     tile,
     train,
     verify,
@@ -587,7 +587,7 @@ def bind_chain(world):
         checkpoints=world.checkpoints,
         lane=world.lane,
     )
-    sync.bind(world.answers, machine=world.machine, follower=None, peers=lambda: 0)
+    level.bind(world.answers, machine=world.machine, follower=None, peers=lambda: 0)
     verify.bind(
         world.answers,
         genesis=GENESIS,

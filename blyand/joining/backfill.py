@@ -1,0 +1,359 @@
+"""The history below the state that a node began with, from there downwards, at a limited
+rate: first the checkpoints, which say where every block was ordered, then the blocks.
+
+Nobody is believed: a checkpoint is led to by the one above it and signed by its set, a
+block is named by its checkpoint. Payloads past their retention come only where something
+needs them, or to an archive; of the others the headers do. Goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import trio
+
+from blyan_proto.block.block import Block
+from blyan_proto.block.header import SignedHeader
+from blyan_proto.block.model import Model, Run
+from blyan_proto.block.payload import KINDS
+from blyan_proto.checkpoint import FinalCheckpoint
+from blyan_proto.codec import encode
+from blyan_proto.errors import BadSignature, ProtocolError
+from blyan_proto.genesis import Genesis
+from blyan_proto.protocols.blocks import MAX_IDS
+from blyan_proto.protocols.sync import Checkpoints
+from blyan_proto.signing import Purpose, check_signature
+from blyan_proto.validators import ValidatorSet
+from blyand.compute import Threads
+from blyand.errors import Unavailable
+from blyand.rules.chain.intake import Checked, check_final, check_ordered
+from blyand.rules.chain.retention import NAMING, is_past
+from blyand.rules.chain.trust import Pin
+from blyand.rules.verdict import Reject
+from blyand.store.blocks import BlockStore
+from blyand.store.checkpoints import CheckpointStore
+from blyand.store.history import History
+from blyand.store.sets import SetStore
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 64  # checkpoints of one exchange
+AGAIN_S = 2.0  # after nobody gave what is missing
+PATIENCE_S = 15.0  # for one answer
+LOOK_S = 1.0  # whether there is something to do
+RATES = 20  # steps over which the rate is taken
+
+Fill = Callable[[str | None], Awaitable[bool]]
+
+NEEDED = NAMING | {
+    kind.code for kind in KINDS.values() if kind.payload in (Model, Run)
+}  # kinds of which state may need an old payload
+
+
+class Given(Protocol):
+    """Blocks that a peer gave, and those whose payload it dropped."""
+
+    blocks: list[Block]
+    pruned: list[bytes]
+    answered: int  # of the ids asked for, from the first on
+
+
+class Asking(Protocol):
+    """What backfilling asks of a peer."""
+
+    async def before(self, peer: str, height: int, count: int) -> Checkpoints: ...
+
+    async def validators(self, peer: str, root: bytes) -> ValidatorSet: ...
+
+    async def headers(self, peer: str, ids: Sequence[bytes]) -> list[SignedHeader]: ...
+
+    async def blocks(self, peer: str, ids: Sequence[bytes]) -> Given: ...
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Where history goes. Blocking."""
+
+    history: History
+    checkpoints: CheckpointStore
+    blocks: BlockStore
+    sets: SetStore
+
+
+class Backfill:
+    """Fills in what lies below, while there is something missing."""
+
+    def __init__(
+        self,
+        genesis: Genesis,
+        disk: Disk,
+        asking: Asking,
+        peers: Callable[[], Sequence[str]],
+        blame: Callable[[str, Exception], None],
+        lane: Threads,
+        now_ms: Callable[[], int],
+        rate: int,
+        *,
+        archives: bool,
+        pin: Pin | None,
+        ordered: Callable[[Sequence[bytes]], None],
+        whole: Callable[[], None],
+    ) -> None:
+        """`now_ms` is chain time; `rate` bytes a second, 0 for none; `ordered` hears of
+        blocks that were ordered long ago; `whole`, blocking, that nothing is missing.
+        """
+        self._genesis, self._disk, self._asking = genesis, disk, asking
+        self._peers, self._blame, self._lane = peers, blame, lane
+        self._now_ms, self._rate = now_ms, rate
+        self._archives, self._pin = archives, pin
+        self._ordered, self._whole = ordered, whole
+        self._turn = self._owed = 0
+        self._done: deque[tuple[float, int]] = deque(maxlen=RATES)
+        self.blocks = self.bytes = 0  # fetched so far
+        self.trouble = ""
+
+    @property
+    def left_s(self) -> float | None:
+        """How long the rest may take; None while unknown."""
+        if len(self._done) < 2:
+            return None
+        (began_s, first), (now_s, last) = self._done[0], self._done[-1]
+        floor = self._disk.history.floor
+        left = floor.checkpoints + floor.blocks - 2
+        return left * (now_s - began_s) / (first - last) if first > last else None
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Fill in for ever: a node may join again later."""
+        task_status.started()
+        while True:
+            was_whole = self._disk.history.is_whole
+            while not self._disk.history.is_whole:
+                if not await self._step():
+                    await trio.sleep(AGAIN_S)
+                floor = self._disk.history.floor
+                left = floor.checkpoints + floor.blocks
+                self._done.append((trio.current_time(), left))
+            if not was_whole:
+                self.trouble = ""
+                logger.info("history is here down to the first checkpoint")
+                await self._lane.run(self._whole)
+            await trio.sleep(LOOK_S)
+
+    async def _step(self) -> bool:
+        """Bring in the next piece; False when no peer gave it."""
+        floor = self._disk.history.floor
+        fill = self._checkpoints if floor.checkpoints > 1 else self._blocks_below
+        if await fill(None):
+            return True
+        peers = list(self._peers())
+        for _ in peers:
+            peer = peers[self._turn % len(peers)]
+            if await self._ask(fill, peer):
+                self.trouble = ""
+                await self._rest()
+                return True
+            self._turn += 1
+        lowest = floor.checkpoints if floor.checkpoints > 1 else floor.blocks
+        self.trouble = f"no connected peer gives what lies below checkpoint {lowest}"
+        return False
+
+    async def _ask(self, fill: Fill, peer: str) -> bool:
+        try:
+            with trio.move_on_after(PATIENCE_S):
+                return await fill(peer)
+            logger.info("%s lets history wait", peer)
+        except Unavailable as error:
+            logger.debug("%s gives no history: %s", peer, error)
+        except (ProtocolError, Reject) as error:
+            logger.info("%s gives a false history: %s", peer, error)
+            if isinstance(error, (Reject, BadSignature)):
+                self._blame(peer, error)  # others are blamed where they came in
+        return False
+
+    async def _rest(self) -> None:
+        """Wait as long as the rate asks for what came."""
+        owed, self._owed = self._owed, 0
+        if self._rate:
+            await trio.sleep(owed / self._rate)
+
+    # Checkpoints
+
+    async def _checkpoints(self, peer: str | None) -> bool:
+        """Bring in the checkpoints below the floor; of this disk without a peer."""
+        height = self._disk.history.floor.checkpoints
+        if peer is None:
+            finals = await self._lane.run(self._here, height)
+        else:
+            shown = await self._asking.before(peer, height, AT_ONCE)
+            finals = list(shown.checkpoints)
+            if not finals or finals[-1].checkpoint.height != height - 1:
+                return False  # it has no more itself
+        above = await self._lane.run(self._disk.checkpoints.at, height)
+        assert above is not None
+        linked: list[FinalCheckpoint] = []
+        for final in reversed(finals):
+            await self._check(peer, final, above)
+            linked.append(final)
+            above = final
+        await self._lane.run(self._disk.history.put, linked)
+        for final in linked:
+            self._ordered(final.checkpoint.blocks)
+        if peer is not None:
+            self._count(linked)
+        return bool(linked)
+
+    def _here(self, height: int) -> list[FinalCheckpoint]:
+        """Return checkpoints right below `height` that are on the disk, ascending."""
+        found: list[FinalCheckpoint] = []
+        while len(found) < AT_ONCE:
+            final = self._disk.checkpoints.at(height - 1 - len(found))
+            if final is None:
+                break
+            found.append(final)
+        return found[::-1]
+
+    async def _check(
+        self, peer: str | None, final: FinalCheckpoint, above: FinalCheckpoint
+    ) -> None:
+        """Raise Reject unless `above` leads to this checkpoint, and its set signed it."""
+        checkpoint = final.checkpoint
+        if above.checkpoint.parent != checkpoint.id:
+            raise Reject("a checkpoint that does not lead to the one above it")
+        pin = self._pin
+        if pin is not None and pin.height == checkpoint.height:
+            if pin.id != checkpoint.id:
+                logger.error("alarm: history does not lead to the pin %s", pin)
+        if checkpoint.height == 1 and checkpoint.parent != self._genesis.id:
+            raise Reject("a first checkpoint of another genesis")
+        root = checkpoint.validators_root
+        signers = await self._lane.run(self._set, root)
+        if signers is None:
+            if peer is None:
+                raise Reject("a set that is unknown here")
+            signers = await self._asking.validators(peer, root)
+            await self._lane.run(self._disk.sets.keep, signers)
+        await self._lane.run(check_final, final, self._genesis, signers)
+
+    def _set(self, root: bytes) -> ValidatorSet | None:
+        founders = self._genesis.founders
+        return founders if root == founders.root else self._disk.sets.at(root)
+
+    # Blocks
+
+    async def _blocks_below(self, peer: str | None) -> bool:
+        """Bring in the blocks of the next checkpoints below; those here without a peer."""
+        finals = await self._lane.run(self._next)
+        missing = await self._lane.run(self._missing, finals)
+        fetched = _Fetched()
+        if missing:
+            if peer is None:
+                return False
+            await self._fetch(peer, missing, fetched)
+            if not fetched.ids >= missing.keys():
+                return False
+        headers = [
+            fetched.headers[i] for i in fetched.headers if i not in fetched.whole
+        ]
+        await self._lane.run(
+            self._disk.history.put_blocks,
+            finals[-1].checkpoint.height,
+            list(fetched.whole.values()),
+            headers,
+            self._now_ms(),
+        )
+        self.blocks += len(missing)
+        return True
+
+    def _next(self) -> list[FinalCheckpoint]:
+        """Return the next checkpoints below, descending, as many as one request asks."""
+        found: list[FinalCheckpoint] = []
+        height, count = self._disk.history.floor.blocks - 1, 0
+        while height > 0 and len(found) < AT_ONCE and count < MAX_IDS:
+            final = self._disk.checkpoints.at(height)
+            assert final is not None
+            found.append(final)
+            count += len(final.checkpoint.blocks)
+            height -= 1
+        return found
+
+    def _missing(self, finals: Sequence[FinalCheckpoint]) -> dict[bytes, bool]:
+        """Return the blocks that are not here, or whose payload an archive lacks, with
+        whether their payload is past retention."""
+        blocks, now_ms = self._disk.blocks, self._now_ms()
+        has = blocks.is_whole if self._archives else blocks.has
+        span_ms = self._genesis.parameters.retention_span_ms
+        return {
+            id: not self._archives and is_past(one.checkpoint.time_ms, now_ms, span_ms)
+            for one in finals
+            for id in one.checkpoint.blocks
+            if not has(id)
+        }
+
+    async def _fetch(
+        self, peer: str, missing: dict[bytes, bool], fetched: _Fetched
+    ) -> None:
+        """Fetch blocks, of old ones that nothing needs the headers alone."""
+        old = [id for id, is_old in missing.items() if is_old]
+        await self._fetch_headers(peer, old, fetched)
+        needed = {i for i, one in fetched.headers.items() if one.header.kind in NEEDED}
+        wanted = [id for id, is_old in missing.items() if not is_old or id in needed]
+        pruned: list[bytes] = []
+        while wanted:
+            given = await self._asking.blocks(peer, wanted[:MAX_IDS])
+            for checked in await self._lane.run(_check_blocks, given.blocks):
+                fetched.whole[checked.id] = checked
+            self._count(given.blocks)
+            pruned += given.pruned
+            wanted = wanted[given.answered :]
+            if not given.answered:
+                return
+        if not self._archives:
+            lacking = [id for id in pruned if id not in fetched.headers]
+            await self._fetch_headers(peer, lacking, fetched)
+
+    async def _fetch_headers(
+        self, peer: str, ids: Sequence[bytes], fetched: _Fetched
+    ) -> None:
+        for start in range(0, len(ids), MAX_IDS):
+            given = await self._asking.headers(peer, ids[start : start + MAX_IDS])
+            await self._lane.run(_check_headers, given, self._genesis)
+            fetched.headers.update((signed.header.id, signed) for signed in given)
+            self._count(given)
+
+    def _count(self, given: Sequence[Any]) -> None:
+        size = sum(len(encode(one)) for one in given)
+        self.bytes += size
+        self._owed += size
+
+
+@dataclass
+class _Fetched:
+    """What a peer gave of some blocks."""
+
+    whole: dict[bytes, Checked] = field(default_factory=dict)
+    headers: dict[bytes, SignedHeader] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> set[bytes]:
+        return self.whole.keys() | self.headers.keys()
+
+
+def _check_blocks(blocks: Sequence[Block]) -> list[Checked]:
+    return [check_ordered(block) for block in blocks]
+
+
+def _check_headers(headers: Sequence[SignedHeader], genesis: Genesis) -> None:
+    for signed in headers:
+        check_signature(
+            Purpose.BLOCK,
+            genesis.id,
+            signed.header,
+            signed.header.author,
+            signed.signature,
+        )
