@@ -41,6 +41,21 @@ class BlobReceipt:
         return ReceiptStatement(FORMAT_VERSION, self.block)
 
 
+MAX_RECEIPTS = 64  # in one message
+
+
+@message
+class Receipts:
+    """Receipts as they are broadcast, ascending by block and signer."""
+
+    receipts: Annotated[tuple[BlobReceipt, ...], Size(1, MAX_RECEIPTS)]
+
+    def __post_init__(self) -> None:
+        places = [(one.block, one.signer) for one in self.receipts]
+        if any(left >= right for left, right in zip(places, places[1:])):
+            raise ValueError("receipts are not ascending by block and signer")
+
+
 @message
 class Checkpoint:
     """Everything up to here, in this order, gives this state."""

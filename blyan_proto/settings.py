@@ -29,6 +29,9 @@ SETTINGS: dict[str, Known] = {
         1_000, 10, 600_000, "wait for more votes, in either stage, in round 0"
     ),
     "round_growth_ms": Known(500, 1, 600_000, "by which both grow with each round"),
+    "dispute_span_ms": Known(
+        600_000, 1_000, 86_400_000, "a dispute that has no verdict by then is dropped"
+    ),
     "epoch_span_ms": Known(
         3_600_000, 1_000, 2_592_000_000, "consensus epoch: rewards, validator set"
     ),

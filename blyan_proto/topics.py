@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from blyan_proto.checkpoint import MAX_FINAL_CHECKPOINT_BYTES
+from blyan_proto.checkpoint import MAX_FINAL_CHECKPOINT_BYTES, MAX_RECEIPTS
 from blyan_proto.constants import MAX_BLOCK_BYTES
 
 
@@ -23,5 +23,6 @@ class Topic:
 
 BLOCK = Topic("block", MAX_BLOCK_BYTES)
 CHECKPOINT = Topic("checkpoint", MAX_FINAL_CHECKPOINT_BYTES)
+RECEIPT = Topic("receipt", MAX_RECEIPTS * 160)
 
-TOPICS = (BLOCK, CHECKPOINT)
+TOPICS = (BLOCK, CHECKPOINT, RECEIPT)

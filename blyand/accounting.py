@@ -17,7 +17,6 @@ from blyand.rpc.explain import Books
 from blyand.rpc.ordering import Ordering
 from blyand.store.sessions import SessionStore
 
-
 KEPT_DAYS = 400  # of chain time, of statements; for ever with the role archive
 
 

@@ -50,7 +50,14 @@ from blyand.net.outside import announced
 from blyand.net.peers import PeerBook
 from blyand.net.standing import Standing
 from blyand.newcomer import build_newcomer
-from blyand.parts import Models, build_fetcher, build_models, build_voter, wanting
+from blyand.parts import (
+    Models,
+    build_fetcher,
+    build_judge,
+    build_models,
+    build_voter,
+    wanting,
+)
 from blyand.poison import PoisonBox
 from blyand.protocols import expert as expert_ends
 from blyand.protocols.hello import Greeter
@@ -238,6 +245,10 @@ async def run(home: Home, config: Config) -> None:
                 Service("holder", models.holder.run),
                 Service("serving", models.serving.run),
                 Service("primary", settling.once_settled(base, models.primary.run)),
+                Service(
+                    "receipting", settling.once_settled(base, models.receipting.run)
+                ),
+                Service("doubting", models.doubting.run),
                 Service("journal", models.journal.run),
                 Service("retention", upkeep.retention.run),
                 Service("member", _member(base, replica, models).run),
@@ -254,6 +265,9 @@ async def run(home: Home, config: Config) -> None:
                     Service("voter", settling.once_settled(base, voter.run))
                 )
                 services.append(Service("adopter", adopter.run))
+                services.append(
+                    Service("judge", build_judge(base, replica, models).run)
+                )
             if learns:
                 custody = Custody(
                     lambda: replica.view,
@@ -303,6 +317,7 @@ async def _run_services(
         base.meeting.start(greeter, functools.partial(_heard, base, replica))
         await base.host.gossip.listen(topics.BLOCK, replica.intake.gossip_check)
         await base.host.gossip.listen(topics.CHECKPOINT, replica.follower.gossip_check)
+        await base.host.gossip.listen(topics.RECEIPT, replica.receipts.gossip_check)
         await nursery.start(supervise, services)
         logger.info("ready on %s", ", ".join(base.host.addresses))
         await stop.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from blyan_proto.protocols import blobs as blobs_proto
 from blyan_proto.protocols import blocks as blocks_proto
+from blyan_proto.protocols import cosign as cosign_proto
 from blyan_proto.protocols import delta as delta_proto
 from blyan_proto.protocols import expert as expert_proto
 from blyan_proto.protocols import providers as providers_proto
@@ -15,6 +16,7 @@ from blyand.newcomer import Newcomer
 from blyand.parts import Models, build_uploads
 from blyand.protocols import blobs as blobs_ends
 from blyand.protocols import blocks as blocks_ends
+from blyand.protocols import cosign as cosign_ends
 from blyand.protocols import delta as delta_ends
 from blyand.protocols import expert as expert_ends
 from blyand.protocols import providers as providers_ends
@@ -64,6 +66,12 @@ def serve_streams(
         delta_ends.serve(base.genesis.id, models.primary.take),
         deadline_s=delta_proto.DEADLINE_S,
         bulk=True,
+    )
+    host.handle(
+        cosign_proto.PROTOCOL_ID,
+        cosign_ends.serve(base.genesis.id, models.cosigner.sign),
+        concurrency=cosign_proto.MAX_AT_ONCE,
+        deadline_s=cosign_proto.DEADLINE_S,
     )
     host.handle(
         providers_proto.PROTOCOL_ID,

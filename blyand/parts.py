@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
-import trio
-
 from blyan_proto import topics
 from blyan_proto.block.block import Block
-from blyan_proto.checkpoint import BlobReceipt
+from blyan_proto.checkpoint import BlobReceipt, Receipts
+from blyan_proto.codec import encode
 from blyan_proto.protocols.providers import expert_key
 from blyan_proto.signing import SigningKey
 from blyan_proto.types import members
 from blyan_proto.validators import ValidatorSet
-from blyand.chain.pool import blobs_of
+from blyand.chain.orderable import Orderable
 from blyand.compute import Worker, choose_device, choose_memory_bytes
 from blyand.errors import NotHere, Pruned
 from blyand.events import BlockStored
@@ -31,6 +30,7 @@ from blyand.finality.voter import Surroundings, Voter
 from blyand.foundation import Base
 from blyand.net.identity import peer_id_of
 from blyand.protocols import blobs as blobs_ends
+from blyand.protocols import cosign as cosign_ends
 from blyand.protocols import delta as delta_ends
 from blyand.protocols.expert import Client as ExpertClient
 from blyand.protocols.fetch import Fetcher
@@ -42,11 +42,15 @@ from blyand.rules.net.uploads import UploadLimits
 from blyand.rules.records import NODES
 from blyand.rules.verdict import Reject
 from blyand.rules.view import View
+from blyand.training.cosign import Cosigner, Ranks
 from blyand.training.delivery import Delivery, Reach
+from blyand.training.doubting import Doubting
 from blyand.training.holder import Holder
 from blyand.training.journal import Journal
+from blyand.training.judge import Judge
 from blyand.training.learner import Learner
 from blyand.training.primary import Primary
+from blyand.training.receipting import Receipting
 from blyand.training.waiting import Blocks
 
 if TYPE_CHECKING:  # torch is imported when a node is built, not when it is named
@@ -61,6 +65,9 @@ class Models:
     serving: Serving
     journal: Journal
     primary: Primary
+    cosigner: Cosigner
+    receipting: Receipting
+    doubting: Doubting
     learner: Learner
 
 
@@ -99,6 +106,9 @@ def build_models(
         return replica.view
 
     stores = base.stores
+    doubting = Doubting(
+        view, replica.pool.__contains__, replica.author.make, base.events
+    )
     holder = Holder(
         base.key.account,
         Blocks(
@@ -113,6 +123,8 @@ def build_models(
         base.tile_lane,
         base.events,
         replica.peer_of,
+        base.genesis.parameters.liveness_span_ms,
+        doubting.note,
     )
     serving = _serving(base, replica, holder, experts)
     journal = Journal(
@@ -125,6 +137,17 @@ def build_models(
         fetcher.get,
         base.key.account,
     )
+    cosigner = Cosigner(
+        base.key,
+        base.genesis.id,
+        view,
+        base.genesis.parameters.liveness_span_ms,
+        holder,
+        base.tile_lane,
+        stores.intents,
+        Ranks(cosign_ends.Client(base.host, base.genesis.id).ask, replica.peer_of),
+        base.settled.is_set,
+    )
     primary = Primary(
         base.key,
         base.genesis.id,
@@ -133,7 +156,19 @@ def build_models(
         stores.blobs,
         base.tile_lane,
         stores.intents,
+        cosigner,
         replica.author.make,
+        base.events,
+    )
+    receipting = Receipting(
+        base.key,
+        base.genesis.id,
+        view,
+        replica.pool.__contains__,
+        fetcher,
+        replica.receipts.of,
+        functools.partial(_give_receipt, base, replica),
+        replica.peer_of,
         base.events,
     )
     reach = Reach(
@@ -157,7 +192,26 @@ def build_models(
         choose_device(base.config.compute.device),
         base.threads,
     )
-    return Models(holder, serving, journal, primary, learner)
+    return Models(
+        holder, serving, journal, primary, cosigner, receipting, doubting, learner
+    )
+
+
+def build_judge(base: Base, replica: Replica, models: Models) -> Judge:
+    """Return what a validator judges disputes with."""
+    return Judge(
+        base.key.public,
+        lambda: replica.view,
+        base.stores.blocks.get,
+        models.holder.is_right,
+        replica.author.make,
+        base.events,
+    )
+
+
+async def _give_receipt(base: Base, replica: Replica, receipt: BlobReceipt) -> None:
+    replica.receipts.put(receipt)
+    await base.host.gossip.publish(topics.RECEIPT, encode(Receipts((receipt,))))
 
 
 def _serving(
@@ -232,17 +286,13 @@ def build_voter(
     stores, pool, machine = base.stores, replica.pool, replica.machine
     want = wanting(replica, fetcher)
 
-    def may_order(block: Block) -> bool:
-        missing = [id for id in blobs_of(block) if not stores.blobs.has(id)]
-        for blob in missing:
-            want(blob, block.header.account)
-        return not missing
-
-    def receipts_for(blocks: Sequence[Block]) -> tuple[BlobReceipt, ...]:
-        return ()
-
-    async def take_receipts(receipts: Sequence[BlobReceipt]) -> None:
-        await trio.lowlevel.checkpoint()
+    orderable = Orderable(
+        lambda: replica.view,
+        stores.blobs.has,
+        want,
+        replica.receipts,
+        base.genesis.parameters.liveness_span_ms,
+    )
 
     async def changed() -> None:
         with base.events.subscribe(BlockStored, capacity=1) as facts:
@@ -286,7 +336,7 @@ def build_voter(
             ),
             pending=Pending(
                 ready=lambda: pool.ready(
-                    replica.is_ordered, may_order, base.genesis.parameters
+                    replica.is_ordered, orderable.may_order, base.genesis.parameters
                 ),
                 count=lambda: len(pool),
                 changed=changed,
@@ -296,7 +346,10 @@ def build_voter(
                 peers=base.peers,
             ),
             availability=Availability(
-                replica.is_ordered, may_order, receipts_for, take_receipts
+                replica.is_ordered,
+                orderable.may_order,
+                orderable.receipts_for,
+                replica.receipts.take,
             ),
             mesh=mesh,
             events=base.events,

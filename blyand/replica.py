@@ -14,6 +14,7 @@ from blyand.chain.intake import Intake, Sources
 from blyand.chain.machine import Machine
 from blyand.chain.mending import Givers, Mender
 from blyand.chain.pool import Pool
+from blyand.chain.receipts import Receipts
 from blyand.chain.swarm import Remote, Swarm
 from blyand.foundation import Base
 from blyand.net.identity import peer_id_of
@@ -38,6 +39,7 @@ class Replica:
     mender: Mender
     blocks: BlockStore
     history: History
+    receipts: Receipts
 
     @property
     def view(self) -> View:
@@ -129,6 +131,9 @@ def build_replica(base: Base) -> Replica:
         Givers(base.peers, finals, swarm.ancestors, base.blame),
         lambda: base.stores.history.floor.blocks,
     )
+    receipts = Receipts(
+        base.genesis.id, lambda: machine.view, pool.get, base.chain_lane
+    )
     return Replica(
         machine,
         pool,
@@ -138,4 +143,5 @@ def build_replica(base: Base) -> Replica:
         mender,
         base.stores.blocks,
         base.stores.history,
+        receipts,
     )

@@ -98,6 +98,7 @@ def test_the_fingerprint_of_a_range():
         ("claim", "UpdateClaim"),
         ("archive_index", "ArchiveIndex"),
         ("quote", "Quote"),
+        ("receipts", "Receipts"),
     ],
 )
 def test_other_records(name, kind):

@@ -140,6 +140,18 @@ class Dispute:
     """A holder computed another result than an update claims (DEC-A5)."""
 
     version: U8
-    update: BlockId
+    run: BlockId
+    group: U16
+    round: U32
+    update: BlockId  # the group's update of that round
     tile: U16
     computed: TileRoots
+
+
+@message
+class DisputeVerdict:
+    """A validator recomputed a disputed update: its vote, which counts with its weight."""
+
+    version: U8
+    update: BlockId
+    is_right: bool  # the update, not the dispute

@@ -43,6 +43,7 @@ _TABLE = (
     Kind(41, "release", Chain.LEDGER, ledger.Release),
     Kind(42, "reverse", Chain.LEDGER, ledger.Reverse),
     Kind(43, "stake", Chain.LEDGER, ledger.Stake),
+    Kind(70, "dispute_verdict", Chain.LEDGER, economy.DisputeVerdict),
     Kind(48, "dataset", Chain.DATASETS, data.Dataset),
     Kind(49, "dataset_vote", Chain.DATASETS, data.DatasetVote),
 )

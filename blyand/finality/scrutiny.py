@@ -54,8 +54,8 @@ class Scrutiny:
         checkpoint = proposal.checkpoint
         try:
             self._check_place(checkpoint)
-            await self._availability.take_receipts(checkpoint.receipts)
             blocks = await self._gather(checkpoint, peer_id_of(proposal.proposer))
+            await self._availability.take_receipts(checkpoint.receipts)
             while not all([self._availability.may_order(one) for one in blocks]):
                 await trio.sleep(AGAIN_S)
             check_ordering(blocks, self._availability.is_ordered)

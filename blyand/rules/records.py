@@ -12,7 +12,7 @@ from blyan_proto.block.data import Dataset, Tier
 from blyan_proto.block.economy import Hardware
 from blyan_proto.block.model import Model, Run, TileRootsList
 from blyan_proto.codec import U8, U16, U32, U64, Size, message
-from blyan_proto.constants import MAX_PARENTS
+from blyan_proto.constants import MAX_PARENTS, RANKS
 from blyan_proto.types import Account, Bitmap, BlockId, Hash, PublicKey
 from blyand.rules.table import Table
 
@@ -69,14 +69,21 @@ class Group:
     adopted_head: BlockId
     snapshot: BlockId  # the block whose version holders keep durable
     earlier_snapshot: BlockId | None = None  # the one before it, kept too (DEC-B9)
+    moved_ms: U64 = 0  # chain time at which the trained head came to be
 
 
 @message
 class Version:
-    """One group's state after one round, kept a while for adoption and joiners."""
+    """One group's state after one round, kept a while for adoption, joiners, disputes."""
 
     update: BlockId
     tiles: TileRootsList
+    parent: BlockId  # the block that made the base
+    base: TileRootsList
+    signers: Annotated[
+        tuple[Account, ...], Size(0, RANKS)
+    ]  # author first; none: voided
+    is_single: bool = False  # nobody but its author recomputed it (DEC-A5)
 
 
 @message
@@ -114,6 +121,7 @@ class Schedule:
     epoch: U32  # lease epoch: the height of the checkpoint that wrote it
     beacon: Hash
     seats: Annotated[tuple[Seat, ...], Size(0, 1024)]
+    opened_ms: U64 = 0  # chain time at which it was written
 
 
 @message
@@ -149,6 +157,8 @@ class Tips:
 
     tips: Annotated[tuple[Tip, ...], Size(0, MAX_PARENTS)]  # (height, id) descending
 
+
+VERSIONS_KEPT = 8  # rounds behind a run's front whose group versions state remembers
 
 CLOCK = Table(b"clock", Clock)
 TIPS = Table(b"tips", Tips)  # chain

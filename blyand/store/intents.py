@@ -172,16 +172,29 @@ class IntentLog:
             at = round << 8 | int(stage)
             self._append(_Slot(_VOTE, a=height, b=at, value=checkpoint))
 
-    def head_at(self, group: str, run: bytes, round: int, epoch: int) -> bytes | None:
+    def head_at(
+        self, group: str, run: bytes, round: int, epoch: int, rank: int = 0
+    ) -> bytes | None:
         """Return the digest of the head promised there, None for none."""
         with self._lock:
-            return self._heads.get((_head_key(group, run), round, epoch))
+            place = (_head_key(group, run), round, _leased(epoch, rank))
+            return self._heads.get(place)
 
     def record_head(
-        self, group: str, run: bytes, round: int, epoch: int, digest: bytes
+        self,
+        group: str,
+        run: bytes,
+        round: int,
+        epoch: int,
+        digest: bytes,
+        rank: int = 0,
     ) -> None:
-        """Promise one head of a lease durably; like `record_vote` (DEC-A6)."""
+        """Promise one head of a lease and rank durably; like `record_vote` (DEC-A6).
+
+        `rank` is the head's: who cosigned the first rank's may still make its own.
+        """
         key = _head_key(group, run)
+        epoch = _leased(epoch, rank)
         with self._lock:
             earlier = self._heads.get((key, round, epoch))
             if earlier is not None:
@@ -317,6 +330,10 @@ class IntentLog:
             self._medium.sync(fd)
         except DiskFull as error:
             raise StorageFault(f"the intent log is not on the disk: {error}") from error
+
+
+def _leased(epoch: int, rank: int) -> int:
+    return rank << 32 | epoch  # epochs have 32 bits
 
 
 def _head_key(group: str, run: bytes) -> bytes:

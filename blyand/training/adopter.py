@@ -15,6 +15,7 @@ from blyan_proto.constants import FORMAT_VERSION
 from blyand.errors import Unavailable
 from blyand.events import Broadcast, CheckpointFinalised
 from blyand.rules.model.adoption import versions_of
+from blyand.rules.model.dispute import is_doubted
 from blyand.rules.model.model import heads_root
 from blyand.rules.model.run import is_adoptable
 from blyand.rules.records import GROUPS, MODELS, RUNS, RunRecord
@@ -63,6 +64,8 @@ class Adopter:
             None,
         )
         if round is None or self._adopted.get(record.id, -1) >= round:
+            return
+        if is_doubted(view, record.id, round):
             return
         model = MODELS.get(view, record.run.model)
         assert model is not None

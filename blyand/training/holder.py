@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import trio
 
 from blyan_proto.block.block import Block
-from blyan_proto.block.model import TileUpdate
+from blyan_proto.block.model import TileRootsList, TileUpdate
 from blyan_proto.errors import ProtocolError
 from blyan_tile.layout import Group
 from blyand.compute import Threads
@@ -26,14 +27,16 @@ from blyand.events import (
     HeldChanged,
 )
 from blyand.protocols.fetch import Fetcher
-from blyand.rules.model import placement
+from blyand.rules.model import placement, signatures
 from blyand.rules.model import update as rules
+from blyand.rules.model.dispute import open_disputes
 from blyand.rules.model.model import layout_for
-from blyand.rules.records import GROUPS, MODELS, NODES, SCHEDULES
+from blyand.rules.records import GROUPS, MODELS, NODES, VERSIONS
 from blyand.rules.records import Group as GroupRecord
 from blyand.rules.records import ModelRecord
 from blyand.rules.verdict import Ignore, Reject
 from blyand.store.blobs import BlobStore
+from blyand.training.draft import check_draft
 from blyand.training.replay import Replay
 from blyand.training.trails import Key, Trails, Version
 from blyand.training.waiting import Blocks, Waiting
@@ -55,16 +58,22 @@ class Holder:
         lane: Threads,
         events: Broadcast,
         peer_of: Callable[[bytes], str | None],
+        liveness_ms: int,
+        doubt: Callable[[Block, TileRootsList], None],
     ) -> None:
+        """`doubt(block, computed)` is told of updates that claim another result."""
         self._account = account
         self._blocks = blocks
         self._blobs = blobs
         self._fetcher = fetcher
         self._lane = lane
         self._events = events
+        self._liveness_ms = liveness_ms
         self._heads: dict[Key, Version] = {}
         self._trails = Trails(blobs)
-        self._replay = Replay(blocks, blobs, fetcher, lane, self._trails, peer_of)
+        self._replay = Replay(
+            blocks, blobs, fetcher, lane, self._trails, peer_of, doubt
+        )
         self._waiting = Waiting(blocks)
         self._held: dict[bytes, frozenset[int]] = {}
         self._followed: dict[Key, GroupRecord] = {}  # up to date with this record
@@ -226,6 +235,7 @@ class Holder:
         final = self._trails.find(key, record.head)
         if final is None:
             final = await self._replay.reach(record, group, key)
+        final = self._as_counted(key, final, record)
         self._waiting.sweep(key)
         head = self._heads.get(key)
         if head is None or not self._stands(key, head, final):
@@ -233,7 +243,7 @@ class Holder:
         lacks_blobs = await self._extend(key, group)
         await self._keep_adopted(record, key)
         await self._keep_snapshot(record, key)
-        self._trails.trim(key, record.head, record.snapshot)
+        self._trails.trim(key, record.head, self._needed_of(record))
         if self._trails.has_unused:
             await self._lane.run(self._trails.sweep)
         self._followed[key] = record
@@ -245,11 +255,43 @@ class Holder:
         An update that a checkpoint made a no-op, or that expired, never counts.
         """
         seen: Version | None = head
-        while seen is not None and seen.block != final.block:
+        while seen is not None and seen != final:
             if not self._waiting.counts(key, seen.block):
                 return False
             seen = self._trails.find(key, seen.parent) if seen.parent else None
         return seen is not None
+
+    def _as_counted(self, key: Key, version: Version, record: GroupRecord) -> Version:
+        """Return the finalised head with the rounds that state counts behind it.
+
+        They are more than it was made of where an update on it was voided (DEC-A5).
+        """
+        counted = replace(version, run=record.run, rounds=record.rounds)
+        if counted != version:
+            self._trails.renumber(key, version, counted)
+        return counted
+
+    def _needed_of(self, record: GroupRecord) -> set[bytes]:
+        """Return the versions that others may ask for: a snapshot, bases of disputed."""
+        view = self._blocks.view()
+        needed = {record.snapshot}
+        for one in open_disputes(view):
+            if (one.model, one.group) == (record.model, record.group):
+                version = VERSIONS.get(view, one.run, one.round, one.group)
+                if version is not None:
+                    needed.add(version.parent)
+        return needed
+
+    async def is_right(self, block: Block) -> bool:
+        """Recompute an ordered update of any group. Unavailable when parts are lacking."""
+        update: TileUpdate = block.content
+        view = self._blocks.view()
+        model = MODELS.get(view, update.model)
+        record = GROUPS.get(view, update.model, update.group)
+        if model is None or record is None:
+            raise Unavailable("the chain does not know its model here")
+        group = layout_for(model.model).groups[update.group]
+        return await self._replay.is_right(block, record, group)
 
     def _move(self, key: Key, version: Version) -> None:
         self._heads[key] = version
@@ -292,23 +334,37 @@ class Holder:
                 self._waiting.refuse(key, block.id)
         return None, lacks_blobs
 
+    async def recompute(self, update: TileUpdate, network: bytes) -> Group:
+        """Recompute a draft on this node's head; return its group if all is as it says.
+
+        Ignore when the head is another one, Reject when it breaks a rule, Unavailable
+        when its deltas do not come, FalseResult when it lies.
+        """
+        head = self.head(update.model, update.group)
+        if head is None or head.block != update.parent:
+            raise Ignore("the group's head is another one here")
+        schedule = check_draft(
+            self._blocks.view(), update, update.cosignatures[0].signer, head
+        )
+        signatures.check_cosignatures(update, schedule, network)
+        record = MODELS.get(self._blocks.view(), update.model)
+        assert record is not None  # this node holds a group of it
+        group = layout_for(record.model).groups[update.group]
+        author = signatures.accounts_of(update, schedule)[0]
+        await self._replay.recompute(update, author, head.tiles, group)
+        return group
+
+    def made(self, update: TileUpdate) -> None:
+        """Know the result of an update that this node formed itself."""
+        self._replay.remember(update)
+
     def _check_provisional(self, block: Block, head: Version) -> None:
         """Raise Reject, or Ignore for now, unless executing the update would move it."""
         update: TileUpdate = block.content
-        view = self._blocks.view()
-        known = SCHEDULES.get(view, update.run, update.round)
-        if known is None or update.lease_epoch > known.epoch:
-            raise Ignore("its round is not open in the state that this node executed")
-        record, schedule = rules.open_round(view, update.run, update.round)
-        expected = head.rounds if head.run == update.run else 0
-        if record.run.model != update.model:
-            raise Reject("the run is of another model")
-        if update.base != head.tiles or update.round != expected:
-            raise Reject("the update does not continue the group's head")
-        rules.check_author(update, schedule, block.header.author)
-        rules.check_contributions(update, schedule)
-        rules.check_tokens(update, record.run)
-        rules.check_cosignatures(update, schedule, block.header.network)
+        schedule = check_draft(self._blocks.view(), update, block.header.author, head)
+        signatures.check_cosignatures(update, schedule, block.header.network)
+        if not signatures.has_enough(self._blocks.view(), block, self._liveness_ms):
+            raise Ignore("another rank is alive and has not signed")
 
     async def _keep_adopted(self, record: GroupRecord, key: Key) -> None:
         """Serving needs the adopted weights too, which may be older than the head's."""

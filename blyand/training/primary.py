@@ -48,6 +48,7 @@ from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
 from blyand.store.intents import AlreadySigned, IntentLog
 from blyand.training import tiles
+from blyand.training.cosign import Cosigner
 from blyand.training.holder import Holder
 from blyand.training.trails import Version
 
@@ -96,6 +97,7 @@ class Primary:
         blobs: BlobStore,
         lane: Threads,
         intents: IntentLog,
+        cosigner: Cosigner,
         make: Callable[..., Awaitable[Block]],
         events: Broadcast,
     ) -> None:
@@ -106,6 +108,7 @@ class Primary:
         self._blobs = blobs
         self._lane = lane
         self._intents = intents
+        self._cosigner = cosigner
         self._make = make
         self._events = events
         self._open: dict[Key, Collecting] = {}
@@ -226,6 +229,7 @@ class Primary:
                 key[1],
                 place.schedule.epoch,
                 signing_digest(Purpose.TILE_UPDATE, self._network, update.claim),
+                place.rank,
             )
         except AlreadySigned:
             logger.warning("%s: a head for this round is out", place.group.name)
@@ -236,12 +240,8 @@ class Primary:
             collecting.again = trio.current_time() + AGAIN_S
             collecting.publishing = False
             return
-        while self._open.get(key) is collecting:
-            block = await self._made(place, update)
-            if block is not None:
-                break
-            await trio.sleep(AGAIN_S)
-        else:
+        block = await self._published(key, collecting, place, update)
+        if block is None:
             return  # too late: another rank's update moved the group
         count = len(update.contributions)
         self._events.publish(
@@ -259,6 +259,23 @@ class Primary:
                     tiles=update.result,
                 ),
             )
+
+    async def _published(
+        self, key: Key, collecting: Collecting, place: Place, update: TileUpdate
+    ) -> Block | None:
+        """Publish an update with the signatures it needs; None when it came too late."""
+
+        def goes_on() -> bool:
+            return self._open.get(key) is collecting
+
+        self._holder.made(update)
+        signed = await self._cosigner.completed(update, place.schedule, goes_on)
+        while signed is not None and goes_on():
+            block = await self._made(place, signed)
+            if block is not None:
+                return block
+            await trio.sleep(AGAIN_S)
+        return None
 
     async def _made(self, place: Place, payload: TileUpdate | Snapshot) -> Block | None:
         """Publish a block about a group; None when the chain does not take it now."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import trio
@@ -29,7 +30,22 @@ from blyand.training.waiting import Blocks
 
 logger = logging.getLogger(__name__)
 
+MAX_RESULTS = 256  # updates whose results are known to be right
 MAX_UPDATES = 64  # replayed, before fetching tiles instead
+
+
+Work = tuple[bytes, int, bytes, bytes]  # run, group, base, contributions
+
+
+class FalseResult(ProtocolError):
+    """An update claims another result than its base and its deltas give.
+
+    Peer scoring: whoever signed it pays, by a dispute (DEC-A5).
+    """
+
+    def __init__(self, computed: TileRootsList) -> None:
+        super().__init__("its result roots are not those computed here")
+        self.computed = computed
 
 
 class Replay:
@@ -43,13 +59,17 @@ class Replay:
         lane: Threads,
         trails: Trails,
         peer_of: Callable[[bytes], str | None],
+        doubt: Callable[[Block, TileRootsList], None],
     ) -> None:
+        """`doubt(block, computed)`: an update claims another result than computed here."""
         self._blocks = blocks
         self._blobs = blobs
         self._fetcher = fetcher
         self._lane = lane
         self._trails = trails
         self._peer_of = peer_of
+        self._doubt = doubt
+        self._results: OrderedDict[Work, TileRootsList] = OrderedDict()
 
     async def reach(self, record: GroupRecord, group: Group, key: Key) -> Version:
         """Get to the finalised head: by replay of updates, or by fetching its tiles."""
@@ -107,9 +127,29 @@ class Replay:
         Unavailable when its deltas do not come in time. The caller adds it to `trails`.
         """
         update: TileUpdate = block.content
+        try:
+            result = await self.recompute(
+                update, block.header.account, base.tiles, group
+            )
+        except FalseResult as error:
+            self._doubt(block, error.computed)
+            raise
+        return Version(block.id, base.block, update.run, update.round + 1, result)
+
+    async def recompute(
+        self, update: TileUpdate, author: bytes, base: TileRootsList, group: Group
+    ) -> TileRootsList:
+        """Compute what an update makes of `base`; FalseResult when it lies.
+
+        `author`: the account whose node is asked for the deltas first. What was
+        computed before, and is still here, is not computed again.
+        """
         run = self._run_of(update.run)
+        known = self._results.get(_work(update))
+        if known == update.result and await self._is_here(known):
+            return known
         if update.blob is not None:
-            hint = self._peer_of(block.header.account)
+            hint = self._peer_of(author)
             listed = sum(part.bytes for part in update.contributions)
             with trio.move_on_after(run.deadline_ms / 1000) as patience:
                 await self._fetcher.get(
@@ -117,10 +157,35 @@ class Replay:
                 )
             if patience.cancelled_caught:  # what came so far stays
                 raise TooSlow("its deltas did not come in time")
-        result = await self._lane.run(self._compute, group, base.tiles, update, run)
+        result = await self._lane.run(self._compute, group, base, update, run)
         if result != update.result:
-            raise ProtocolError("its result roots are not those computed here")
-        return Version(block.id, base.block, update.run, update.round + 1, result)
+            self._trails.spare(_roots(result) - _roots(base))
+            raise FalseResult(result)
+        self.remember(update)
+        return result
+
+    def remember(self, update: TileUpdate) -> None:
+        """Keep in mind that this node computed the update's result itself."""
+        self._results[_work(update)] = update.result
+        while len(self._results) > MAX_RESULTS:
+            _, tiles = self._results.popitem(last=False)
+            self._trails.spare(_roots(tiles))
+
+    async def is_right(self, block: Block, record: GroupRecord, group: Group) -> bool:
+        """Recompute a final update, whoever holds its group. Unavailable: not possible."""
+        update: TileUpdate = block.content
+        is_new = not await self._is_here(update.base)
+        if is_new:
+            await self._fetch_tiles(record, group, update.base, durable=False)
+        try:
+            await self.recompute(update, block.header.account, update.base, group)
+        except ProtocolError as error:
+            logger.info("update %s: %s", block.id.hex()[:16], error)
+            return False
+        finally:
+            if is_new:
+                self._trails.spare(_roots(update.base))
+        return True
 
     def _compute(
         self, group: Group, base: TileRootsList, update: TileUpdate, run: Run
@@ -173,3 +238,14 @@ class Replay:
         return await self._lane.run(
             lambda: all(self._blobs.has(root) for root in every if root is not None)
         )
+
+
+def _roots(tiles: TileRootsList) -> set[bytes]:
+    every = (root for tile in tiles for root in (tile.weights, tile.momentum))
+    return {root for root in every if root is not None}
+
+
+def _work(update: TileUpdate) -> Work:
+    """Return what a result is computed from; parent and rank take no part in it."""
+    claim = update.claim
+    return (claim.run, claim.group, claim.base, claim.contributions)

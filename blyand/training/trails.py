@@ -6,6 +6,7 @@ Equal tiles share a blob, so tiles are counted, and `sweep` deletes what nothing
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from blyan_proto.block.model import TileRootsList
@@ -67,12 +68,12 @@ class Trails:
         """True while a version that is held stands on the blob. From any thread."""
         return root in self._uses
 
-    def trim(self, key: Key, head: bytes, snapshot: bytes) -> None:
-        """Drop what neither roll-back nor a snapshot needs (DEC-B9)."""
+    def trim(self, key: Key, head: bytes, needed: Collection[bytes]) -> None:
+        """Drop what roll-back does not need, nor anybody the versions `needed` (DEC-B9)."""
         trail = self._trails[key]
         place = next(i for i, version in enumerate(trail) if version.block == head)
         surplus = trail[: max(0, place - KEPT)]
-        dropped = [version for version in surplus if version.block != snapshot]
+        dropped = [version for version in surplus if version.block not in needed]
         self._trails[key] = [version for version in trail if version not in dropped]
         for version in dropped:
             self._release(version.roots)
@@ -83,6 +84,15 @@ class Trails:
             self._release(version.roots)
         for weights in self._adopted.pop(key, ()):
             self._release(weights)
+
+    def renumber(self, key: Key, version: Version, like: Version) -> None:
+        """Let a held version count as many rounds of a run as `like` says."""
+        trail = self._trails[key]
+        trail[trail.index(version)] = like
+
+    def spare(self, roots: Iterable[bytes]) -> None:
+        """Let these tiles go at the next sweep, if no version stands on them."""
+        self._unused.update(roots)
 
     @property
     def has_unused(self) -> bool:

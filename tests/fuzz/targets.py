@@ -22,7 +22,12 @@ from blyan_proto.block.header import Header
 from blyan_proto.block.ledger import Quote
 from blyan_proto.block.model import Codec, SignedClaim
 from blyan_proto.block.payload import KINDS, decode_payload, encode_payload
-from blyan_proto.checkpoint import MAX_FINAL_CHECKPOINT_BYTES, FinalCheckpoint, Vote
+from blyan_proto.checkpoint import (
+    MAX_FINAL_CHECKPOINT_BYTES,
+    FinalCheckpoint,
+    Receipts,
+    Vote,
+)
 from blyan_proto.errors import DecodeError, ProtocolError
 from blyan_proto.framing import FrameReader, frame
 from blyan_proto.genesis import MAX_GENESIS_BYTES, Genesis
@@ -30,6 +35,7 @@ from blyan_proto.protocols import (
     blobs,
     blocks,
     calls,
+    cosign,
     delta,
     expert,
     hello,
@@ -40,6 +46,7 @@ from blyan_proto.protocols import (
 from blyan_proto.protocols.result import ResultCode
 from blyan_proto.rpc import jsonrpc
 from blyan_proto.signing import Purpose, check_signature
+from blyan_proto.topics import RECEIPT
 from blyan_tile import compress, tblock
 from blyand.errors import NotHere, Unavailable
 from blyand.net.mux.events import Received
@@ -349,6 +356,11 @@ TARGETS: dict[str, Target] = {
     "call frame of a server": call_frame(False),
     "delta request": choice(delta.REQUEST, delta.MAX_BUNDLE_BYTES, "bundle"),
     "delta answer": choice(delta.ANSWER, delta.MAX_BUNDLE_BYTES, "receipt"),
+    "cosign request": choice(cosign.REQUEST, cosign.MAX_REQUEST_BYTES, "draft"),
+    "cosign answer": choice(
+        cosign.ANSWER, cosign.MAX_ANSWER_BYTES, "cosigned", "declined"
+    ),
+    "receipts": message(Receipts, RECEIPT.max_bytes, made.RECEIPTS),
     "framing": Target(
         frames,
         lambda bodies: b"".join(map(frame, bodies)),

@@ -17,6 +17,7 @@ from blyan_proto.block.block import Block
 from blyan_proto.block.economy import Hardware, Registration
 from blyan_proto.checkpoint import (
     MAX_FINAL_CHECKPOINT_BYTES,
+    BlobReceipt,
     FinalCheckpoint,
 )
 from blyan_proto.codec import decode
@@ -264,6 +265,14 @@ class SimNode:
     def may_order(self, block: Block) -> bool:
         """Whether this validator finds a block's blobs available."""
         return True
+
+    def receipts_for(self, blocks: Sequence[Block]) -> tuple[BlobReceipt, ...]:
+        """What this validator shows for the blobs of what it proposes."""
+        return ()
+
+    async def take_receipts(self, receipts: Sequence[BlobReceipt]) -> None:
+        """What it does with what others show."""
+        await trio.lowlevel.checkpoint()
 
     def start_soon(self, fn, *args) -> None:
         """Run something until this node dies."""

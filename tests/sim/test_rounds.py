@@ -14,6 +14,7 @@ from blyan_proto.block.model import Cosignature, Snapshot, TileRoots, TileUpdate
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.protocols.delta import Verdict
 from blyand.rules.model.election import ranks
+from blyand.rules.model.model import layout_for, require_model
 from blyand.rules.records import NODES, SCHEDULES
 from tests.sim.network import until
 from tests.sim.training import Training, simulate
@@ -36,6 +37,15 @@ def first_rank(net: Training, run: bytes, round: int, group: int) -> TrainNode:
     assert schedule is not None
     seat = ranks(schedule, group)[0]
     return next(node for node in net.nodes if node.key.account == seat.account)
+
+
+def who_can_go_on(net: Training, run: bytes) -> tuple[TrainNode, TrainNode]:
+    """Return two nodes that are ranks of the trunk in round 0, without the first."""
+    schedule = SCHEDULES.get(net.nodes[0].machine.view, run, 0)
+    assert schedule is not None
+    ranked = {seat.account for seat in ranks(schedule, TRUNK)}
+    one, other, *_ = (n for n in net.nodes[1:] if n.key.account in ranked)
+    return one, other
 
 
 def handing_in_twice(node: TrainNode) -> list[Verdict]:
@@ -118,25 +128,34 @@ def test_a_primary_that_dies_before_it_publishes_is_passed_over(tmp_path):
 
 
 def test_what_a_split_made_gives_way_to_what_a_checkpoint_chose(tmp_path):
-    """Both ranks of a group publish, each on its side; one side has the validator."""
+    """Ranks of a group publish on both sides; one side has the validator.
+
+    On the other, two ranks have to be together. Experts are held on both.
+    """
 
     async def main() -> None:
-        net = Training(tmp_path, 1)
-        far = net.nodes[2]
+        net = Training(tmp_path, 8, count=4)
+        net.payload = replace(net.payload, replication=3)
+        for node in net.nodes:
+            node.trainer.pace_s = 1.0  # the split comes before the first update
         async with net.running():
             run = await net.begin(4, deadline_ms=3_000)
-            net.wire.side[far.name] = 1
-            moves = len(far.moves)
-            await until(lambda: len(far.moves) > moves + 1)
-            await net.closes(run, 2, *net.nodes[:2])
+            one, other = who_can_go_on(net, run)
+            near = [node for node in net.nodes if node not in (one, other)]
+            net.wire.side |= {one.name: 1, other.name: 1}
+            moves = len(one.moves)
+            await until(lambda: len(one.moves) > moves)
+            await net.closes(run, 2, *near)
             net.wire.side.clear()
             await net.closes(run, 4)
             await net.settles()
             net.check()
-            assert far.rolled_back(), "no head was given up"
+            gone = one.rolled_back() & other.rolled_back()
+            assert gone, "no head was given up"
             settings = net.nodes[0].run_record(run).run
-            roots = [tile.weights for tile in far.heads(net.model)[TRUNK].tiles]
-            assert net.recomputed(far, settings, TRUNK) == roots
+            for index in gone:
+                roots = [tile.weights for tile in one.heads(net.model)[index].tiles]
+                assert net.recomputed(one, settings, index) == roots
 
     simulate(main)
 
@@ -239,6 +258,35 @@ def lying(net: Training, liar: TrainNode, round: int) -> None:
     liar.primary._form = formed
 
 
+def believing(node: TrainNode) -> None:
+    """Let a node cosign what it is shown, without a look at it."""
+
+    async def believed(update, network) -> Any:
+        record = require_model(node.machine.view, update.model)
+        return layout_for(record.model).groups[update.group]
+
+    node.holder.recompute = believed
+
+
+def test_a_lie_gets_no_second_signature_and_is_not_published(tmp_path):
+    async def main() -> None:
+        net = Training(tmp_path, 1)
+        async with net.running():
+            run = await net.begin(2, deadline_ms=3_000)
+            liar = first_rank(net, run, 1, TRUNK)
+            lying(net, liar, 1)
+            await net.closes(run, 2)
+            await net.settles()
+            net.check()
+            made = net.updates(net.nodes[0], TRUNK)[1]
+            assert made.content.rank > 0 and made.header.account != liar.key.account
+            for node in net.nodes:
+                known = (block.content for block in node.blocks_of(TileUpdate))
+                assert not any(t.weights == bytes(32) for u in known for t in u.result)
+
+    simulate(main)
+
+
 def leaving_out(net: Training, author: TrainNode, round: int) -> set[bytes]:
     """Let no checkpoint order what a node says of the trunk's round; return the ids."""
     make = author.make
@@ -256,7 +304,7 @@ def leaving_out(net: Training, author: TrainNode, round: int) -> set[bytes]:
 
 @pytest.mark.parametrize("lies", [True, False])
 def test_an_update_that_is_never_ordered_is_given_up(tmp_path, monkeypatch, lies):
-    """A lie moves nobody; the truth does until it is given up, and its author goes on.
+    """A lie of two moves nobody else; the truth does until it is given up.
 
     In the last round, as every rank of a later one may have promised a head on it.
     """
@@ -269,6 +317,8 @@ def test_an_update_that_is_never_ordered_is_given_up(tmp_path, monkeypatch, lies
             author = first_rank(net, run, 1, TRUNK)
             if lies:
                 lying(net, author, 1)
+                for node in net.nodes:
+                    believing(node)
             left_out = leaving_out(net, author, 1)
             await net.closes(run, 2)
             await net.settles()
@@ -299,17 +349,16 @@ def test_an_ordered_update_without_effect_is_given_up(tmp_path, monkeypatch):
         async with net.running():
             run = await net.begin(2, deadline_ms=3_000)
             first = first_rank(net, run, 1, TRUNK)
-            signed, spoilt = first.primary._signed, []
 
-            def wrongly(key, *more):
-                made = signed(key, *more)
-                if key[1:] == (1, TRUNK) and not spoilt:
-                    spoilt.append(key)
-                    bad = Cosignature(first.key.public, bytes(63) + b"\1")
-                    made = replace(made, cosignatures=(bad,))
-                return made
+            async def wrongly(payload, **more) -> Block:
+                if isinstance(payload, TileUpdate):
+                    if (payload.round, payload.group) == (1, TRUNK):
+                        good, other = payload.cosignatures
+                        bad = Cosignature(other.signer, bytes(63) + b"\1")
+                        payload = replace(payload, cosignatures=(good, bad))
+                return await first.author.make(payload, **more)
 
-            first.primary._signed = wrongly
+            first.make = wrongly
             await net.closes(run, 2)
             await net.settles()
             net.check()
@@ -325,7 +374,7 @@ def test_training_stops_k_rounds_ahead_and_says_what_it_waits_for(tmp_path):
         first, others = net.nodes[0], net.nodes[1:]
         async with net.running():
             run = await net.begin(9)
-            first.stop()
+            first.orders_updates = False
             await until(
                 lambda: all("consensus status" in n.learner.status for n in others)
             )
@@ -334,6 +383,7 @@ def test_training_stops_k_rounds_ahead_and_says_what_it_waits_for(tmp_path):
                 assert f"paused: round {ahead} opens" in node.learner.status
                 head = node.holder.head(net.model, TRUNK)
                 assert head is not None and head.rounds == ahead
+            first.stop()
             back = net.nodes[0] = first.again()
             await net.start(back)
             await net.closes(run, 1)

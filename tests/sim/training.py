@@ -151,6 +151,12 @@ class Training:
             for index, head in heads.items()
         )
 
+    def experts_of(self, node: TrainNode) -> frozenset[int]:
+        """Return the groups of experts that placement gives to a node."""
+        record = require_model(node.machine.view, self.model)
+        experts = {group.index for group in self.layout.expert_groups}
+        return frozenset(node.holder.desired(record) & experts)
+
     def holds_its_share(self, node: TrainNode) -> bool:
         """True when a node holds what placement gives to it, and nothing else."""
         record = require_model(node.machine.view, self.model)

@@ -6,7 +6,7 @@ virtual time; everything between is the daemon's own code.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,18 +14,25 @@ import numpy as np
 import trio
 
 from blyan_proto.block.block import Block
-from blyan_proto.block.model import TileRoots
+from blyan_proto.block.model import TileRoots, TileUpdate
+from blyan_proto.checkpoint import BlobReceipt
+from blyan_proto.checkpoint import Receipts as Message
+from blyan_proto.codec import encode
+from blyan_proto.protocols.cosign import DEADLINE_S
 from blyan_proto.protocols.delta import Bundle, Receipt
 from blyan_proto.types import members
 from blyan_tile import tblock
 from blyan_tile.create import CreateJob, create
 from blyan_tile.delta import encode_group
 from blyan_tile.learner import GroupDelta, LearnJob, LearnResult
-from blyand.chain.pool import blobs_of
+from blyand.chain.orderable import Orderable
+from blyand.chain.receipts import Receipts
 from blyand.compute import GivenUp
 from blyand.data.custody import Custody
 from blyand.election.members import Member
+from blyand.errors import TooSlow
 from blyand.events import HeadMoved
+from blyand.protocols.cosign import Answer, check_answer, check_draft
 from blyand.protocols.delta import check_bundle
 from blyand.protocols.fetch import Fetcher
 from blyand.rules.model.model import layout_for, require_model
@@ -33,11 +40,15 @@ from blyand.rules.records import GROUPS, NODES, RUNS, Group, RunRecord
 from blyand.store.blobs import BlobStore
 from blyand.store.medium import Medium
 from blyand.training.adopter import Adopter
+from blyand.training.cosign import Cosigner, Ranks
 from blyand.training.delivery import Delivery, Reach
+from blyand.training.doubting import Doubting
 from blyand.training.holder import Holder
 from blyand.training.journal import Journal
+from blyand.training.judge import Judge
 from blyand.training.learner import Learner
 from blyand.training.primary import Primary
+from blyand.training.receipting import Receipting
 from blyand.training.waiting import Blocks
 from tests.sim.network import InlineLane, SimNode, registration
 
@@ -140,6 +151,7 @@ class TrainNode(SimNode):
         self.make = self.author.make  # what the primary makes blocks with
         self.moves: list[HeadMoved] = []
         self.not_ordered: set[bytes] = set()  # updates that this validator leaves out
+        self.orders_updates = True
         account, view = self.key.account, lambda: self.machine.view
         self.wanted = BlobWire(self)
         self.fetcher = Fetcher(
@@ -159,6 +171,22 @@ class TrainNode(SimNode):
             lane,
             self.events,
             self.peer_of,
+            self.genesis.parameters.liveness_span_ms,
+            lambda block, computed: self.doubting.note(block, computed),
+        )
+        self.doubting = Doubting(
+            view,
+            self.pool.__contains__,
+            lambda *a, **more: self.make(*a, **more),
+            self.events,
+        )
+        self.judge = Judge(
+            self.key.public,
+            view,
+            self.blocks.get,
+            self.holder.is_right,
+            self.author.make,
+            self.events,
         )
         self.journal = Journal(
             view,
@@ -170,6 +198,16 @@ class TrainNode(SimNode):
             self.fetcher.get,
             account,
         )
+        self.cosigner = Cosigner(
+            self.key,
+            self.genesis.id,
+            view,
+            self.genesis.parameters.liveness_span_ms,
+            self.holder,
+            lane,
+            self.intents,
+            Ranks(self.ask, self.peer_of),
+        )
         self.primary = Primary(
             self.key,
             self.genesis.id,
@@ -178,6 +216,7 @@ class TrainNode(SimNode):
             self.blobs,
             lane,
             self.intents,
+            self.cosigner,
             lambda *a, **more: self.make(*a, **more),
             self.events,
         )
@@ -186,6 +225,25 @@ class TrainNode(SimNode):
             take=self.primary.take,
             peer_of=self.peer_of,
             is_connected=lambda peer: peer in self.wire.others(self.name),
+        )
+        self.receipts = Receipts(self.genesis.id, view, self.pool.get, lane)
+        self.receipting = Receipting(
+            self.key,
+            self.genesis.id,
+            view,
+            self.pool.__contains__,
+            self.fetcher,
+            self.receipts.of,
+            self.give,
+            self.peer_of,
+            self.events,
+        )
+        self.orderable = Orderable(
+            view,
+            self.blobs.has,
+            self._want,
+            self.receipts,
+            self.genesis.parameters.liveness_span_ms,
         )
         self.learner = Learner(
             account,
@@ -227,11 +285,46 @@ class TrainNode(SimNode):
         check_bundle(bundle, self.genesis.id)
         return await node.primary.take(bundle)
 
+    async def give(self, receipt: BlobReceipt) -> None:
+        """Broadcast a receipt."""
+        self.receipts.put(receipt)
+        raw = encode(Message((receipt,)))
+        await self._spread(raw, lambda node: node.receipts.gossip_check)
+
+    async def ask(self, peer: str, update: TileUpdate) -> Answer:
+        """Ask a peer for its signature, as /blyan/cosign/1 does."""
+        node = await self.reach(peer)
+        check_draft(update, self.key.public, self.genesis.id)
+        with trio.move_on_after(DEADLINE_S):
+            answer = await node.cosigner.sign(update)
+            check_answer(answer, update, node.key.public, self.genesis.id)
+            return answer
+        raise TooSlow("no signature in time")
+
     def may_order(self, block: Block) -> bool:
-        missing = [id for id in blobs_of(block) if not self.blobs.has(id)]
-        for blob in missing:
-            self._want(blob, block.header.account)
-        return not missing and block.id not in self.not_ordered
+        return self._is_wanted(block) and self.orderable.may_order(block)
+
+    def receipts_for(self, blocks: Sequence[Block]) -> tuple[BlobReceipt, ...]:
+        return self.orderable.receipts_for(blocks)
+
+    async def take_receipts(self, receipts: Sequence[BlobReceipt]) -> None:
+        await self.receipts.take(receipts)
+
+    def _is_wanted(self, block: Block) -> bool:
+        if isinstance(block.content, TileUpdate) and not self.orders_updates:
+            return False
+        return block.id not in self.not_ordered
+
+    def blocks_of(self, payload: type) -> list[Block]:
+        """Return the blocks here, ordered and pending, with such a payload."""
+        ordered = (
+            self.blocks.get(id)
+            for height in range(1, self.machine.clock.height + 1)
+            if (final := self.checkpoints.at(height))
+            for id in final.checkpoint.blocks
+        )
+        every = [*ordered, *self.pool]
+        return [b for b in every if b is not None and isinstance(b.content, payload)]
 
     async def _watch(self, task_status=trio.TASK_STATUS_IGNORED) -> None:
         with self.events.subscribe(HeadMoved, capacity=4096) as facts:
@@ -271,6 +364,9 @@ class TrainNode(SimNode):
             self.fetcher.run,
             self.holder.run,
             self.primary.run,
+            self.receipting.run,
+            self.doubting.run,
+            self.judge.run,
             self.journal.run,
             member.run,
             custody.run,

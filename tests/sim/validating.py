@@ -6,10 +6,6 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import trio
-
-from blyan_proto.block.block import Block
-from blyan_proto.checkpoint import BlobReceipt
 from blyan_proto.errors import ProtocolError
 from blyan_proto.protocols.votes import MAX_MESSAGE_BYTES, MESSAGE
 from blyan_proto.signing import SigningKey
@@ -86,18 +82,12 @@ def make_voter(node: SimNode, lane: Any, is_lost: bool = False) -> Voter:
         if not got:
             raise NotHere(f"{peer} has none of the blocks")
 
-    async def take_receipts(receipts: Sequence[BlobReceipt]) -> None:
-        await trio.lowlevel.checkpoint()
-
     def reveal(key: bytes) -> bytes:
         revealed = revealed_by(machine.view, key) or b""
         return beacons.chain_of(node.key.secret).before(revealed)
 
     def key_in(voters: ValidatorSet) -> SigningKey | None:
         return node.key if voters.weight_of(node.key.public) else None
-
-    def receipts_for(blocks: Sequence[Block]) -> tuple[BlobReceipt, ...]:
-        return ()
 
     return Voter(
         Surroundings(
@@ -128,7 +118,7 @@ def make_voter(node: SimNode, lane: Any, is_lost: bool = False) -> Voter:
                 peers=lambda: node.wire.others(node.name),
             ),
             availability=Availability(
-                is_ordered, node.may_order, receipts_for, take_receipts
+                is_ordered, node.may_order, node.receipts_for, node.take_receipts
             ),
             mesh=node.mesh,
             events=node.events,

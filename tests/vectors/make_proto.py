@@ -26,6 +26,7 @@ from blyan_proto.checkpoint import (
     BlobReceipt,
     Checkpoint,
     FinalCheckpoint,
+    Receipts,
     ReceiptStatement,
     Vote,
     VoteStage,
@@ -37,6 +38,7 @@ from blyan_proto.genesis import DEVNET, Balance, Genesis
 from blyan_proto.protocols import (
     blobs,
     blocks,
+    cosign,
     delta,
     expert,
     hello,
@@ -232,7 +234,8 @@ PAYLOADS: tuple[Any, ...] = (
         (),
         (encode(vote(hash_of("one"))), encode(vote(None))),
     ),
-    economy.Dispute(1, hash_of("update"), 1, roots("true")[1]),
+    economy.Dispute(1, RUN_ID, 5, 3, hash_of("update"), 1, roots("true")[1]),
+    economy.DisputeVerdict(1, hash_of("update"), False),
     ledger.Reserve(
         1,
         OTHER.account,
@@ -330,6 +333,7 @@ CHECKPOINT = Checkpoint(
     next_validators_root=ValidatorSet((VALIDATOR,)).root,
     parent_signers=b"\x01",
 )
+RECEIPTS = Receipts(CHECKPOINT.receipts)
 FINAL = FinalCheckpoint(CHECKPOINT, (vote(CHECKPOINT.id),))
 
 GREETING = hello.Greeting(
@@ -454,6 +458,12 @@ MESSAGES: dict[str, tuple[Any, Any]] = {
         ),
         delta.REQUEST,
     ),
+    "draft": (
+        cosign.Draft(replace(UPDATE, cosignatures=UPDATE.cosignatures[:1])),
+        cosign.REQUEST,
+    ),
+    "cosigned": (cosign.Cosigned(UPDATE.cosignatures[0].signature), cosign.ANSWER),
+    "declined": (cosign.Declined(cosign.Reason.OTHER_RESULT), cosign.ANSWER),
     "receipt": (
         delta.Receipt(
             RUN_ID,
@@ -486,6 +496,7 @@ def build_blocks() -> dict[str, Any]:
             "raw": encode(FINAL).hex(),
             "plain": to_plain(FINAL),
         },
+        "receipts": {"raw": encode(RECEIPTS).hex(), "plain": to_plain(RECEIPTS)},
         "archive_index": {"raw": encode(INDEX).hex(), "plain": to_plain(INDEX)},
         "claim": {
             "raw": encode(UPDATE.claim).hex(),

@@ -24,7 +24,7 @@ from blyand.rules.economy import stake as stakes
 from blyand.rules.economy import supply
 from blyand.rules.economy import transfer as transfers
 from blyand.rules.economy import usage, vesting
-from blyand.rules.model import adoption
+from blyand.rules.model import adoption, dispute
 from blyand.rules.model import model as models
 from blyand.rules.model import run, update
 from blyand.rules.posting import Posting
@@ -67,7 +67,7 @@ Effect = Callable[[Overlay, Block, Any, Moment], None]
 
 
 def _update(view: Overlay, block: Block, payload: model.TileUpdate, at: Moment) -> None:
-    update.apply(view, block, payload)
+    update.apply(view, block, payload, at.genesis.parameters.liveness_span_ms)
     claims.claim_learning(view, payload, at.genesis.setting("learning_micro"))
 
 
@@ -127,6 +127,16 @@ EFFECTS: dict[type, Effect] = {
     economy.Heartbeat: lambda view, block, payload, at: nodes.beat(
         view, block, payload, at.time_ms
     ),
+    economy.Dispute: lambda view, block, payload, at: dispute.begin(
+        view, block, payload
+    ),
+    economy.DisputeVerdict: lambda view, block, payload, at: dispute.judge(
+        view,
+        block,
+        payload,
+        validators.signers(view),
+        at.genesis.parameters.liveness_span_ms,
+    ),
     economy.Transfer: lambda view, block, payload, at: transfers.transfer(
         view, block, payload, at.genesis, at.time_ms
     ),
@@ -171,6 +181,7 @@ ENDINGS: tuple[Ending, ...] = (
     _turn_year,
     lambda view, at: ledger_end.end(view, at.genesis, at.time_ms),
     lambda view, at: run.close_rounds(view, at.genesis.parameters.liveness_span_ms),
+    lambda view, at: dispute.drop_old(view, at.genesis.setting("dispute_span_ms")),
     _vest,
     _end_epoch,
 )

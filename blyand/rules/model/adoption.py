@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from blyan_proto.block.block import Block
 from blyan_proto.block.model import Adoption
+from blyand.rules.model.dispute import is_doubted
 from blyand.rules.model.model import heads_root, require_model
 from blyand.rules.model.run import is_adoptable
 from blyand.rules.records import GROUPS, MODELS, RUNS, VERSIONS, Version
@@ -28,6 +29,8 @@ def adopt(
         raise Reject(f"round {payload.round} or a later one is adopted")
     if payload.round >= run.closed or not is_adoptable(run.run, payload.round):
         raise Reject(f"round {payload.round} is not up for adoption")
+    if is_doubted(view, payload.run, payload.round):
+        raise Reject(f"an update before the end of round {payload.round} is disputed")
     versions = versions_of(view, payload.run, payload.round, record.groups)
     if versions is None:
         raise Reject(f"the versions of round {payload.round} are no longer held")

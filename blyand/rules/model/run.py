@@ -7,6 +7,7 @@ from dataclasses import replace
 from blyan_proto.block.block import Block
 from blyan_proto.block.model import Codec, Run
 from blyan_proto.constants import MAX_CONTRIBUTIONS, PPM
+from blyand.rules.model.dispute import open_disputes
 from blyand.rules.model.model import require_model
 from blyand.rules.model.schedule import stuck_rounds, write_schedule
 from blyand.rules.records import (
@@ -17,13 +18,13 @@ from blyand.rules.records import (
     RUNS,
     SCHEDULES,
     VERSIONS,
+    VERSIONS_KEPT,
     RunRecord,
 )
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay
 
 SETTINGS = {Codec.DENSE: range(1), Codec.LR4: range(1, 256)}  # LR4: the rank
-VERSIONS_KEPT = 8  # rounds behind a run's front whose group versions state remembers
 
 
 def start(view: Overlay, block: Block, run: Run, liveness_ms: int) -> None:
@@ -148,13 +149,18 @@ def _reschedule(view: Overlay, record: RunRecord, liveness_ms: int) -> RunRecord
 
 
 def _forget(view: Overlay, record: RunRecord, closed: int) -> None:
-    """Drop what is behind the window that adoption and joiners may still ask about."""
+    """Drop what is behind the window that adoption and joiners may still ask about.
+
+    Not of a group whose update is disputed: closing the dispute does that.
+    """
     old = closed - VERSIONS_KEPT
     if old < 0:
         return
     SCHEDULES.remove(view, record.id, old)
+    disputed = {one.group for one in open_disputes(view) if one.run == record.id}
     for group in range(require_model(view, record.run.model).groups):
-        VERSIONS.remove(view, record.id, old, group)
+        if group not in disputed:
+            VERSIONS.remove(view, record.id, old, group)
 
 
 def is_adoptable(run: Run, round: int) -> bool:

@@ -9,6 +9,7 @@ from blyand.rules.records import (
     NODES,
     SCHEDULES,
     Group,
+    Node,
     RunRecord,
     Schedule,
     Seat,
@@ -16,6 +17,11 @@ from blyand.rules.records import (
 from blyand.rules.view import Overlay, View
 
 FULL_WEIGHT = 64
+
+
+def is_live(node: Node, now_ms: int, liveness_ms: int) -> bool:
+    """True when a node's last heartbeat is young enough, in chain time (DEC-A8)."""
+    return now_ms - node.heartbeat_ms <= liveness_ms
 
 
 def live_seats(view: View, model: bytes, liveness_ms: int) -> tuple[Seat, ...]:
@@ -27,7 +33,7 @@ def live_seats(view: View, model: bytes, liveness_ms: int) -> tuple[Seat, ...]:
         Seat(node.account, node.key, node.roles, FULL_WEIGHT, node.held)
         for node in NODES.scan(view)
         if node.model == model
-        and clock.time_ms - node.heartbeat_ms <= liveness_ms
+        and is_live(node, clock.time_ms, liveness_ms)
         and node.registered_height < max(revealed, 1)
     )
 
@@ -44,6 +50,7 @@ def write_schedule(
         epoch=clock.height,
         beacon=clock.beacons[0],
         seats=live_seats(view, record.run.model, liveness_ms),
+        opened_ms=clock.time_ms,
     )
     SCHEDULES.put(view, schedule, record.id, round)
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 from blyan_proto.block.block import Block
 from blyan_proto.block.model import Run, Snapshot, TileUpdate
 from blyan_proto.constants import PPM
-from blyan_proto.errors import BadSignature
-from blyan_proto.signing import Purpose, check_signature
 from blyan_proto.types import Role, members
 from blyand.rules.model.election import contributors, ranks
 from blyand.rules.model.run import count_update
 from blyand.rules.model.schedule import next_round
+from blyand.rules.model.signatures import accounts_of, check_cosignatures, needed
 from blyand.rules.records import (
+    CLOCK,
     GROUPS,
     RUNS,
     SCHEDULES,
@@ -28,17 +28,23 @@ from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay, View
 
 
-def apply(view: Overlay, block: Block, update: TileUpdate) -> None:
+def apply(view: Overlay, block: Block, update: TileUpdate, liveness_ms: int) -> None:
     """Execute a tile update: move the group's trained head."""
     group = require_group(view, update.model, update.group)
     record, schedule = open_round(view, update.run, update.round)
+    author = block.header.author
     if record.run.model != update.model:
         raise Reject("the run is of another model")
     check_lineage(update, group)
-    check_author(update, schedule, block.header.author)
+    check_author(update, schedule, author)
     check_contributions(update, schedule)
     check_tokens(update, record.run)
     check_cosignatures(update, schedule, block.header.network)
+    signed = len(update.cosignatures)
+    if signed < needed(view, schedule, group, record.run, author, liveness_ms):
+        raise Reject("another rank of the group is alive and has not signed")
+    clock = CLOCK.get(view)
+    assert clock is not None
     counted = count_update(view, record, update.round)
     GROUPS.put(
         view,
@@ -48,13 +54,20 @@ def apply(view: Overlay, block: Block, update: TileUpdate) -> None:
             run=counted.id,
             rounds=update.round + 1,
             tiles=update.result,
+            moved_ms=clock.time_ms,
         ),
         update.model,
         update.group,
     )
-    VERSIONS.put(
-        view, Version(block.id, update.result), update.run, update.round, update.group
+    version = Version(
+        update=block.id,
+        tiles=update.result,
+        parent=update.parent,
+        base=update.base,
+        signers=tuple(accounts_of(update, schedule)),
+        is_single=signed < 2,
     )
+    VERSIONS.put(view, version, update.run, update.round, update.group)
 
 
 def require_group(view: View, model: bytes, index: int) -> Group:
@@ -138,28 +151,6 @@ def contribution_weights(tokens: list[int]) -> list[int]:
     if not total:
         return [PPM // len(tokens)] * len(tokens)
     return [max(1, count * PPM // total) for count in capped]
-
-
-def check_cosignatures(update: TileUpdate, schedule: Schedule, network: bytes) -> None:
-    """Every cosignature is a rank's, over the update's claim; the first is the author's."""
-    keys = [seat.key for seat in ranks(schedule, update.group)]
-    signers = [cosignature.signer for cosignature in update.cosignatures]
-    if len(set(signers)) != len(signers) or not set(signers) <= set(keys):
-        raise Reject("a cosignature of somebody who is no rank of the group")
-    if signers[0] != keys[update.rank]:
-        raise Reject("the author's cosignature does not come first")
-    claim = update.claim
-    for cosignature in update.cosignatures:
-        try:
-            check_signature(
-                Purpose.TILE_UPDATE,
-                network,
-                claim,
-                cosignature.signer,
-                cosignature.signature,
-            )
-        except BadSignature as error:
-            raise Reject(f"cosignature: {error}") from error
 
 
 def keep_snapshot(view: Overlay, payload: Snapshot) -> None:

@@ -351,9 +351,10 @@ class Training(World):
         learners: int = 2,
         rank: int = 0,
         head: Group | None = None,
+        signatures: int = 2,
         **changed: Any,
     ) -> TileUpdate:
-        """Return the next update of a group, signed by the rank that authors it."""
+        """Return the next update of a group, signed by its author and another rank."""
         head = head or self.group(group)
         round = changed.get("round", next_round(head, run))
         schedule = SCHEDULES.get(self.view, run, round)
@@ -383,7 +384,8 @@ class Training(World):
             fields["result"] = head.tiles
         fields.update(changed)
         signer = self.author_of(seats[rank].key) if rank < len(seats) else self.keys[0]
-        return self.cosigned(fields, signer)
+        others = [self.author_of(s.key) for s in seats if s.key != signer.public]
+        return self.cosigned(fields, signer, *others[: signatures - 1])
 
     def cosigned(self, fields: dict[str, Any], *signers: SigningKey) -> TileUpdate:
         """Return an update with the signatures of `signers`, in their order."""

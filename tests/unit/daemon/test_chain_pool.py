@@ -229,7 +229,8 @@ def test_references_and_blobs_of_each_kind():
     assert references(block(run_of(id, bytes(32)))) == [id, bytes(32)]
     other = bytes(31) + b"\1"
     assert references(block(Snapshot(1, id, 0, other, 1, roots("w", 1)))) == [id, other]
-    assert references(block(Dispute(1, other, 0, roots("w", 1)[0]))) == [other]
+    doubt = Dispute(1, id, 0, 0, other, 0, roots("w", 1)[0])
+    assert references(block(doubt)) == [id, other]
     world = Training()
     run = world.open()
     update = world.update(run, 3)

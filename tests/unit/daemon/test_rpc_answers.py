@@ -934,7 +934,7 @@ def test_roots_at_a_round_and_the_tiles_themselves(world):
         for group in list(GROUPS.scan(overlay, record.id)):
             head = dataclasses.replace(group, head=moved.id, run=run.id, rounds=1)
             GROUPS.put(overlay, head, record.id, group.group)
-            version = Version(moved.id, group.tiles)
+            version = Version(moved.id, group.tiles, group.head, group.tiles, ())
             VERSIONS.put(overlay, version, run.id, 0, group.group)
 
     world.order(moved, change=close)

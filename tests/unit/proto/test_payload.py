@@ -50,8 +50,8 @@ def test_kinds_stand_on_their_chains():
     chains = {
         Chain.META: "model run adoption placement",
         Chain.PARAMETERS: "weights tile_update snapshot",
-        Chain.LEDGER: "registration heartbeat transfer bond key_rotation evidence dispute "
-        "reserve capture release reverse stake",
+        Chain.LEDGER: "registration heartbeat transfer bond key_rotation evidence "
+        "dispute dispute_verdict reserve capture release reverse stake",
         Chain.DATASETS: "dataset dataset_vote",
     }
     for chain, names in chains.items():

@@ -12,6 +12,7 @@ from blyan_proto.merkle import EMPTY
 from blyan_proto.protocols import (
     blobs,
     blocks,
+    cosign,
     delta,
     expert,
     hello,
@@ -36,6 +37,7 @@ MODULES = {
     "blobs": blobs,
     "expert": expert,
     "delta": delta,
+    "cosign": cosign,
 }
 
 
@@ -115,6 +117,7 @@ def test_ids_name_their_protocol_and_version():
         (blobs.OutlineOf, blobs.MAX_ANSWER_BYTES),
         (blobs.Leaf, LEAF_BYTES + 64),
         (delta.Receipt, 64 * 1024),
+        (cosign.Cosigned, cosign.MAX_ANSWER_BYTES - 1),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
