@@ -10,14 +10,18 @@ from blyan_proto.rpc.methods import all_methods
 from blyan_tile.corpus import Archive, joined
 from blyand.accounting import Accounting, bind_accounting
 from blyand.compute import Worker
+from blyand.finality.standing import standing_of
+from blyand.finality.voter import Voter
 from blyand.foundation import Base
 from blyand.newcomer import Newcomer, downloaded
 from blyand.parts import Models
 from blyand.protocols.fetch import Fetcher
+from blyand.protocols.votes import Mesh
 from blyand.replica import Replica
 from blyand.rpc import (
     backup,
     chain,
+    consensus,
     data,
     expert,
     explorer,
@@ -61,6 +65,8 @@ def bind_all(
     stop: Callable[[], None],
     roles: tuple[str, ...],
     learns: bool,
+    voter: Voter | None,
+    mesh: Mesh,
 ) -> Answers:
     """Return the answers of one node."""
     answers = Answers(all_methods())
@@ -99,12 +105,12 @@ def bind_all(
             holder=models.holder,
             learner=models.learner if learns else None,
             warnings=lambda: [
-                *_troubles(base, replica),
                 *(
                     [newcomer.joiner.told.trouble]
                     if newcomer.joiner.told.trouble
                     else []
                 ),
+                *_troubles(base, replica, voter),
                 *stores.warnings,
                 *base.alarms.values(),
             ],
@@ -231,6 +237,15 @@ def bind_all(
         lane=base.disk_lane,
     )
     bind_accounting(answers, base, replica, accounting)
+    consensus.bind(
+        answers,
+        machine=replica.machine,
+        voter=voter,
+        connected=lambda: mesh.open,
+        me=base.host.peer_id,
+        clock=base.clock,
+        lane=base.disk_lane,
+    )
     expert.bind(answers, holders=holders, latency_ms=latency_ms)
     history.bind(answers, ordering=ordering, blocks=stores.blocks, lane=base.disk_lane)
     model.bind(answers, holders=holders, ordering=ordering, publishing=publishing)
@@ -290,8 +305,11 @@ def bind_all(
     return answers
 
 
-def _troubles(base: Base, replica: Replica) -> Iterator[str]:
-    """Yield what the operator should know of the disk, as it is now."""
+def _troubles(base: Base, replica: Replica, voter: Voter | None) -> Iterator[str]:
+    """Yield what the operator should know of finality and of the disk, as it is now."""
+    height = replica.machine.clock.height + 1
+    if trouble := standing_of(voter, replica.view, height).trouble:
+        yield f"nothing becomes final here: {trouble}"
     if base.stores.database.full:
         yield f"{base.stores.database.full}: nothing new is stored until there is"
     if replica.mender.missing:

@@ -215,6 +215,8 @@ async def run(home: Home, config: Config) -> None:
                 stop.set,
                 _role_names(base),
                 learns,
+                voter,
+                mesh,
             )
             services = [
                 Service("commit", stores.commit.run),

@@ -75,6 +75,7 @@ NOUN_BASES = {
     "ledger": 1400,
     "supply": 1500,
     "reward": 1600,
+    "consensus": 1900,
 }
 
 # Offsets inside every noun's hundred.

@@ -16,6 +16,7 @@ NOUNS = {
     "peer": "who is connected, and connect to one more",
     "chain": "the chain: tips, blocks, checkpoints",
     "sync": "join by a checkpoint: how far, by whom, and the one to hand over",
+    "consensus": "how the validators stand with the next checkpoint",
     "expert": "which experts there are, who holds them, at which versions",
     "model": "create a model, list them, show one",
     "data": "add a dataset, list them, show one",

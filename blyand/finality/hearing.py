@@ -16,6 +16,7 @@ import trio
 from blyan_proto.checkpoint import FinalCheckpoint, Proposal, Vote
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.errors import UnexpectedMessage
+from blyan_proto.genesis import Genesis
 from blyan_proto.holdings import Holdings
 from blyan_proto.protocols.votes import ANSWERED_AT_ONCE
 from blyan_proto.signing import Purpose, check_signature
@@ -26,6 +27,7 @@ from blyand.finality.pen import Pen
 from blyand.finality.ports import Chain, Mesh, Message
 from blyand.rules.chain.effects import signer_of
 from blyand.rules.chain.holdings import lacking
+from blyand.rules.chain.intake import check_final
 from blyand.rules.chain.validators import signers, successors
 from blyand.rules.verdict import Reject
 
@@ -53,14 +55,15 @@ class Hearing:
 
     def __init__(
         self,
-        network: bytes,
+        genesis: Genesis,
         chain: Chain,
         mesh: Mesh,
         pen: Pen,
         lane: Threads,
         places: Places,
     ) -> None:
-        self._network = network
+        self._genesis = genesis
+        self._network = genesis.id
         self._chain = chain
         self._mesh = mesh
         self._pen = pen
@@ -77,6 +80,7 @@ class Hearing:
             case FinalCheckpoint():
                 try:
                     await self._chain.take(message, peer)
+                    await self._compare(message)
                 except Reject as error:
                     raise UnexpectedMessage(str(error)) from error
             case Proposal() | Vote():
@@ -86,6 +90,17 @@ class Hearing:
         """Return, once, what was heard of the height that begins now."""
         found, self._early = self._early, {}
         return [message for messages in found.values() for message in messages]
+
+    async def _compare(self, final: FinalCheckpoint) -> None:
+        """A second final checkpoint of a height shows who made both. Reject."""
+        before = self._places.before
+        if before is None or final.checkpoint.height != before.number:
+            return
+        decision = before.agreement.decision
+        if decision is not None and decision.id != final.checkpoint.id:
+            voters = before.agreement.validators
+            await self._lane.run(check_final, final, self._genesis, voters)
+            before.conclude(final)
 
     async def _take(self, peer: str, message: Proposal | Vote) -> None:
         height = message.statement.height

@@ -83,7 +83,13 @@ class Height:
         self._metrics = metrics
         self._effects: deque[Effect] = deque()
         self._wake = trio.Event()
+        self._is_over = False
         self._nursery: trio.Nursery
+
+    @property
+    def votes(self) -> bool:
+        """True where this node has a vote, and gives it."""
+        return self._key is not None and self._pen.may_sign(self.number)
 
     @property
     def number(self) -> int:
@@ -109,6 +115,23 @@ class Height:
             is_timely = abs(ahead_ms) <= self._bound_ms
             self._take(self.agreement.receive_proposal(message, is_timely=is_timely))
 
+    def conclude(self, final: FinalCheckpoint) -> None:
+        """The height is over with this checkpoint, or with one that contradicts it.
+
+        What comes late is still counted, and may show who signed twice.
+        """
+        self._is_over = True
+        self._take(
+            self.agreement.conclude(
+                Decide(
+                    final.checkpoint,
+                    final.checkpoint.id,
+                    final.votes[0].statement.round,
+                    final.votes,
+                )
+            )
+        )
+
     async def _begin(self, not_before_s: float, idle_at_s: float) -> None:
         """Start when there is something to order, or it was quiet for long enough."""
         if self.agreement.round == NOT_STARTED:
@@ -122,6 +145,11 @@ class Height:
         self._take(self.agreement.start())
 
     def _take(self, effects: Iterable[Effect]) -> None:
+        if self._is_over:
+            for effect in effects:
+                if isinstance(effect, Evidence):
+                    self._accuse(effect)
+            return
         self._effects.extend(effects)
         if self.began_s is None and self.agreement.round != NOT_STARTED:
             self.began_s = trio.current_time()
@@ -141,8 +169,8 @@ class Height:
                 await self._repropose(effect)
             case Decide():
                 await self._decide(effect)
-            case Evidence(first, second):
-                self._accuse(effect, first, second)
+            case Evidence():
+                self._accuse(effect)
             case Behind(height):
                 for peer in self._mesh.open:
                     self._chain.peer_is_at(peer, height - 1)
@@ -227,9 +255,7 @@ class Height:
         self._metrics.histogram("blyan_consensus_rounds").observe(effect.round + 1)
         await self._chain.take(self.decided, "")
 
-    def _accuse(
-        self, effect: Evidence, first: Vote | Proposal, second: Vote | Proposal
-    ) -> None:
+    def _accuse(self, effect: Evidence) -> None:
         if self._key is not None and effect.signer == self._key.public:
             self._pen.forbidden = (
                 "another process signs with this node's key; this one signs nothing "
@@ -239,4 +265,4 @@ class Height:
             return
         logger.warning("two conflicting messages of %s", effect.signer.hex())
         self._metrics.counter("blyan_equivocations_seen").add()
-        self._report(first, second)
+        self._report(effect.first, effect.second)

@@ -80,7 +80,7 @@ class Voter:
             around.chain, around.mesh, pen, intents, around.lane, is_lost
         )
         self._hearing = Hearing(
-            around.genesis.id, around.chain, around.mesh, pen, around.lane, self
+            around.genesis, around.chain, around.mesh, pen, around.lane, self
         )
         self._scrutiny = Scrutiny(
             around.genesis,
@@ -166,8 +166,7 @@ class Voter:
                     await self._advanced.wait()
                 nursery.cancel_scope.cancel()
         finally:
-            self._note(self.now)
-            self.before, self.now = self.now, None
+            self._put_aside(number)
 
     def _height(self, number: int) -> Height | None:
         """Return the agreement on a height; None where this node has no part in it."""
@@ -233,7 +232,12 @@ class Voter:
                 await self._around.publish(encode(decided))
                 return
 
-    def _note(self, height: Height | None) -> None:
+    def _put_aside(self, number: int) -> None:
+        """Keep the height that is over for what comes late."""
+        height, self.before, self.now = self.now, self.now, None
+        final = self._chain.stored(number)
+        if height is not None and final is not None:
+            height.conclude(final)
         if height is not None and height.began_s is not None:
             self.latency_s = trio.current_time() - height.began_s
             self._around.metrics.histogram("blyan_checkpoint_seconds").observe(
