@@ -17,10 +17,8 @@ from pathlib import Path
 
 import trio
 
-import blyand
 from blyan_proto import topics
-from blyan_proto.protocols.hello import MAX_ADDRESSES, Greeting
-from blyan_proto.types import Role, bitmap
+from blyan_proto.types import Role
 from blyan_tile.aggregate import check_arithmetic
 from blyand import genesis as genesis_file
 from blyand import keystore, settling
@@ -32,14 +30,11 @@ from blyand.config import Config
 from blyand.data.custody import Custody
 from blyand.diary import diary_of, open_diary
 from blyand.directory import build_directory, holdings
-from blyand.election.members import Member, registration_of
 from blyand.endpoints import serve_streams
 from blyand.errors import ComputeFault, Unavailable
 from blyand.events import Broadcast
-from blyand.finality.beacon import chain_of
 from blyand.foundation import Base
 from blyand.home import Home, read_or_none, replace_file
-from blyand.initialise import hardware, role_bits
 from blyand.metrics import Metrics
 from blyand.net.calls import open_calls
 from blyand.net.dialer import WANTED_PEERS, Dialer
@@ -59,6 +54,7 @@ from blyand.parts import (
     wanting,
 )
 from blyand.poison import PoisonBox
+from blyand.presence import greeting, heard, member, role_names, roles, validates
 from blyand.protocols import expert as expert_ends
 from blyand.protocols.hello import Greeter
 from blyand.protocols.meeting import Meeting
@@ -68,7 +64,6 @@ from blyand.replica import Replica, build_replica
 from blyand.rpc.server import serve
 from blyand.rules.chain.validators import turn_of
 from blyand.rules.net.relay import RelayLimits
-from blyand.rules.records import MODELS
 from blyand.stores import open_stores
 from blyand.supervise import Backoff, Service, supervise
 from blyand.training.adopter import Adopter
@@ -76,7 +71,6 @@ from blyand.upkeep import build_upkeep
 
 logger = logging.getLogger(__name__)
 
-MAX_ALARMS = 16
 FAREWELL_S = 0.5  # for the answer to node.stop to leave
 DRAIN_S = 3.0  # for what peers asked before the stop
 
@@ -181,17 +175,17 @@ async def run(home: Home, config: Config) -> None:
             )
             fetcher = build_fetcher(base)
             replica = build_replica(base)
-            newcomer = build_newcomer(base, replica, _roles(base))
+            newcomer = build_newcomer(base, replica, roles(base))
             settling.begin(base, must_join=newcomer.aim.must)
             models = build_models(
                 base, replica, fetcher, expert_ends.Client(calls), trainer
             )
             mesh = Mesh(host, dialer.dial, events, random.Random())
             voter = None
-            if _validates(base):
+            if validates(base):
                 is_lost = base.is_amnesic or newcomer.aim.must
                 voter = build_voter(base, replica, fetcher, mesh, is_lost=is_lost)
-            upkeep = build_upkeep(base, replica, models, fetcher, _roles(base))
+            upkeep = build_upkeep(base, replica, models, fetcher, roles(base))
             accounting = build_accounting(base, replica)
             stop = trio.Event()
             serve_streams(
@@ -200,9 +194,9 @@ async def run(home: Home, config: Config) -> None:
                 models,
                 voter,
                 newcomer,
-                serves_experts=bool(_roles(base) & Role.SERVE),
+                serves_experts=bool(roles(base) & Role.SERVE),
             )
-            learns = bool(config.training.enabled and _roles(base) & Role.LEARN)
+            learns = bool(config.training.enabled and roles(base) & Role.LEARN)
             answers = bind_all(
                 base,
                 replica,
@@ -213,7 +207,7 @@ async def run(home: Home, config: Config) -> None:
                 accounting,
                 newcomer,
                 stop.set,
-                _role_names(base),
+                role_names(base),
                 learns,
                 voter,
                 mesh,
@@ -253,7 +247,7 @@ async def run(home: Home, config: Config) -> None:
                 Service("doubting", models.doubting.run),
                 Service("journal", models.journal.run),
                 Service("retention", upkeep.retention.run),
-                Service("member", _member(base, replica, models).run),
+                Service("member", member(base, replica, models).run),
             ]
             if voter is not None:
                 adopter = Adopter(
@@ -310,13 +304,13 @@ async def _run_services(
 ) -> None:
     greeter = Greeter(
         base.key,
-        lambda: _greeting(base, replica, models),
+        lambda: greeting(base, replica, models),
         base.meeting.known_peers,
         base.meeting.met,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch_signals, stop)
-        base.meeting.start(greeter, functools.partial(_heard, base, replica))
+        base.meeting.start(greeter, functools.partial(heard, base, replica))
         await base.host.gossip.listen(topics.BLOCK, replica.intake.gossip_check)
         await base.host.gossip.listen(topics.CHECKPOINT, replica.follower.gossip_check)
         await base.host.gossip.listen(topics.RECEIPT, replica.receipts.gossip_check)
@@ -330,80 +324,9 @@ async def _run_services(
         nursery.cancel_scope.cancel()
 
 
-def _validates(base: Base) -> bool:
-    """True for a node that votes whenever it is in the set."""
-    if base.genesis.founders.weight_of(base.key.public):
-        return True
-    return bool(role_bits(base.config.node.roles) & Role.VALIDATE)
-
-
-def _roles(base: Base) -> int:
-    roles = role_bits(base.config.node.roles)
-    return roles | int(Role.VALIDATE) if _validates(base) else roles
-
-
-def _role_names(base: Base) -> tuple[str, ...]:
-    bits = _roles(base)
-    return tuple(str(role.name).lower() for role in Role if bits & role)
-
-
 def _socket(base: Base) -> Path:
     chosen = base.config.rpc.socket
     return Path(chosen) if chosen else base.home.socket
-
-
-def _member(base: Base, replica: Replica, models: Models) -> Member:
-    tail = chain_of(base.key.secret).tail if _validates(base) else None
-    return Member(
-        base.key.account,
-        registration_of(
-            base.key.public,
-            _roles(base),
-            base.config.net.region,
-            hardware(),
-            tail,
-        ),
-        base.genesis,
-        lambda: replica.view,
-        models.holder.held,
-        replica.author.make,
-        lambda: replica.follower.behind <= 1,
-        base.events,
-    )
-
-
-def _greeting(base: Base, replica: Replica, models: Models) -> Greeting:
-    whole = [m for m in MODELS.scan(replica.view) if m.weights == m.groups]
-    record = max(whole, key=lambda m: m.adopted_height, default=None)
-    held = models.holder.held(record.id) if record else frozenset()
-    return Greeting(
-        network=base.genesis.id,
-        software=f"blyand/{blyand.__version__}",
-        roles=_roles(base),
-        region=base.config.net.region,
-        addresses=base.host.addresses[:MAX_ADDRESSES],
-        model=record.id if record else None,
-        held=bitmap(held, record.groups) if record else b"",
-        finalised=replica.machine.clock.height,
-        checkpoint=replica.machine.last_id,
-    )
-
-
-def _heard(base: Base, replica: Replica, peer: str, greeting: Greeting) -> None:
-    """Catch up with a peer that is further; alarm when it has another history."""
-    base.reach.met(peer)
-    height = greeting.finalised
-    replica.follower.peer_is_at(peer, height)
-    final = base.stores.checkpoints.at(height)
-    if final is not None and final.checkpoint.id != greeting.checkpoint:
-        base.alarms[height] = (
-            f"{peer} has another checkpoint {height}: more than a third of the validators "
-            "signed twice, or one of the two homes was made up; trust neither before you "
-            "know which"
-        )
-        logger.error("alarm: %s", base.alarms[height])
-        while len(base.alarms) > MAX_ALARMS:
-            base.alarms.pop(next(iter(base.alarms)))
 
 
 async def _watch_signals(stop: trio.Event) -> None:

@@ -35,6 +35,7 @@ LEVELS = {
             "endpoints",
             "replica",
             "parts",
+            "presence",
             "settling",
             "stores",
         ],

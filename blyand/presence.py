@@ -1,0 +1,91 @@
+"""What this node is to the others: its roles, its registration, what it says in hello."""
+
+from __future__ import annotations
+
+import logging
+
+import blyand
+from blyan_proto.protocols.hello import MAX_ADDRESSES, Greeting
+from blyan_proto.types import Role, bitmap
+from blyand.election.members import Member, registration_of
+from blyand.finality.beacon import chain_of
+from blyand.foundation import Base
+from blyand.initialise import hardware, role_bits
+from blyand.parts import Models
+from blyand.replica import Replica
+from blyand.rules.records import MODELS
+
+logger = logging.getLogger(__name__)
+
+MAX_ALARMS = 16
+
+
+def validates(base: Base) -> bool:
+    """True for a node that votes whenever it is in the set."""
+    if base.genesis.founders.weight_of(base.key.public):
+        return True
+    return bool(role_bits(base.config.node.roles) & Role.VALIDATE)
+
+
+def roles(base: Base) -> int:
+    roles = role_bits(base.config.node.roles)
+    return roles | int(Role.VALIDATE) if validates(base) else roles
+
+
+def role_names(base: Base) -> tuple[str, ...]:
+    bits = roles(base)
+    return tuple(str(role.name).lower() for role in Role if bits & role)
+
+
+def member(base: Base, replica: Replica, models: Models) -> Member:
+    tail = chain_of(base.key.secret).tail if validates(base) else None
+    return Member(
+        base.key.account,
+        registration_of(
+            base.key.public,
+            roles(base),
+            base.config.net.region,
+            hardware(),
+            tail,
+        ),
+        base.genesis,
+        lambda: replica.view,
+        models.holder.held,
+        replica.author.make,
+        lambda: replica.follower.behind <= 1,
+        base.events,
+    )
+
+
+def greeting(base: Base, replica: Replica, models: Models) -> Greeting:
+    whole = [m for m in MODELS.scan(replica.view) if m.weights == m.groups]
+    record = max(whole, key=lambda m: m.adopted_height, default=None)
+    held = models.holder.held(record.id) if record else frozenset()
+    return Greeting(
+        network=base.genesis.id,
+        software=f"blyand/{blyand.__version__}",
+        roles=roles(base),
+        region=base.config.net.region,
+        addresses=base.host.addresses[:MAX_ADDRESSES],
+        model=record.id if record else None,
+        held=bitmap(held, record.groups) if record else b"",
+        finalised=replica.machine.clock.height,
+        checkpoint=replica.machine.last_id,
+    )
+
+
+def heard(base: Base, replica: Replica, peer: str, greeting: Greeting) -> None:
+    """Catch up with a peer that is further; alarm when it has another history."""
+    base.reach.met(peer)
+    height = greeting.finalised
+    replica.follower.peer_is_at(peer, height)
+    final = base.stores.checkpoints.at(height)
+    if final is not None and final.checkpoint.id != greeting.checkpoint:
+        base.alarms[height] = (
+            f"{peer} has another checkpoint {height}: more than a third of the validators "
+            "signed twice, or one of the two homes was made up; trust neither before you "
+            "know which"
+        )
+        logger.error("alarm: %s", base.alarms[height])
+        while len(base.alarms) > MAX_ALARMS:
+            base.alarms.pop(next(iter(base.alarms)))
