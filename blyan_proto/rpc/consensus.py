@@ -51,7 +51,7 @@ class Consensus:
     step: str = arg("none, propose, prevote or precommit: what was last done in it")
     votes: bool = arg("this node votes at this height")
     waits: str = arg("why there is no checkpoint yet")
-    heard_weight: int = arg("weight of those heard in the current round")
+    heard_weight: int = arg("weight of those as far as this node in the round")
     total_weight: int = arg("weight of the set")
     quorum_weight: int = arg("least weight that decides")
     validators: list[Member] = arg(

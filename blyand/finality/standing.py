@@ -11,6 +11,7 @@ from blyan_proto.validators import Validator
 from blyand.finality.height import Height
 from blyand.finality.voter import Voter
 from blyand.rules.chain.agreement import NOT_STARTED, Agreement
+from blyand.rules.chain.effects import Step
 from blyand.rules.chain.tally import Tally
 from blyand.rules.chain.validators import signers
 from blyand.rules.view import View
@@ -36,7 +37,7 @@ class Standing:
     round: int | None  # None: not begun
     step: str
     parts: tuple[Part, ...]
-    heard_weight: int  # of those heard in this round
+    heard_weight: int  # of those who are as far as this node in this round
     total_weight: int
     waits: str  # why there is no checkpoint yet, or none will be
     trouble: str | None  # what the operator should know; None: all is well
@@ -54,8 +55,7 @@ def standing_of(voter: Voter | None, view: View, height: int) -> Standing:
         )
     agreement = voter.now.agreement
     is_begun = agreement.round != NOT_STARTED
-    heard = _heard(agreement)
-    weight = sum(map(voters.weight_of, heard))
+    weight = _heard(agreement)
     silent = voter.memory.why_silent
     stuck = _stuck(voter, voter.now, weight)
     waits = silent or stuck or ("agreeing" if is_begun else "nothing to order")
@@ -71,12 +71,14 @@ def standing_of(voter: Voter | None, view: View, height: int) -> Standing:
     )
 
 
-def _heard(agreement: Agreement) -> set[bytes]:
-    """Return who said something in the current round."""
+def _heard(agreement: Agreement) -> int:
+    """Return the weight of those who are as far as this node in the current round."""
     place = agreement.heard.rounds.get(agreement.round)
     if place is None:
-        return set()
-    return {m.key for m in agreement.validators if place.has_of(m.key)}
+        return 0
+    if agreement.step is Step.PROPOSE:
+        return sum(m.weight for m in agreement.validators if place.has_of(m.key))
+    return place.tally(VoteStage(agreement.step)).weight
 
 
 def _stuck(voter: Voter, height: Height, weight: int) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.functional.harness import Network, network
 
-LAST = ("test_damage.py", "test_kills.py", "test_sequencer.py")
+LAST = ("test_damage.py", "test_kills.py", "test_validators.py")
 
 
 @pytest.fixture(scope="session")

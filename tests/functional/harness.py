@@ -124,11 +124,16 @@ class Network:
     """A devnet in a directory of its own."""
 
     def __init__(
-        self, directory: Path, count: int, genesis: Sequence[str] = ()
+        self,
+        directory: Path,
+        count: int,
+        genesis: Sequence[str] = (),
+        validators: int | None = None,
     ) -> None:
         self.directory = directory
         self.count = count
         self.genesis = genesis
+        self.validators = validators  # None: as devnet decides
         self.nodes: list[Daemon] = []
         self._guard = subprocess.Popen(
             [sys.executable, "-c", GUARD, str(directory)],
@@ -139,7 +144,13 @@ class Network:
 
     def open(self) -> None:
         """Make and start the nodes."""
-        devnet.up(self.directory, self.count, lambda text: None, genesis=self.genesis)
+        devnet.up(
+            self.directory,
+            self.count,
+            lambda text: None,
+            self.validators,
+            genesis=self.genesis,
+        )
         self.nodes = [Daemon(self, node) for node in devnet.nodes_of(self.directory)]
         for node in self.nodes:
             node.note()
@@ -227,13 +238,16 @@ class Network:
 
 @contextmanager
 def network(
-    directory: Path, count: int, genesis: Sequence[str] = ()
+    directory: Path,
+    count: int,
+    genesis: Sequence[str] = (),
+    validators: int | None = None,
 ) -> Iterator[Network]:
     """Give a network of `count` nodes and end it.
 
     `genesis` are arguments of `blyand genesis create`.
     """
-    made = Network(directory, count, genesis)
+    made = Network(directory, count, genesis, validators)
     try:
         made.open()
         yield made

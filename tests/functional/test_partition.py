@@ -37,7 +37,7 @@ AUTHORS, EACH = 4, 120  # of each half
 
 @pytest.fixture
 def net(tmp_path: Path):
-    with network(tmp_path / "d", 6) as made:
+    with network(tmp_path / "d", 6, validators=1) as made:
         wait_for(lambda: all(n.status()["peers"] == 5 for n in made.nodes), "all meet")
         yield made
 
