@@ -16,7 +16,7 @@ from blyan_proto.holdings import Holdings
 PROTOCOL_ID = "/blyan/votes/1"
 MAX_PROPOSAL_BYTES = MAX_CHECKPOINT_BYTES + 1024
 MAX_MESSAGE_BYTES = MAX_FINAL_CHECKPOINT_BYTES + 1024
-OPEN_S = 10.0  # until a stream that was opened is answered
+DEADLINE_S = 10.0  # until a stream that was opened is answered
 SILENCE_S = 30.0  # a stream on which nothing comes for longer ends
 HOLDINGS_S = 1.0  # between two Holdings of a validator that is undecided
 IDLE_HOLDINGS_S = 10.0  # of one that has not begun the height

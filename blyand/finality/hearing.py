@@ -33,9 +33,7 @@ from blyand.rules.verdict import Reject
 
 logger = logging.getLogger(__name__)
 
-EARLY_PER_SIGNER = (
-    6  # messages of the next height: a proposal and the votes of 2 rounds
-)
+EARLY_PER_SIGNER = 6  # messages of the next height: its proposal, votes of 2 rounds
 ANSWER_S = 0.25  # between two answers to one peer's Holdings
 
 

@@ -23,11 +23,11 @@ from blyan_proto.protocols.result import ResultCode
 from blyan_proto.protocols.votes import (
     BYTES_AT_ONCE,
     BYTES_PER_S,
+    DEADLINE_S,
     MAX_MESSAGE_BYTES,
     MESSAGE,
     MESSAGES_AT_ONCE,
     MESSAGES_PER_S,
-    OPEN_S,
     PROTOCOL_ID,
     SILENCE_S,
 )
@@ -152,7 +152,7 @@ class Mesh:
                     if await self._reach(peer):
                         stream = await self._host.open_stream(peer, PROTOCOL_ID)
                         async with requesting(stream, self._host.blame):
-                            await expect_ok(stream, OPEN_S)
+                            await expect_ok(stream, DEADLINE_S)
                             pause_s = FIRST_PAUSE_S
                             await _talk(stream, link)
                 except (Unavailable, ProtocolError) as error:

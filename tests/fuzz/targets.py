@@ -25,6 +25,7 @@ from blyan_proto.block.payload import KINDS, decode_payload, encode_payload
 from blyan_proto.checkpoint import (
     MAX_FINAL_CHECKPOINT_BYTES,
     FinalCheckpoint,
+    Proposal,
     Receipts,
     Vote,
 )
@@ -42,6 +43,7 @@ from blyan_proto.protocols import (
     providers,
     reach,
     sync,
+    votes,
 )
 from blyan_proto.protocols.result import ResultCode
 from blyan_proto.rpc import jsonrpc
@@ -56,6 +58,7 @@ from blyand.net.traffic import Traffic
 from blyand.protocols.blobs import Conversation
 from blyand.protocols.blobs import serve as serve_blobs
 from blyand.protocols.uploads import Uploads
+from blyand.rules.chain.effects import Lock
 from blyand.rules.chain.reconcile import MAX_ROUNDS, Comparison, IdSet, answer
 from tests.fuzz import agreement_targets, state_targets
 from tests.sim.network import InlineLane
@@ -297,6 +300,11 @@ TARGETS: dict[str, Target] = {
     ),
     "kept": message(providers.Kept, providers.MAX_ANSWER_BYTES, sample("kept")),
     "found": message(providers.Found, providers.MAX_ANSWER_BYTES, sample("found")),
+    "vote message": choice(votes.MESSAGE, votes.MAX_MESSAGE_BYTES, "holdings"),
+    "proposal": message(Proposal, votes.MAX_PROPOSAL_BYTES, made.PROPOSAL),
+    "lock": message(
+        Lock, MAX_FINAL_CHECKPOINT_BYTES, Lock(1, made.CHECKPOINT, made.FINAL.votes)
+    ),
     "blocks request": choice(
         blocks.REQUEST,
         blocks.MAX_REQUEST_BYTES,

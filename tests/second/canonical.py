@@ -9,7 +9,7 @@ from tests.documents import tables
 PAGES = (
     "block-format.md",
     "consensus.md",
-    *(f"protocols/{name}.md" for name in "hello blocks sync blobs delta".split()),
+    *(f"protocols/{name}.md" for name in "hello blocks sync blobs delta votes".split()),
 )
 SIZES = {
     "Hash": 32,

@@ -26,6 +26,8 @@ from blyan_proto.checkpoint import (
     BlobReceipt,
     Checkpoint,
     FinalCheckpoint,
+    Proposal,
+    ProposalStatement,
     Receipts,
     ReceiptStatement,
     Vote,
@@ -35,6 +37,7 @@ from blyan_proto.checkpoint import (
 from blyan_proto.codec import encode, to_plain
 from blyan_proto.digest import Domain, digest
 from blyan_proto.genesis import DEVNET, Balance, Genesis
+from blyan_proto.holdings import Holdings, RoundHoldings, Voters
 from blyan_proto.protocols import (
     blobs,
     blocks,
@@ -45,6 +48,7 @@ from blyan_proto.protocols import (
     providers,
     reach,
     sync,
+    votes,
 )
 from blyan_proto.signing import Purpose, SigningKey
 from blyan_proto.types import Role, bitmap
@@ -336,6 +340,31 @@ CHECKPOINT = Checkpoint(
 RECEIPTS = Receipts(CHECKPOINT.receipts)
 FINAL = FinalCheckpoint(CHECKPOINT, (vote(CHECKPOINT.id),))
 
+
+def proposal(round: int = 0, valid_round: int | None = None) -> Proposal:
+    """Return the checkpoint put to the vote."""
+    statement = ProposalStatement(
+        1, CHECKPOINT.height, round, valid_round, CHECKPOINT.id
+    )
+    signed = KEY.sign(Purpose.CHECKPOINT_PROPOSAL, NETWORK, statement)
+    return Proposal(statement, CHECKPOINT, KEY.public, signed)
+
+
+PROPOSAL = proposal()
+HOLDINGS = Holdings(
+    CHECKPOINT.height,
+    3,
+    (
+        RoundHoldings(
+            3,
+            (CHECKPOINT.id,),
+            (Voters(CHECKPOINT.id, b"\x05"), Voters(None, b"\x0a")),
+            (),
+        ),
+        RoundHoldings(1, (), (Voters(CHECKPOINT.id, b"\x07"),), ()),
+    ),
+)
+
 GREETING = hello.Greeting(
     network=NETWORK,
     software="blyan/0.1.0",
@@ -419,6 +448,10 @@ MESSAGES: dict[str, tuple[Any, Any]] = {
         None,
     ),
     "get_checkpoints": (sync.GetCheckpoints(12, 128), sync.REQUEST),
+    "proposal": (PROPOSAL, None),
+    "re_proposal": (proposal(3, 1), None),
+    "holdings": (HOLDINGS, votes.MESSAGE),
+    "holdings_not_begun": (Holdings(12, None, ()), votes.MESSAGE),
     "checkpoints": (sync.Checkpoints(12, (FINAL,)), None),
     "get_handovers": (sync.GetHandovers(1, 128), sync.REQUEST),
     "get_validators": (sync.GetValidators(CHECKPOINT.validators_root), sync.REQUEST),
