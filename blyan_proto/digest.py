@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 
 from blake3 import blake3
 
@@ -72,6 +73,15 @@ def begun(domain: Domain, size: int, head: bytes) -> blake3:
     hasher.update(size.to_bytes(8, "little"))
     hasher.update(head)
     return hasher
+
+
+def digest_alike(domain: Domain, size: int, parts: Sequence[bytes]) -> bytes:
+    """Return `digest(domain, *parts)` where all parts have `size` bytes; twice as fast."""
+    hasher = _BEGUN[domain._value_].copy()
+    if parts:
+        length = size.to_bytes(8, "little")
+        hasher.update(length + length.join(parts))
+    return hasher.digest()
 
 
 def node_digest(pair: bytes | bytearray) -> bytes:

@@ -8,13 +8,13 @@ path: the 256 hashes at depth 8 say what each must be. docs/consensus.md, "State
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Annotated
 
 from blyan_proto import merkle
 from blyan_proto.codec import U8, Size, message
 from blyan_proto.constants import KIB, MIB
-from blyan_proto.digest import Domain, digest
+from blyan_proto.digest import Domain, digest, digest_alike
 from blyan_proto.errors import BadProof
 from blyan_proto.types import Hash
 
@@ -52,9 +52,9 @@ def value_digest(value: bytes) -> bytes:
     return digest(Domain.VALUE, value)
 
 
-def bucket_hash(entries: Iterable[bytes]) -> bytes:
+def bucket_hash(entries: Sequence[bytes]) -> bytes:
     """Return the hash of a bucket from its entries (64 bytes each), ascending."""
-    return digest(Domain.BUCKET, *entries)
+    return digest_alike(Domain.BUCKET, 64, entries)
 
 
 EMPTY_BUCKET = bucket_hash(())

@@ -81,7 +81,7 @@ def _touch_one(
             entries[row] = entry
             done.writes += [(row, entry), (area.value + key, value)]
     done.added += len(entries) - before
-    hashed = bucket_hash(row[1:] + entries[row][:32] for row in sorted(entries))
+    hashed = bucket_hash([row[1:] + entries[row][:32] for row in sorted(entries)])
     done.hashes[index] = hashed
     kept = hashed + len(entries).to_bytes(4, "big") if entries else None
     done.writes.append((area.bucket + u16(index), kept))

@@ -2,7 +2,14 @@
 
 from blake3 import blake3
 
-from blyan_proto.digest import Domain, digest, leaf_digest
+from blyan_proto.digest import (
+    Domain,
+    begun,
+    digest,
+    digest_alike,
+    leaf_digest,
+    node_digest,
+)
 
 
 def test_the_definition():
@@ -30,6 +37,17 @@ def test_domains_are_distinct():
 def test_parts_do_not_run_together():
     splits = [(b"ab", b"c"), (b"a", b"bc"), (b"abc",), (b"abc", b""), (b"", b"abc"), ()]
     assert len({digest(Domain.BLOCK, *parts) for parts in splits}) == len(splits)
+
+
+def test_the_quick_ways_give_the_same():
+    for count in (0, 1, 2, 20):
+        parts = [bytes([n]) * 64 for n in range(count)]
+        assert digest_alike(Domain.BUCKET, 64, parts) == digest(Domain.BUCKET, *parts)
+    left, right = bytes(32), bytes(range(32))
+    for pair in (left + right, bytearray(left + right)):
+        assert node_digest(pair) == digest(Domain.NODE, left, right)
+    long = bytes(5000)  # longer than what is copied
+    assert digest(Domain.BLOCK, long) == begun(Domain.BLOCK, 5000, long).digest()
 
 
 def test_a_leaf_is_the_same_from_any_buffer():
