@@ -20,12 +20,11 @@ from blyan_proto.rpc.errors import (
 from blyan_proto.rpc.spec import JsonObject
 from blyan_proto.state import MAX_KEY_BYTES, StateProof
 from blyan_proto.untyped import read_untyped
-from blyan_proto.validators import Validators, ValidatorSet
+from blyan_proto.validators import Validators
 from blyand.compute import Threads
-from blyand.errors import NotHere
 from blyand.rpc.bind import Answers
 from blyand.rpc.resolve import group_called, model_called
-from blyand.rules.chain.validators import signers, successors
+from blyand.rules.chain.validators import predecessors
 from blyand.rules.economy.book import BALANCES, Purse
 from blyand.rules.records import GROUPS
 from blyand.rules.view import View
@@ -52,8 +51,6 @@ def bind(
     lane: Threads,
 ) -> None:
     """Bind chain.prove. `lane` reads the database."""
-    founders = ValidatorSet(genesis.validators)
-    sets = {founders.root: founders}  # the newest known, by root
 
     @answers(spec.prove)
     async def prove(params: proving.ProveState) -> proving.Proved:
@@ -62,16 +59,9 @@ def bind(
         if final is None:
             text = "no checkpoint is final yet, so nothing vouches for the state"
             raise RpcError(CHECKPOINT_UNKNOWN, text)
-        sets.update(
-            {known.root: known for known in (signers(frozen), successors(frozen))}
-        )
-        signed_by = sets.get(final.checkpoint.validators_root)
-        if signed_by is None:
-            raise NotHere(
-                "the validator set is just changing; ask after the next checkpoint"
-            )
         wanted = _wanted(frozen, params)
         proof: StateProof = await lane.run(frozen.prove, wanted.key)
+        signed_by = predecessors(frozen)
         members = Validators(signed_by.members)
         attested = encode(Attested(final, members, wanted.key, proof))
         checkpoint = final.checkpoint
