@@ -41,7 +41,7 @@ def attested(raw: bytes) -> Attested:
     """What a light client takes, which knows the network and its validators."""
     shown = codec.decode(Attested, raw, MAX_ATTESTED_BYTES)
     root = ValidatorSet(make_state.VALIDATORS.members).root
-    verify_attested(shown, network=made.NETWORK, validators=root)
+    verify_attested(shown, network=make_state.NETWORK, validators=root)
     return shown
 
 

@@ -11,21 +11,27 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from blyan_proto.attested import Attested
-from blyan_proto.checkpoint import FinalCheckpoint, Vote, VoteStage, VoteStatement
+from blyan_proto.checkpoint import (
+    Checkpoint,
+    FinalCheckpoint,
+    Vote,
+    VoteStage,
+    VoteStatement,
+)
 from blyan_proto.codec import encode, to_plain
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.signing import Purpose
 from blyan_proto.state import bucket_of, path_of
 from blyan_proto.validators import Validator, Validators, ValidatorSet
 from blyand.store.state import State
-from tests.vectors.make_proto import CHECKPOINT, KEY, NETWORK, OTHER, hash_of
+from tests.vectors.make_proto import KEY, OTHER, hash_of
 
 HERE = Path(__file__).parent
+NETWORK = hash_of("network")  # of no genesis: so its format may change
 SIGNERS = (KEY, OTHER)
 VALIDATORS = Validators(
     tuple(
@@ -61,10 +67,22 @@ PROVED = (FIRST, SECOND, b"absent/")
 
 
 def final_of(state: State) -> FinalCheckpoint:
-    checkpoint = replace(
-        CHECKPOINT,
+    root = ValidatorSet(VALIDATORS.members).root
+    checkpoint = Checkpoint(
+        version=FORMAT_VERSION,
+        network=NETWORK,
+        height=12,
+        parent=hash_of("parent"),
+        round=1,
+        proposer=KEY.public,
+        time_ms=1_700_000_000_000,
+        beacon=hash_of("beacon"),
+        preimage=hash_of("preimage"),
+        blocks=(hash_of("block"),),
+        receipts=(),
         state_root=state.root,
-        validators_root=ValidatorSet(VALIDATORS.members).root,
+        validators_root=root,
+        next_validators_root=root,
     )
     told = VoteStatement(
         FORMAT_VERSION,
