@@ -30,14 +30,21 @@ class Overlay:
         return self.changes[key] if key in self.changes else self._below.get(key)
 
     def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        merged = dict(self._below.scan(prefix))
-        for key, value in self.changes.items():
-            if key.startswith(prefix):
-                if value is None:
-                    merged.pop(key, None)
-                else:
-                    merged[key] = value
-        yield from sorted(merged.items())
+        """Yield the pairs as they stood at the first step; read as far as is asked."""
+        changed = sorted(
+            (key, value)
+            for key, value in self.changes.items()
+            if key.startswith(prefix)
+        )
+        at = 0
+        for key, value in self._below.scan(prefix):
+            while at < len(changed) and changed[at][0] < key:
+                yield from _present(changed[at])
+                at += 1
+            if at == len(changed) or changed[at][0] != key:
+                yield key, value
+        for pair in changed[at:]:
+            yield from _present(pair)
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Set a key; None removes it."""
@@ -47,3 +54,9 @@ class Overlay:
         """Take over the changes of an overlay that stood on this one."""
         self.changes.update(other.changes)
         self.journal += other.journal
+
+
+def _present(pair: tuple[bytes, bytes | None]) -> Iterator[tuple[bytes, bytes]]:
+    key, value = pair
+    if value is not None:
+        yield key, value
