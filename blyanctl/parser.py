@@ -82,6 +82,11 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
+def _plain(text: str) -> str:
+    """Return a help text that argparse shows as it is."""
+    return text.replace("%", "%%")
+
+
 def _everywhere() -> argparse.ArgumentParser:
     """The options that stand before or after the command."""
     parser = argparse.ArgumentParser(
@@ -112,7 +117,7 @@ def add_method(verbs: Any, method: Method) -> None:
     """Add one declared method: every param as a flag, some also by place."""
     parser = verbs.add_parser(
         method.verb,
-        help=method.summary[0].lower() + method.summary[1:].rstrip("."),
+        help=_plain(method.summary[0].lower() + method.summary[1:].rstrip(".")),
         description=method.summary,
         parents=[_everywhere()],
         allow_abbrev=False,
@@ -128,14 +133,14 @@ def add_method(verbs: Any, method: Method) -> None:
                 metavar=word_of(field.name).upper(),
                 nargs="?",
                 type=_reader(field),
-                help=about,
+                help=_plain(about),
             )
             about = argparse.SUPPRESS
         elif field.required:
             about += " (required)"
         elif field.default is not None and field.default != "":
             about += f" (default: {field.default})"
-        _add_flag(parser, field, about.replace("%", "%%"))
+        _add_flag(parser, field, _plain(about))
 
 
 def _add_flag(parser: Parser, field: Field, about: str) -> None:

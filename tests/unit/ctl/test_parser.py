@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from blyan_proto.rpc.methods import all_methods
+from blyan_proto.rpc.methods import NOUNS, all_methods, methods_of
 from blyan_proto.rpc.records import Field, fields_of, word_of
 from blyan_proto.rpc.spec import JsonObject, Method
 from blyanctl import parser
@@ -70,6 +70,17 @@ def test_help_prints(method: Method, capsys: pytest.CaptureFixture[str]) -> None
         parse(method.noun, method.verb, "--help")
     assert caught.value.code == 0
     assert method.summary.split()[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("noun", NOUNS)
+def test_a_nouns_help_lists_its_verbs(
+    noun: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parser.build((noun, "--help")).parse_args((noun, "--help"))
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    assert all(method.verb in said for method in methods_of(noun).values())
 
 
 def test_what_is_not_given_is_not_sent() -> None:
