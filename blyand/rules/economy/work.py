@@ -13,6 +13,7 @@ from blyan_proto.genesis import Genesis
 from blyand.rules.economy import claims, duty, reward, usage
 from blyand.rules.economy.epoch import Epoch
 from blyand.rules.economy.statement import Line, Service, Source
+from blyand.rules.trust.offences import OFFENCES
 from blyand.rules.view import View
 
 JUDGING = (Source.VALIDATION, Source.DATASET)
@@ -59,7 +60,7 @@ def measure(
         sum(one.micro for one in learned),
     )
     alpha, beta = reward.shares(inference_ppm)
-    services = [Service(one, None, True) for one in duty.running(view) if one.signed]
+    services = _services(view, epoch)
     pieces = {
         Source.VALIDATOR: _validators(
             services, epoch, genesis.setting("validator_pool_micro")
@@ -80,6 +81,18 @@ def measure(
         inference_ppm,
         alpha,
     )
+
+
+def _services(view: View, epoch: Epoch) -> list[Service]:
+    """Return what is known of every validator that signed anything."""
+    guilty = {
+        one.offender for one in OFFENCES.scan(view) if one.height >= epoch.first_height
+    }
+    return [
+        Service(one, None, one.account not in guilty)
+        for one in duty.running(view)
+        if one.signed
+    ]
 
 
 def _validators(

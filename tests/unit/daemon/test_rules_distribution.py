@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blyan_proto.block.economy import Offence
 from blyan_proto.constants import PPM
 from blyand.rules.economy import claims, distribution, epoch, pools, supply, usage
 from blyand.rules.economy.book import BALANCES, ISSUE, Purse, amount, move
@@ -18,8 +19,9 @@ from blyand.rules.economy.statement import (
     Source,
 )
 from blyand.rules.economy.vesting import PAYOUTS_PER_CHECKPOINT
+from blyand.rules.trust.offences import record
 from blyand.rules.view import Overlay
-from tests.unit.daemon.chain_world import Training, key
+from tests.unit.daemon.chain_world import Training, key, some
 from tests.unit.daemon.reward_world import (
     BLY,
     DAY,
@@ -91,6 +93,18 @@ def test_a_standstill_is_paid_as_one_epoch():
     world.checkpoint(step_ms=10 * HOUR, signers=world.keys)
     assert CLOSED.get(world.view, 0).micro <= 1_000 * BLY
     assert CLOSED.get(world.view, 1) is None
+
+
+def test_who_offended_in_an_epoch_gets_a_fifth_less_in_it():
+    world = rich()
+    a, guilty, _ = world.keys
+    over = Overlay(world.view)
+    proof = some("proof").randbytes(32)
+    record(over, Offence.DOUBLE_VOTE, guilty.account, b"deed", 2, proof)
+    world.view.apply(over.changes)
+    sign(world, 5)
+    end_epoch(world)
+    assert abs(6 * unclaimed(world, guilty) - 5 * unclaimed(world, a)) <= 6
 
 
 # Budgets
