@@ -9,6 +9,7 @@ from typing import Any
 from blyan_proto.rpc.spec import JsonObject
 
 MAX_LIST_CHARACTERS = 60  # of a list inside a table
+PROSE_CHARACTERS = 100  # of a text with words that no column holds
 DATES = ("time_ms", "pruned_ms", "began_ms", "ended_ms", "due_ms", "now_ms")
 UNITS = (
     "_bytes",
@@ -29,10 +30,23 @@ def render(result: JsonObject) -> str:
         width = max(len(label) for label, _ in plain)
         parts.append("\n".join(f"{label:<{width}}  {text}" for label, text in plain))
     for title, records in tables:
-        body = table(records) if records else "none"
+        body = _body(records)
         alone = len(tables) == 1 and not plain
         parts.append(body if alone else f"{title}\n{body}")
     return "\n\n".join(parts)
+
+
+def _body(records: Sequence[JsonObject]) -> str:
+    """Return a list of records: a table, or one below the other where they hold prose."""
+    if not records:
+        return "none"
+    if any(_is_prose(value) for record in records for value in record.values()):
+        return "\n\n".join(render(record) for record in records)
+    return table(records)
+
+
+def _is_prose(value: Any) -> bool:
+    return isinstance(value, str) and len(value) > PROSE_CHARACTERS and " " in value
 
 
 def _gather(

@@ -46,6 +46,13 @@ def test_a_list_alone_has_no_title_and_an_empty_one_says_so() -> None:
     assert render({"peer_id": "x", "holders": []}) == "peer id  x\nholders  -"
 
 
+def test_records_with_sentences_stand_one_below_the_other() -> None:
+    why = "because " * 20
+    parts = [{"source": "a", "why": why}, {"source": "b", "why": ""}]
+    shown = f"source  a\nwhy     {why}\n\nsource  b\nwhy     "
+    assert render({"parts": parts}) == shown
+
+
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
