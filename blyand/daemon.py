@@ -261,9 +261,7 @@ async def run(home: Home, config: Config) -> None:
                     Service("voter", settling.once_settled(base, voter.run))
                 )
                 services.append(Service("adopter", adopter.run))
-                services.append(
-                    Service("judge", build_judge(base, replica, models).run)
-                )
+                services.append(Service("judge", models.judge.run))
             if learns:
                 custody = Custody(
                     lambda: replica.view,

@@ -68,6 +68,7 @@ class Models:
     cosigner: Cosigner
     receipting: Receipting
     doubting: Doubting
+    judge: Judge
     learner: Learner
 
 
@@ -192,20 +193,24 @@ def build_models(
         choose_device(base.config.compute.device),
         base.threads,
     )
-    return Models(
-        holder, serving, journal, primary, cosigner, receipting, doubting, learner
-    )
-
-
-def build_judge(base: Base, replica: Replica, models: Models) -> Judge:
-    """Return what a validator judges disputes with."""
-    return Judge(
+    judge = Judge(
         base.key.public,
-        lambda: replica.view,
-        base.stores.blocks.get,
-        models.holder.is_right,
+        view,
+        stores.blocks.get,
+        holder.is_right,
         replica.author.make,
         base.events,
+    )
+    return Models(
+        holder,
+        serving,
+        journal,
+        primary,
+        cosigner,
+        receipting,
+        doubting,
+        judge,
+        learner,
     )
 
 
