@@ -185,8 +185,11 @@ def start(directory: Path, node: Node, count: int) -> dict[str, Any]:
     return _start(directory, node, count, bootstrap)
 
 
-def join(directory: Path, through: Node) -> Node:
-    """Make and start one more node that knows nobody but `through`."""
+def join(directory: Path, through: Node, *, by_state: bool = False) -> Node:
+    """Make and start one more node that knows nobody but `through`.
+
+    `by_state`: it joins by the state of the newest checkpoint that `through` has.
+    """
     node = Node("", directory / f"node{len(nodes_of(directory))}")
     node.name = node.home.name
     status = through.status()
@@ -194,7 +197,12 @@ def join(directory: Path, through: Node) -> Node:
         raise Failed(f"{through.name} is down; join through another node.")
     genesis = ["--genesis", str(through.home / "genesis.json")]
     _finish_init(*_begin_init(node.home, genesis))
-    _start(directory, node, len(nodes_of(directory)), status["listen"][0])
+    options = []
+    if by_state:
+        with Client(through.home) as client:
+            options = ["--checkpoint", client.call("sync.checkpoint")["checkpoint"]]
+    count = len(nodes_of(directory))
+    _start(directory, node, count, status["listen"][0], options=options)
     return node
 
 
@@ -292,13 +300,16 @@ def _start(
     count: int,
     bootstrap: str | None,
     wait: bool = True,
+    options: Sequence[str] = ("--checkpoint", "own"),
 ) -> dict[str, Any]:
+    """Start a node. All nodes are this user's, so what they have is what there is."""
     status = node.status()
     if status is not None:
         return status
     listen = LOOPBACK.format(port=_ports(directory).get(node.name, 0))
     command = [sys.executable, "-m", "blyand", "run", "--home", str(node.home)]
     command += ["--listen", listen, "--daemons-on-host", str(count)]
+    command += options
     if bootstrap:
         command += ["--bootstrap", bootstrap]
     errors = (node.home / "stderr").open("wb")

@@ -94,6 +94,28 @@ def _as_progress(item: JsonObject) -> JsonObject:
     return {"stage": item["stage"], "done": done, "total": total, "told": told}
 
 
+def joining(items: Iterable[JsonObject], out: TextIO) -> None:
+    """Draw how far this node has joined, or its history come; on a pipe, the stages."""
+    progress((_as_joining(item) for item in items), out)
+
+
+def _as_joining(item: JsonObject) -> JsonObject:
+    """Return one sign of a join as progress: over the state, then over the history."""
+    if item["phase"] != "following":
+        done, total = item["chunks"], 256 if item["target"] else None
+        told = f"checkpoint {item['target']}, {size(item['state_bytes'])} of state"
+        stage = item["trouble"] or item["phase"]
+    else:
+        whole = max(1, item["joined_at"])
+        left = item["history_from"] + item["blocks_from"] - 2
+        done, total = max(0, 2 * whole - left), 2 * whole
+        told = f"from checkpoint {item['blocks_from']} on, {item['backfilled_blocks']:,} blocks"
+        stage = item["backfill_trouble"] or "filling in the history"
+        if item["backfill_left_s"]:
+            told += f", about {duration(item['backfill_left_s'])} left"
+    return {"stage": stage, "done": done, "total": total, "told": told}
+
+
 # Columns of the round table: heading, width, the cell of one report.
 COLUMNS: tuple[tuple[str, int, Callable[[JsonObject], str]], ...] = (
     ("round", 9, lambda r: f"{r['round']}/{r['rounds']}"),
@@ -158,6 +180,7 @@ ALWAYS: dict[str, Show] = {
     "chain.export": lines,
     "chain.verify": progress,
     "chain.sync": syncing,
+    "sync.watch": joining,
     "node.backup": progress,
 }
 ON_REQUEST: dict[str, Show] = {"infer.generate": tokens}

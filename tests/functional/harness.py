@@ -158,9 +158,10 @@ class Network:
     def __getitem__(self, index: int) -> Daemon:
         return self.nodes[index]
 
-    def join(self, through: Daemon) -> Daemon:
+    def join(self, through: Daemon, *, by_state: bool = False) -> Daemon:
         """Add a node that knows nobody but `through`."""
-        node = Daemon(self, devnet.join(self.directory, through.node))
+        made = devnet.join(self.directory, through.node, by_state=by_state)
+        node = Daemon(self, made)
         self.nodes.append(node)
         node.note()
         return node
