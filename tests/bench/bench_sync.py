@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,12 +50,14 @@ def make_home(path: Path, genesis: Path) -> None:
 
 
 @contextmanager
-def running(home: Path, *bootstrap: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    home: Path, *bootstrap: str, options: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run the daemon of a home; end it with the block."""
     command = [*BLYAND, "run", "--home", str(home), "--listen", "/ip4/127.0.0.1/tcp/0"]
     for address in bootstrap:
         command += ["--bootstrap", address]
-    command += ["--daemons-on-host", "4", "--max-per-group", "64"]
+    command += ["--daemons-on-host", "4", "--max-per-group", "64", *options]
     with open(home / "stderr", "wb") as errors:
         daemon = subprocess.Popen(command, stderr=errors)
     try:

@@ -59,6 +59,8 @@ class Unsynced:
 class Maker:
     """Validator and authors of one chain."""
 
+    step_ms = 250  # between two checkpoints
+
     def __init__(self) -> None:
         keys = [SigningKey(bytes([7, n]) * 16) for n in range(AUTHORS + 1)]
         self.validator, self.authors = keys[0], keys[1:]
@@ -130,7 +132,7 @@ class Maker:
         clock = machine.clock
         preimage = self.beacon.before(revealed_by(machine.view, self.validator.public))
         checkpoint, _ = await machine.draft(
-            Draft(made, clock.time_ms + 250, self.validator.public, preimage)
+            Draft(made, clock.time_ms + self.step_ms, self.validator.public, preimage)
         )
         statement = VoteStatement(
             FORMAT_VERSION, VoteStage.PRECOMMIT, checkpoint.height, 0, checkpoint.id
