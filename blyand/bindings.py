@@ -52,6 +52,8 @@ from blyand.rpc.tally import Tally
 from blyand.training.proof import Proof
 from blyand.upkeep import Upkeep
 
+MOST_STRANGERS = 0.3  # of those that greet, before people are told (GEN-02)
+
 
 def bind_all(
     base: Base,
@@ -316,6 +318,12 @@ def _troubles(base: Base, replica: Replica, voter: Voter | None) -> Iterator[str
         yield (
             f"{replica.mender.missing} were lost with a damaged database; peers are asked "
             "for them"
+        )
+    strangers, met = base.meeting.strangers, len(base.meeting.peers)
+    if strangers > MOST_STRANGERS * (strangers + met):
+        yield (
+            f"{strangers} of {strangers + met} peers that greeted this node are of another "
+            "network and were refused; compare `blyand genesis show` with theirs"
         )
     lost = len(base.stores.blobs.lost)
     if lost:

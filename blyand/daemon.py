@@ -305,6 +305,7 @@ async def _run_services(
         lambda: greeting(base, replica, models),
         base.meeting.known_peers,
         base.meeting.met,
+        base.meeting.strange,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch_signals, stop)

@@ -92,7 +92,7 @@ class _Asking(sync_ends.Client):
     """All that joining and filling in ask of peers."""
 
     def __init__(self, base: Base) -> None:
-        super().__init__(base.host)
+        super().__init__(base.host, base.disk_lane)
         self._blocks = blocks_ends.Client(base.host)
 
     async def blocks(self, peer: str, ids: Sequence[bytes]) -> blocks_ends.Fetched:

@@ -261,7 +261,7 @@ class Machine:
             self._check_running()
             with trio.CancelScope(shield=True):
                 await self._lane.run(finish)
-                self._state.reload()
+                await self._lane.run(self._state.reload)
                 self._trials.clear()
                 final = self._checkpoints.at(self._checkpoints.executed_height)
                 assert final is not None

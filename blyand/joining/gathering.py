@@ -69,6 +69,7 @@ class Gathering:
         self._changed = trio.Event()
         self._ending: Unavailable | None = None
         self.out: dict[str, str] = {}  # who is asked no more, and why
+        self.bytes = 0  # keys and values that came
         self.gave: dict[str, int] = {}  # whole chunks by donor
 
     @property
@@ -165,7 +166,7 @@ class Gathering:
         after: bytes | None = None
         while True:
             part = await self._giving.part(peer, self._checkpoint, chunk, after)
-            whole = await self._write(self._arriving.put, part)
+            whole = await self._write(self._put, part)
             if whole:
                 self._missing.remove(chunk)
                 return
@@ -173,6 +174,11 @@ class Gathering:
             if following == after:
                 raise BadProof("a part that leads nowhere")
             after = following
+
+    def _put(self, part: StatePart) -> bool:
+        whole = self._arriving.put(part)
+        self.bytes += sum(len(pair.key) + len(pair.value) for pair in part.pairs)
+        return whole
 
     async def _write(self, write: Callable[..., bool | None], what: object) -> bool:
         async with self._turn:

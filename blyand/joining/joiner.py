@@ -51,9 +51,6 @@ class Peers(Asking, Giving, Protocol):
 class Restored(Arriving, Protocol):
     """A state on its way to the disk: store.restore.Restore."""
 
-    @property
-    def received_bytes(self) -> int: ...
-
     def finish(self, final: FinalCheckpoint) -> None: ...
 
 
@@ -228,7 +225,7 @@ class Joiner:
 
         async def look() -> None:
             while True:
-                told.chunks, told.state_bytes = gathering.done, restored.received_bytes
+                told.chunks, told.state_bytes = gathering.done, gathering.bytes
                 await self._ask_all()
                 await trio.sleep(LOOK_S / 4)
 
@@ -241,7 +238,7 @@ class Joiner:
             nursery.cancel_scope.cancel()
         if ending is not None:
             raise ending
-        told.chunks, told.state_bytes = CHUNKS, restored.received_bytes
+        told.chunks, told.state_bytes = CHUNKS, gathering.bytes
 
     # What is trusted
 

@@ -51,11 +51,14 @@ class Greeter:
         greeting: Callable[[], Greeting],
         known_peers: Callable[[str], KnownPeers],
         met: Met,
+        strange: Callable[[str], None] = lambda peer: None,
     ) -> None:
+        """`met` hears of peers of our network, `strange` of those of another one."""
         self._key = key
         self._greeting = greeting
         self._known_peers = known_peers
         self._met = met
+        self._strange = strange
 
     def _hello(self) -> Hello:
         greeting = self._greeting()
@@ -65,6 +68,7 @@ class Greeter:
     def _check(self, stream: MessageStream, hello: Hello) -> Greeting:
         ours = self._greeting().network
         if hello.greeting.network != ours:
+            self._strange(stream.peer)
             raise OtherNetwork(
                 f"{stream.peer} is of network {hello.greeting.network.hex()[:16]}, "
                 f"this node of {ours.hex()[:16]}"
@@ -100,6 +104,7 @@ class Greeter:
             await stream.send_message(self._hello())
             if not is_ours:  # our hello tells it why nothing follows
                 logger.info("%s is of another network", stream.peer)
+                self._strange(stream.peer)
                 return
             known = await _known(stream)
             await stream.send_message(self._known_peers(stream.peer))

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 EXCHANGED = 24  # peers named in an exchange
 RECENT_S = 86_400.0  # a peer that nobody here reached for longer is not named
 FIRST_EXCHANGE_S = 2.0  # while there is news and outbound peers are wanted
+STRANGERS_S = 3600.0  # for as long a peer of another network counts
+MAX_STRANGERS = 1024
 EXCHANGE_S = 15.0  # between two exchanges otherwise
 
 
@@ -63,6 +65,7 @@ class Meeting:
         self._wanted = wanted
         self._met: dict[str, Met] = {}
         self._waiting: dict[str, trio.Event] = {}
+        self._strangers: dict[str, float] = {}  # of other networks, the newest last
 
     def start(self, greeter: Greeter, heard: Callable[[str, Greeting], None]) -> None:
         """Answer hellos from now on, and say hello on every connection we made.
@@ -76,6 +79,19 @@ class Meeting:
         )
         self._host.on_connected(self._joined)
         self._host.on_disconnected(self._left)
+
+    def strange(self, peer: str) -> None:
+        """A peer that greeted is of another network; it is not served (GEN-01)."""
+        self._strangers.pop(peer, None)
+        self._strangers[peer] = trio.current_time()
+        while len(self._strangers) > MAX_STRANGERS:
+            self._strangers.pop(next(iter(self._strangers)))
+
+    @property
+    def strangers(self) -> int:
+        """How many such peers greeted of late."""
+        since = trio.current_time() - STRANGERS_S
+        return sum(when >= since for when in self._strangers.values())
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

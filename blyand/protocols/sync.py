@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from blyan_proto.block.header import SignedHeader
 from blyan_proto.checkpoint import MAX_FINAL_CHECKPOINT_BYTES, FinalCheckpoint
-from blyan_proto.codec import encode
+from blyan_proto.codec import decode, encode
 from blyan_proto.errors import BadProof, UnexpectedMessage
 from blyan_proto.framing import frame
 from blyan_proto.protocols.result import ResultCode
@@ -52,8 +52,9 @@ T = TypeVar("T")
 class Client:
     """Asks peers for what is final. Busy, NotHere, Pruned, TooSlow; ProtocolError."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, host: Host, lane: Threads | None = None) -> None:
+        """`lane` decodes what is large; without one, states cannot be asked for."""
+        self._host, self._lane = host, lane
 
     async def fetch(self, peer: str, from_height: int) -> Checkpoints:
         """Return consecutive checkpoints from `from_height` on, as many as fit."""
@@ -114,13 +115,18 @@ class Client:
         self, peer: str, checkpoint: bytes, chunk: int, after: bytes | None
     ) -> StatePart:
         """Return the next pairs of a chunk, unchecked."""
-
-        def check(answer: StatePart) -> None:
-            if (answer.chunk, answer.after) != (chunk, after):
+        assert self._lane is not None
+        async with self._host.request(peer, PROTOCOL_ID, PART_S) as stream:
+            await stream.send_message(GetPart(checkpoint, chunk, after), REQUEST)
+            await stream.close_write()
+            await expect_ok(stream, PART_S)
+            raw = await stream.receive(MAX_PART_BYTES, PART_S)
+            part: StatePart = await self._lane.run(
+                decode, StatePart, raw, MAX_PART_BYTES
+            )
+            if (part.chunk, part.after) != (chunk, after):
                 raise UnexpectedMessage("not the part that was asked for")
-
-        request = GetPart(checkpoint, chunk, after)
-        return await self._ask(peer, request, StatePart, MAX_PART_BYTES, check, PART_S)
+            return part
 
     async def headers(self, peer: str, ids: Sequence[bytes]) -> list[SignedHeader]:
         """Return what the peer has of some headers, signatures unchecked."""
@@ -141,13 +147,12 @@ class Client:
         kind: type[T],
         limit: int,
         check: Callable[[T], None] = lambda answer: None,
-        deadline_s: float = DEADLINE_S,
     ) -> T:
-        async with self._host.request(peer, PROTOCOL_ID, deadline_s) as stream:
+        async with self._host.request(peer, PROTOCOL_ID, DEADLINE_S) as stream:
             await stream.send_message(request, REQUEST)
             await stream.close_write()
-            await expect_ok(stream, deadline_s)
-            answer: T = await stream.receive_message(kind, limit, deadline_s)
+            await expect_ok(stream, DEADLINE_S)
+            answer: T = await stream.receive_message(kind, limit, DEADLINE_S)
             check(answer)  # here, so that the peer is blamed for it
             return answer
 

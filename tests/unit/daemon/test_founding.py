@@ -2,10 +2,14 @@
 
 import json
 from dataclasses import fields, replace
+from random import Random
+from types import SimpleNamespace
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from blyan_proto.codec import to_plain
 from blyan_proto.genesis import DEVNET, Parameters
@@ -14,8 +18,11 @@ from blyan_proto.signing import account_of
 from blyan_proto.types import Role
 from blyand import __main__ as blyand
 from blyand import genesis as genesis_file
+from blyand.bindings import _troubles
 from blyand.errors import ConfigFault
+from blyand.events import Broadcast
 from blyand.founding import Plan, found, problems_of, read_founder, read_plan
+from blyand.protocols.meeting import STRANGERS_S, Meeting
 from tests.unit.daemon.chain_world import key, registration, some
 
 VALIDATES = int(Role.SERVE | Role.VALIDATE)
@@ -168,3 +175,26 @@ def test_what_is_no_registration_is_refused_in_a_sentence(tmp_path):
         file.write_text(wrong)
         with pytest.raises(ConfigFault, match="founder.json"):
             read_founder(file)
+
+
+def test_many_peers_of_another_network_are_told_and_nothing_else(monkeypatch):
+    """GEN-02, GEN-03: an alarm only; the own genesis is law."""
+
+    async def main():
+        meeting = Meeting(None, Broadcast(), None, Random(0))  # type: ignore[arg-type]
+        disk = SimpleNamespace(
+            database=SimpleNamespace(full=None), blobs=SimpleNamespace(lost=())
+        )
+        base = SimpleNamespace(stores=disk, meeting=meeting)
+        replica = SimpleNamespace(mender=SimpleNamespace(missing=None))
+        monkeypatch.setattr(Meeting, "peers", {n: None for n in range(7)})
+        told = []
+        for n in (0, 1, 2, 2, 3):  # three of ten are no more than 30 %
+            meeting.strange(f"stranger {n}")
+            told.append(list(_troubles(base, replica)))
+        assert told[:4] == [[]] * 4
+        assert told[4][0].startswith("4 of 11 peers that greeted")
+        await trio.sleep(STRANGERS_S + 1)
+        assert not list(_troubles(base, replica))
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
