@@ -20,6 +20,9 @@ from blyand.store.sessions import SessionStore
 KEPT_DAYS = 400  # of chain time, of statements; for ever with the role archive
 
 
+KEPT_DAYS = 400  # of chain time, of statements; for ever with the role archive
+
+
 @dataclass(frozen=True)
 class Accounting:
     """The money of one node."""
