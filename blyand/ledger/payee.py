@@ -21,7 +21,7 @@ from blyan_proto.signing import Purpose, SigningKey, check_signature
 from blyand.errors import Unavailable
 from blyand.ledger.sessions import Sessions
 from blyand.ledger.undo import Undo
-from blyand.rules.economy.escrow import Escrow, Status, speaks_for
+from blyand.rules.economy.escrow import ESCROWS, Escrow, Status, speaks_for
 from blyand.rules.economy.session import (
     Failure,
     Refused,
@@ -30,6 +30,8 @@ from blyand.rules.economy.session import (
     failure_of,
 )
 from blyand.store.sessions import Session, Side
+
+AHEAD_S = 5.0  # how long a reserve may be unknown here that a receipt names
 
 Service = Callable[[Session], Awaitable[Capture]]  # gives the service; the receipt
 
@@ -113,6 +115,10 @@ class Payee:
         the quote is refused, and its reserve released. Refused, TooSlow.
         """
         statement = receipt.statement
+        if ESCROWS.get(self._hands.view(), statement.reserve) is None:
+            # The payer's node may be a checkpoint ahead of ours.
+            with trio.move_on_after(AHEAD_S):
+                await self._hands.wait(statement.reserve)
         id = self._sessions.of_reserve(statement.reserve)
         async with self._sessions.turn(id):
             session = self._sessions.find(id)

@@ -79,7 +79,11 @@ def move(
     micro: int,
     why: str,
 ) -> None:
-    """Move money between two purses. Reject when the source holds less."""
+    """Move money between two purses. Reject when the source holds less.
+
+    Both sides are posted one after the other, and nothing for nothing: so it is with
+    every movement, and readers of the journal rely on it.
+    """
     _change(view, source, -micro, why)
     _change(view, target, micro, why)
 
@@ -93,7 +97,8 @@ def mint(view: Overlay, target: tuple[bytes, Purse], micro: int, why: str) -> No
     if known.micro + micro > MAX_SUPPLY_MICRO:
         raise Reject("there would be more than 1,000,000,000 BLY")
     SUPPLY.put(view, replace(known, issued_micro=known.issued_micro + micro))
-    view.journal.append(Posting(ISSUE, Purse.FREE, -micro, why))
+    if micro:
+        view.journal.append(Posting(ISSUE, Purse.FREE, -micro, why))
     _change(view, target, micro, why)
 
 
@@ -102,7 +107,8 @@ def burn(view: Overlay, source: tuple[bytes, Purse], micro: int, why: str) -> No
     known = supply(view)
     _change(view, source, -micro, why)
     SUPPLY.put(view, replace(known, burnt_micro=known.burnt_micro + micro))
-    view.journal.append(Posting(ISSUE, Purse.FREE, micro, why))
+    if micro:
+        view.journal.append(Posting(ISSUE, Purse.FREE, micro, why))
 
 
 def _change(view: Overlay, of: tuple[bytes, Purse], micro: int, why: str) -> None:

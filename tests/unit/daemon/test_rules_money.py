@@ -34,6 +34,14 @@ def test_one_hundredth_of_a_fee_is_burnt_TOKEN_03(world):
     assert world.is_balanced()
 
 
+@pytest.mark.parametrize("fee", [0, 7, 100, 250])
+def test_the_two_sides_of_a_movement_are_posted_as_neighbours(world, fee):
+    rich, poor, _ = world.keys
+    (outcome,) = world.checkpoint(world.block(world.pay(poor, 5, fee), rich))
+    pairs = zip(outcome.postings[::2], outcome.postings[1::2], strict=True)
+    assert all(one.micro == -other.micro != 0 for one, other in pairs)
+
+
 @given(st.lists(st.integers(0, 10**6)))
 def test_splitting_a_fee_burns_neither_less_nor_more(fees):
     paid = burnt = 0
