@@ -124,12 +124,12 @@ class Genesis:
 
     def setting(self, name: str) -> int:
         """Return a setting, or its default where this genesis does not name it."""
-        return _settings(self).get(name, SETTINGS[name].default)
+        return _settings(self.settings).get(name, SETTINGS[name].default)
 
 
-@lru_cache(maxsize=8)
-def _settings(genesis: Genesis) -> dict[str, int]:
-    return {setting.name: setting.value for setting in genesis.settings}
+@lru_cache(maxsize=8)  # rules ask for several in every block
+def _settings(settings: tuple[Setting, ...]) -> dict[str, int]:
+    return {setting.name: setting.value for setting in settings}
 
 
 @lru_cache(maxsize=8)  # every block that comes is held against it

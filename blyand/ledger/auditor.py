@@ -23,7 +23,7 @@ from blyand.store.statements import Audited, Statements
 logger = logging.getLogger(__name__)
 
 DAY_MS = 86_400_000  # of chain time
-AT_ONCE = 2_000  # purses in one turn of the lane: some milliseconds
+AT_ONCE = 500  # purses in one turn of the lane: some milliseconds
 
 Report = Callable[[int], Awaitable[None]]  # purses compared so far
 
