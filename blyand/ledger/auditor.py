@@ -81,12 +81,18 @@ class Auditor:
             view = self._freeze()
             clock = CLOCK.get(view)
             assert clock is not None
+            whole_since = await self._lane.run(self._statements.whole_since)
             before = await self._lane.run(self._statements.audited)
-            # Without a baseline, what is stated begins with the genesis, or with nothing.
-            whole = await self._lane.run(self._statements.oldest) == 0
+            if before is None or whole_since is None or before.height < whole_since:
+                before = None
+                await self._lane.run(self._statements.drop_baseline)
             since = before.height if before else -1
-            moved = await self._lane.run(self._statements.moved, since, clock.height)
-            moved = {k: v for k, v in moved.items() if k[0] != ISSUE}
+            moved: dict[tuple[bytes, int], int] = {}
+            expects = before is not None or whole_since == 0
+            if expects:
+                read = self._statements.moved
+                moved = await self._lane.run(read, since, clock.height)
+                moved = {k: v for k, v in moved.items() if k[0] != ISSUE}
             audit = Audit(
                 now=(
                     ((balance.account, int(balance.purse)), balance.micro)
@@ -94,7 +100,7 @@ class Auditor:
                 ),
                 before=self._statements.baseline(),
                 moved=moved,
-                expects=before is not None or whole,
+                expects=expects,
             )
             try:
                 while await self._lane.run(audit.step, AT_ONCE):

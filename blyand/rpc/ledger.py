@@ -180,7 +180,7 @@ def history_of(
         account=account,
         lines=lines,
         next=f"{found[-1][0].height}.{found[-1][0].position}" if full else "",
-        since=statements.oldest() or 0,
+        since=max(statements.whole_since() or 0, statements.oldest() or 0),
     )
 
 

@@ -40,6 +40,7 @@ from blyand.store.schema import (
     META_AREA,
     META_EXECUTED,
     META_RESTORING,
+    META_STATED,
     RESTORED,
     Area,
     Batch,
@@ -179,6 +180,7 @@ class Restore:
             CheckpointStore(self._store).entry(final),
             (META_EXECUTED, u64(final.checkpoint.height)),
             (META_AREA, bytes([AREAS.index(self._area)])),
+            (META_STATED, u64(final.checkpoint.height)),
             *_forgotten(),
         ]
         self._store.write_batch(writes, sync=True)

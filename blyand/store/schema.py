@@ -128,6 +128,7 @@ META_EXECUTED = META + b"executed"  # height of the checkpoint that the state is
 META_AREA = META + b"area"  # u8: which of AREAS holds the executed state; absent: 0
 META_RESTORING = META + b"restoring"  # Restoring, while the other area is being filled
 META_JUDGED = META + b"judged"  # height up to which retention looked at every block
+META_STATED = META + b"stated"  # u64: height from which on the statements are whole
 META_AUDITED = META + b"audited"  # Audited: the last audit that found nothing
 META_FLOOR = META + b"floor"  # Floor (history.py), where history is not whole
 META_FLOOR_NEXT = META + b"floor_next"  # what it becomes with the state on its way

@@ -19,6 +19,7 @@ from blyand.store.db import Store
 from blyand.store.schema import (
     BASELINE,
     META_AUDITED,
+    META_STATED,
     MOVED,
     STATED,
     Batch,
@@ -72,7 +73,7 @@ def rows_of(
     ending: Sequence[Posting],
 ) -> Batch:
     """Return the writes of one checkpoint: (block, postings) in its order, and its end."""
-    rows: Batch = []
+    rows: Batch = [] if height else [(META_STATED, u64(0))]
     for position, (block, postings) in enumerate(outcomes):
         if postings:
             _add(rows, Place(height, position), block, postings)
@@ -141,10 +142,23 @@ class Statements:
                 sums[line.account, line.purse] += line.micro
         return sums
 
+    def whole_since(self) -> int | None:
+        """Return the height after which nothing is missing, 0: not even the genesis.
+
+        A state that came from elsewhere begins anew (`Restore.finish`).
+        """
+        raw = self._store.get(META_STATED)
+        return None if raw is None else int.from_bytes(raw, "big")
+
     def audited(self) -> Audited | None:
         """Return the last audit that found nothing, None before the first."""
         raw = self._store.get(META_AUDITED)
         return None if raw is None else decode_own(Audited, raw, 64)
+
+    def drop_baseline(self) -> None:
+        """Forget the last audit."""
+        self._store.write_batch([(META_AUDITED, None)], sync=True)
+        self._remove(BASELINE)
 
     def baseline(self) -> Iterator[tuple[tuple[bytes, int], int]]:
         """Yield (account, purse) and what it held at the last audit, ascending."""
@@ -182,15 +196,19 @@ class Statements:
 
     def forget(self) -> None:
         """Drop everything: it is executed again, or state came from elsewhere."""
-        self._store.write_batch([(META_AUDITED, None)], sync=True)
+        gone: Batch = [(META_AUDITED, None), (META_STATED, None)]
+        self._store.write_batch(gone, sync=True)
         for prefix in (STATED, MOVED, BASELINE):
-            removed: Batch = []
-            for key, _ in self._store.scan(prefix):
-                removed.append((key, None))
-                if len(removed) == REMOVED_AT_ONCE:
-                    self._store.write_batch(removed, sync=False)
-                    removed = []
-            self._store.write_batch(removed, sync=True)
+            self._remove(prefix)
+
+    def _remove(self, prefix: bytes) -> None:
+        removed: Batch = []
+        for key, _ in self._store.scan(prefix):
+            removed.append((key, None))
+            if len(removed) == REMOVED_AT_ONCE:
+                self._store.write_batch(removed, sync=False)
+                removed = []
+        self._store.write_batch(removed, sync=True)
 
 
 def _entry_key(place: Place) -> bytes:

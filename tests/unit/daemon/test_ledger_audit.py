@@ -22,6 +22,7 @@ from blyand.rules.economy.book import BALANCES, ISSUE, Balance, Purse
 from blyand.rules.posting import Posting
 from blyand.rules.view import Overlay
 from blyand.store.memory import MemoryStore
+from blyand.store.schema import META_STATED, u64
 from blyand.store.statements import (
     AT_END,
     LINES,
@@ -156,14 +157,30 @@ def test_a_movement_that_is_not_stated_is_found(books):
     assert {d.account for d in found.drifts} == {one.account, two.account}
 
 
-def test_after_a_state_from_elsewhere_the_first_audit_begins_the_comparison(books):
+@pytest.mark.parametrize("audited_before", [False, True])
+def test_after_a_state_from_elsewhere_the_comparison_begins_anew(books, audited_before):
+    """As `Restore.finish` leaves it: old statements, a gap, a state after it."""
     books.pay(10)
-    books.statements.forget()
-    assert books.statements.oldest() is None
+    if audited_before:
+        assert books.audit().sound
+    one, two, _ = books.world.keys
+    books.world.ordered(books.world.pay(two, 5), one)  # executed by others only
+    here = u64(books.world.height)
+    books.database.write_batch([(META_STATED, here)], sync=True)
     first = books.audit()
     assert first.sound and first.since is None
     books.pay(10)
     assert books.audit().since == first.height
+    books.drift(one.account, 1)
+    assert not books.audit().sound
+
+
+def test_forgotten_statements_begin_with_the_genesis_again(books):
+    books.pay(10)
+    books.audit()
+    books.statements.forget()
+    assert books.statements.whole_since() is None
+    assert books.statements.oldest() is None and not list(books.statements.baseline())
 
 
 def test_the_audit_comes_daily_by_chain_time_HZ_45(books):
