@@ -48,7 +48,6 @@ from blyand.newcomer import build_newcomer
 from blyand.parts import (
     Models,
     build_fetcher,
-    build_judge,
     build_models,
     build_voter,
     wanting,

@@ -99,7 +99,9 @@ def _why(source: Source, closed: Closed, genesis: Genesis) -> str:
         after = {one: m * closed.allowance_micro // total for one, m in after.items()}
         stages.append(f"its part of the day's budget, {bly(closed.allowance_micro)}")
     if paid[source] + len(worth) + closed.recipients < after[source]:
-        stages.append(f"its part of what the year may mint, {bly(closed.mintable_micro)}")
+        stages.append(
+            f"its part of what the year may mint, {bly(closed.mintable_micro)}"
+        )
     scale = paid[source] * PPM // worth[source]
     return f"scaled to {percent(scale)} by {' and '.join(stages) or 'rounding'}"
 
