@@ -195,7 +195,7 @@ async def run(home: Home, config: Config) -> None:
                 newcomer,
                 serves_experts=bool(roles(base) & Role.SERVE),
             )
-            learns = bool(config.training.enabled and roles(base) & Role.LEARN)
+            learns = bool(roles(base) & Role.LEARN)
             answers = bind_all(
                 base,
                 replica,

@@ -28,8 +28,10 @@ def validates(base: Base) -> bool:
 
 
 def roles(base: Base) -> int:
-    roles = role_bits(base.config.node.roles)
-    return roles | int(Role.VALIDATE) if validates(base) else roles
+    bits = role_bits(base.config.node.roles)
+    if not base.config.training.enabled:
+        bits &= ~int(Role.LEARN)  # rounds must not wait for it
+    return bits | int(Role.VALIDATE) if validates(base) else bits
 
 
 def role_names(base: Base) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import trio
 from blyan_proto.block.economy import Hardware, Heartbeat, Registration
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.genesis import Genesis
-from blyan_proto.types import bitmap
+from blyan_proto.types import Role, bitmap
 from blyand.errors import Unavailable
 from blyand.events import Broadcast, CheckpointFinalised, HeldChanged
 from blyand.rules.records import MODELS, NODES, ModelRecord
@@ -65,10 +65,13 @@ class Member:
 
     async def _speak(self) -> None:
         now = trio.current_time()
-        if NODES.get(self._view(), self._account) is None:
+        known = NODES.get(self._view(), self._account)
+        if known is None or (known.roles ^ self._registration.roles) & Role.LEARN:
+            # Who is said to learn, and does not, is waited for in every round.
             if now - self._registered > self._beat_s:
                 self._registered = now
                 await self._make(self._registration)
+        if known is None:
             return
         model = self._model()
         if model is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from blyan_proto.checkpoint import Receipts as Message
 from blyan_proto.codec import encode
 from blyan_proto.protocols.cosign import DEADLINE_S
 from blyan_proto.protocols.delta import Bundle, Receipt
-from blyan_proto.types import members
+from blyan_proto.types import Role, members
 from blyan_tile import tblock
 from blyan_tile.create import CreateJob, create
 from blyan_tile.delta import encode_group
@@ -152,6 +153,7 @@ class TrainNode(SimNode):
         self.moves: list[HeadMoved] = []
         self.not_ordered: set[bytes] = set()  # updates that this validator leaves out
         self.orders_updates = True
+        self.roles = int(Role.LEARN | Role.SERVE)
         account, view = self.key.account, lambda: self.machine.view
         self.wanted = BlobWire(self)
         self.fetcher = Fetcher(
@@ -350,7 +352,7 @@ class TrainNode(SimNode):
 
         member = Member(
             self.key.account,
-            registration(self.key),
+            replace(registration(self.key), roles=self.roles),
             self.genesis,
             view,
             self.holder.held,

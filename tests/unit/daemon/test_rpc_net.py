@@ -71,7 +71,8 @@ def test_the_status_tells_connections_traffic_and_bans():
             traffic = {line.protocol: line for line in told.traffic}[ECHO]
             assert (traffic.refused, traffic.now) == (1, 1)
             assert traffic.down_bytes == 104 and traffic.up_bytes > 104
-            assert [topic.topic for topic in told.gossip] == ["block", "checkpoint", "receipt"]
+            topics = [topic.topic for topic in told.gossip]
+            assert topics == ["block", "checkpoint", "receipt"]
             assert (told.peers, told.known_peers, told.calls) == (1, 7, 3)
             assert told.reachability == "public" and told.bans[1].until_ms is None
             shown = render(spec.status.write_result(told))
