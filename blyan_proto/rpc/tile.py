@@ -81,6 +81,8 @@ class Tile:
     pieces: list[TilePiece] = arg("parameters it holds")
     round: int = arg("round of the version held")
     block: Id = arg("block that made this version")
+    single: bool = arg("it is final, and nobody but its author recomputed it")
+    disputed: bool = arg("a holder computed another result; validators judge it")
     weights_root: Id = arg("root of the float32 weights")
     momentum_root: Id | None = arg("root of the outer momentum; null: none")
 

@@ -121,6 +121,8 @@ class Learning:
     held_out_loss: float | None = arg("newest held-out loss, nats per token")
     learners: int = arg("learners of the round under way")
     primary_of: list[str] = arg("groups whose primary this node is now")
+    single: int = arg("groups whose final version nobody but its author recomputed")
+    disputed: int = arg("disputes about this run's updates that have no verdict")
 
 
 status = declare(Method("train.status", GetProgress, Learning, public=True))

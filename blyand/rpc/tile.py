@@ -17,8 +17,10 @@ from blyand.errors import NotHere, Pruned, Unavailable
 from blyand.rpc.bind import Answers
 from blyand.rpc.ordering import Ordering
 from blyand.rpc.resolve import group_called, model_called, newest_run
+from blyand.rules.model.dispute import is_single, open_disputes
 from blyand.rules.model.model import layout_for
 from blyand.rules.records import GROUPS, VERSIONS, ModelRecord, RunRecord
+from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
 from blyand.store.blocks import BlockStore
 from blyand.training.holder import Holder
@@ -73,7 +75,8 @@ def bind(
         if head is None:
             raise NotHere(f"this node does not hold {group.name}")
         outline = await lane.run(blobs.outline, head.tiles[params.index].weights)
-        return tile_of(record, group, group.tiles[params.index], head, outline)
+        tile = group.tiles[params.index]
+        return tile_of(ordering.view, record, group, tile, head, outline)
 
     @answers(spec.roots)
     async def roots(params: spec.GetRoots) -> spec.Roots:
@@ -115,9 +118,16 @@ def lines_of(group: Group, head: Version) -> Iterator[spec.TileLine]:
 
 
 def tile_of(
-    record: ModelRecord, group: Group, tile: Tile, head: Version, outline: Outline
+    view: View,
+    record: ModelRecord,
+    group: Group,
+    tile: Tile,
+    head: Version,
+    outline: Outline,
 ) -> spec.Tile:
     """Return one tile as declared."""
+    made_by = GROUPS.get(view, record.id, group.index)
+    is_final = made_by is not None and made_by.head == head.block
     roots = head.tiles[tile.index]
     return spec.Tile(
         model=record.model.name,
@@ -132,6 +142,8 @@ def tile_of(
         pieces=[piece_of(piece, flat=len(tile.shape) == 1) for piece in tile.pieces],
         round=head.rounds,
         block=head.block,
+        single=is_final and is_single(view, record.id, group.index),
+        disputed=any(one.update == head.block for one in open_disputes(view)),
         weights_root=roots.weights,
         momentum_root=roots.momentum,
     )

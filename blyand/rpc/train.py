@@ -16,6 +16,7 @@ from blyand.rpc.ordering import Ordering
 from blyand.rpc.resolve import dataset_called, model_called, newest_run, run_called
 from blyand.rpc.rounds import Watching, follow
 from blyand.rpc.runs import changed, is_spread, missing, run_of
+from blyand.rules.model.dispute import is_single, open_disputes
 from blyand.rules.model.election import ranks
 from blyand.rules.model.model import layout_for
 from blyand.rules.model.schedule import next_round
@@ -105,6 +106,11 @@ def bind(
                 else 0
             ),
             primary_of=led,
+            single=sum(
+                is_single(view, record.run.model, group.group)
+                for group in GROUPS.scan(view, record.run.model)
+            ),
+            disputed=sum(one.run == record.id for one in open_disputes(view)),
         )
 
     @answers(spec.watch)
@@ -241,6 +247,8 @@ def nothing(state: str, reason: str) -> spec.Learning:
         held_out_loss=None,
         learners=0,
         primary_of=[],
+        single=0,
+        disputed=0,
     )
 
 

@@ -144,6 +144,15 @@ def is_doubted(view: View, run: bytes, round: int) -> bool:
     return any(one.run == run and one.round <= round for one in open_disputes(view))
 
 
+def is_single(view: View, model: bytes, index: int) -> bool:
+    """True when nobody but its author recomputed a group's final version (DEC-A5)."""
+    group = GROUPS.get(view, model, index)
+    if group is None or group.run is None or not group.rounds:
+        return False
+    version = VERSIONS.get(view, group.run, group.rounds - 1, index)
+    return version is not None and version.is_single
+
+
 def drop_old(view: Overlay, span_ms: int) -> None:
     """At the end of a checkpoint: forget what got no verdict, and what is past."""
     clock = CLOCK.get(view)
