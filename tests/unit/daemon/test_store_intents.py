@@ -73,6 +73,17 @@ def test_a_head_is_given_once(log, tmp_path):
     log.close()
 
 
+def test_who_cosigned_another_ranks_head_may_give_its_own(log, tmp_path):
+    log.record_head("layer0.trunk", RUN, 3, 2**32 - 1, b"x" * 32, 0)
+    log.record_head("layer0.trunk", RUN, 3, 2**32 - 1, b"y" * 32, 1)
+    log = reopened(log, tmp_path)
+    for rank, digest in ((0, b"x" * 32), (1, b"y" * 32)):
+        assert log.head_at("layer0.trunk", RUN, 3, 2**32 - 1, rank) == digest
+        with pytest.raises(AlreadySigned):
+            log.record_head("layer0.trunk", RUN, 3, 2**32 - 1, b"z" * 32, rank)
+    log.close()
+
+
 @pytest.mark.parametrize("cut", [1, 60, 127])
 def test_a_torn_tail_is_cut_off(log, tmp_path, cut):
     log.reserve_sequence(ACCOUNT)
