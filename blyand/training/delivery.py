@@ -13,7 +13,7 @@ from functools import partial
 import trio
 
 from blyan_proto.codec import encode
-from blyan_proto.constants import FORMAT_VERSION
+from blyan_proto.constants import FORMAT_VERSION, RANKS
 from blyan_proto.digest import Domain, digest
 from blyan_proto.errors import ProtocolError
 from blyan_proto.framing import PREFIX_BYTES
@@ -123,6 +123,7 @@ class Delivery:
         now = trio.current_time()
         waiting = {group: _Handed(0, now) for group in turn.groups}
         deadline_s = turn.record.run.deadline_ms / 1000
+        patient_until = now + (RANKS + 1) * deadline_s
 
         def heard(sent: _Handed, group: int, verdict: Verdict | None) -> None:
             if waiting.get(group) is not sent:
@@ -154,8 +155,14 @@ class Delivery:
                 for group in list(waiting):
                     if self.is_past(turn, group):
                         del waiting[group]
-                if waiting:
+                if waiting and trio.current_time() < patient_until:
                     say(f"waiting for {len(waiting)} updates of round {round}")
+                elif waiting:  # every rank had its time
+                    say(
+                        f"paused: {len(waiting)} updates of round {round} come from no "
+                        "rank; `blyanctl consensus status` says whether enough nodes "
+                        "are up"
+                    )
             nursery.cancel_scope.cancel()
 
     def _next(self, turn: Round, group: int, sent: _Handed) -> _Handed:
