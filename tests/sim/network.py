@@ -98,6 +98,7 @@ class Wire:
     nodes: dict[str, SimNode] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)  # by peer id
     down: set[str] = field(default_factory=set)
+    said: dict[tuple[object, ...], set[bytes | None]] = field(default_factory=dict)
     side: dict[str, int] = field(default_factory=dict)  # of a partition
     shown: dict[int, set[bytes]] = field(default_factory=dict)  # height -> checkpoints
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from blyan_proto.block.economy import Heartbeat
+from blyan_proto.checkpoint import Vote, VoteStage
 from blyan_proto.constants import FORMAT_VERSION
+from blyan_proto.signing import Purpose
 from blyand.finality.standing import standing_of
 from tests.sim.network import SimNode, make_network, until
+from tests.sim.validating import SimMesh
 
 
 def run(main) -> None:
@@ -79,6 +83,11 @@ def one_chain(nodes: list[SimNode], wire) -> None:
     assert not twice, f"two checkpoints of heights {sorted(twice)}"
 
 
+def nobody_voted_twice(wire, *, but: SimNode | None = None) -> None:
+    twice = {place for place, values in wire.said.items() if len(values) > 1}
+    assert not [p for p in twice if but is None or p[0] != but.key.public]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_four_validators_and_a_follower_agree(tmp_path, seed):
     async def main():
@@ -89,6 +98,7 @@ def test_four_validators_and_a_follower_agree(tmp_path, seed):
                 await trio.sleep(0.5)
             await until(lambda: agree(*nodes) and nodes[0].machine.clock.height >= 5)
         one_chain(nodes, wire)
+        nobody_voted_twice(wire)
         finals = nodes[4].checkpoints.range(1, 100)
         assert all(len(final.votes) >= 3 for final in finals)
         assert len({final.checkpoint.proposer for final in finals}) > 1
@@ -144,6 +154,127 @@ def test_any_are_killed_at_any_time_and_start_again(tmp_path, seed):
             await until(lambda: agree(*nodes), 300)
             assert nodes[0].machine.clock.height >= 5
         one_chain(nodes, wire)
+        nobody_voted_twice(wire)
         assert not any(node.accused for node in nodes)
+
+    run(main)
+
+
+def test_all_are_cut_off_between_precommit_and_decision(tmp_path):
+    """Nobody decided, all are locked: what they stored lets them go on (DEC-A9)."""
+
+    async def main():
+        _, nodes, wire = make_network(4, 3, tmp_path, validators=4)
+        async with alive(*nodes) as life:
+            for node in nodes:
+                node.mesh.is_mute = lambda message: (
+                    isinstance(message, Vote)
+                    and message.statement.stage is VoteStage.PRECOMMIT
+                )
+            await nodes[0].author.make(beat(0))
+            await until(lambda: all(node.locks.at(1) for node in nodes))
+            for node in nodes:
+                await life.kill(node)
+            assert all(node.machine.clock.height == 0 for node in nodes)
+            locked = {node.locks.at(1).checkpoint.id for node in nodes}
+            nodes[:] = [node.reborn() for node in nodes]
+            for node in nodes:
+                await life.start(node)
+            await until(lambda: agree(*nodes))
+        one_chain(nodes, wire)
+        nobody_voted_twice(wire)
+        assert nodes[0].checkpoints.at(1).checkpoint.id in locked
+
+    run(main)
+
+
+@pytest.mark.parametrize("keep_store", [True, False])
+def test_a_validator_without_memory_leaves_two_heights_out(tmp_path, keep_store):
+    async def main():
+        _, nodes, wire = make_network(4, 6, tmp_path, validators=4)
+        async with alive(*nodes) as life:
+            for turn in range(6):
+                await nodes[0].author.make(beat(turn))
+                await trio.sleep(0.5)
+            await until(lambda: agree(*nodes))
+            await life.kill(nodes[2])
+            nodes[2] = nodes[2].reborn(keep_store=keep_store, keep_intents=False)
+            nodes[2].is_lost = keep_store  # else it looks like a new one
+            mine = nodes[2].key.public
+            before = {place for place in wire.said if place[0] == mine}
+            await life.start(nodes[2])
+            await until(lambda: nodes[2].intents.vote_floor > 0)
+            height = nodes[2].machine.clock.height
+            assert height and nodes[2].intents.vote_floor == height + 3
+            for turn in range(6):
+                await nodes[1].author.make(beat(turn))
+                await trio.sleep(1)
+            await until(lambda: agree(*nodes))
+        after = {place for place in wire.said if place[0] == mine} - before
+        assert after and min(place[1] for place in after) >= height + 3
+        one_chain(nodes, wire)
+        nobody_voted_twice(wire)
+
+    run(main)
+
+
+def test_of_two_with_one_key_one_stops(tmp_path):
+    """A copied home: it is told what its key said without it, and falls silent."""
+
+    async def main():
+        genesis, nodes, wire = make_network(4, 8, tmp_path, validators=4)
+        copy = SimNode("copy", genesis, nodes[3].key, wire, tmp_path / "copy")
+        wire.nodes["copy"] = copy
+        async with alive(*nodes, copy):
+            await until(lambda: not copy.voter.is_learning)
+            for turn in range(8):
+                await nodes[turn % 3].author.make(beat(1 + turn))
+                await trio.sleep(1)
+                for node in nodes[:3]:  # their streams lead to the other one
+                    for vote in said_by(nodes[3], node):
+                        await copy.voter.hear(node.name, vote)
+            await until(lambda: agree(*nodes))
+            assert "another process signs" in copy.voter.memory.why_silent
+            assert trouble(copy) == copy.voter.memory.why_silent
+        one_chain(nodes, wire)
+
+    run(main)
+
+
+def said_by(signer: SimNode, node: SimNode) -> list[Vote]:
+    """What a node has of a signer's precommits for its newest checkpoint."""
+    before = node.voter.before
+    heard = before.agreement.precommits() if before is not None else ()
+    return [vote for vote in heard if vote.voter == signer.key.public]
+
+
+class Traitor(SimMesh):
+    """Votes one thing to some and another to others."""
+
+    def tell(self, peer, message):
+        if isinstance(message, Vote) and hash(peer) % 2:
+            lie = replace(message.statement, checkpoint=bytes(32))
+            key, network = self._node.key, self._node.genesis.id
+            signed = key.sign(Purpose.CHECKPOINT_VOTE, network, lie)
+            message = Vote(lie, key.public, signed)
+        super().tell(peer, message)
+
+
+def test_a_traitor_is_named_and_stops_nobody(tmp_path):
+    async def main():
+        _, nodes, wire = make_network(4, 9, tmp_path, loss=0.05, validators=4)
+        traitor = nodes[1]
+        traitor.mesh = Traitor(traitor)
+        async with alive(*nodes):
+            for turn in range(10):
+                await nodes[0].author.make(beat(turn))
+                await trio.sleep(1)
+            await until(lambda: agree(*nodes))
+        one_chain(nodes, wire)
+        nobody_voted_twice(wire, but=traitor)
+        accused = {
+            first.voter for n in nodes if n is not traitor for first, _ in n.accused
+        }
+        assert accused == {traitor.key.public}
 
     run(main)

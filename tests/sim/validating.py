@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from blyan_proto.checkpoint import Vote
 from blyan_proto.errors import ProtocolError
 from blyan_proto.protocols.votes import MAX_MESSAGE_BYTES, MESSAGE
 from blyan_proto.signing import SigningKey
@@ -31,6 +32,7 @@ class SimMesh:
     def __init__(self, node: SimNode) -> None:
         self._node = node
         self._wanted: list[str] = []
+        self.is_mute: Callable[[Message], bool] = lambda message: False
 
     def want(self, peers: Sequence[str]) -> None:
         self._wanted = list(peers)
@@ -46,6 +48,12 @@ class SimMesh:
 
     def tell(self, peer: str, message: Message) -> None:
         node, wire = self._node, self._node.wire
+        if self.is_mute(message):
+            return
+        if isinstance(message, Vote):
+            at = message.statement
+            place = message.voter, at.height, at.round, at.stage
+            wire.said.setdefault(place, set()).add(at.checkpoint)
         if wire.random.random() >= wire.loss:
             raw = MESSAGE.encode(message)
             node.start_soon(self._deliver, wire.name_of(peer), raw)
