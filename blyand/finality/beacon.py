@@ -55,6 +55,6 @@ def chain_of(secret: bytes, generation: int = 0) -> BeaconChain:
     return _made(secret, generation, LINKS)
 
 
-@lru_cache(maxsize=4)  # a quarter of a second to make
+@lru_cache(maxsize=32)  # a quarter of a second to make, 50 KB to keep
 def _made(secret: bytes, generation: int, links: int) -> BeaconChain:
     return BeaconChain(secret, generation)

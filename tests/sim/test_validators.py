@@ -13,7 +13,12 @@ from blyan_proto.block.economy import Heartbeat
 from blyan_proto.checkpoint import Vote, VoteStage
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.signing import Purpose
+from blyan_proto.validators import Validator, Validators, ValidatorSet
+from blyand.chain.audit import check_checkpoint
+from blyand.finality.beacon import chain_of
 from blyand.finality.standing import standing_of
+from blyand.rules.chain import execute as execution
+from blyand.rules.chain import validators
 from tests.sim.network import SimNode, make_network, until
 from tests.sim.validating import SimMesh
 
@@ -29,14 +34,14 @@ class Life:
         self._nursery = nursery
         self._scopes: dict[str, trio.CancelScope] = {}
 
-    async def start(self, node: SimNode) -> None:
+    async def start(self, node: SimNode, *, votes: bool | None = None) -> None:
         node.wire.down.discard(node.name)
-        await self._nursery.start(self._live, node)
+        await self._nursery.start(self._live, node, votes)
 
-    async def _live(self, node: SimNode, task_status=trio.TASK_STATUS_IGNORED) -> None:
+    async def _live(self, node, votes, task_status=trio.TASK_STATUS_IGNORED) -> None:
         with trio.CancelScope() as scope:
             self._scopes[node.name] = scope
-            await node.run(task_status=task_status)
+            await node.run(votes=votes, task_status=task_status)
 
     async def kill(self, node: SimNode) -> None:
         """End a node at once, with whatever was under way."""
@@ -278,3 +283,50 @@ def test_a_traitor_is_named_and_stops_nobody(tmp_path):
         assert accused == {traitor.key.public}
 
     run(main)
+
+
+def test_a_set_that_changes_is_followed_and_can_be_audited(tmp_path, monkeypatch):
+    """Node 4 comes in and node 0 goes, two checkpoints after a block at height 4 said so."""
+    genesis, nodes, wire = make_network(6, 2, tmp_path, validators=4)
+    keys = [node.key for node in nodes[1:5]]
+    members = tuple(Validator(key.public, 2, chain_of(key.secret).tail) for key in keys)
+
+    def change(view, moment) -> None:
+        if moment.height == 4:
+            validators.appoint(view, Validators(members))
+
+    monkeypatch.setattr(execution, "ENDINGS", (*execution.ENDINGS, change))
+    late = nodes.pop()
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            life = Life(nursery)
+            for node in nodes:
+                await life.start(node, votes=True)
+            for turn in range(24):
+                await nodes[turn % 5].author.make(beat(turn))
+                await trio.sleep(0.6)
+            await until(lambda: agree(*nodes) and nodes[0].machine.clock.height >= 10)
+            await life.start(late)  # it learns the new set while it catches up
+            await until(lambda: agree(*nodes, late))
+            nursery.cancel_scope.cancel()
+
+    run(main)
+    one_chain([*nodes, late], wire)
+    nobody_voted_twice(wire)
+    finals = late.checkpoints.range(1, 100)
+    new = ValidatorSet(members)
+    for final in finals:
+        voters = {vote.voter for vote in final.votes}
+        is_new = final.checkpoint.height >= 6
+        allowed = new if is_new else genesis.founders
+        assert final.checkpoint.validators_root == allowed.root
+        assert all(map(allowed.weight_of, voters))
+        height = final.checkpoint.height
+        assert (
+            check_checkpoint(late.blocks, late.checkpoints, late.sets, genesis, height)
+            is None
+        )
+    proposers = {f.checkpoint.proposer for f in finals if f.checkpoint.height >= 6}
+    assert nodes[4].key.public in proposers and nodes[0].key.public not in proposers
+    assert not any(node.blamed for node in [*nodes, late])

@@ -34,7 +34,7 @@ from blyand.poison import PoisonBox
 from blyand.protocols.blocks import Fetched
 from blyand.rules.chain.checkpoint import Draft
 from blyand.rules.chain.reconcile import Comparison, IdSet, answer
-from blyand.rules.chain.validators import revealed_by
+from blyand.rules.chain.validators import revealed_by, turns
 from blyand.store.blocks import BlockStore
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.intents import IntentLog
@@ -51,14 +51,10 @@ from tests.unit.daemon.chain_world import (
     sign_block,
 )
 
-CHAINS: dict[bytes, beacons.BeaconChain] = {}
-
 
 def beacon_of(key: SigningKey) -> beacons.BeaconChain:
-    """Return a validator's hash chain, made once."""
-    if key.secret not in CHAINS:
-        CHAINS[key.secret] = beacons.BeaconChain(key.secret)
-    return CHAINS[key.secret]
+    """Return a validator's hash chain."""
+    return beacons.chain_of(key.secret)
 
 
 def settled() -> trio.Event:
@@ -178,13 +174,14 @@ class Node:
 
     async def final(self, *blocks: Block, **changed: Any) -> FinalCheckpoint:
         """Return the next checkpoint over `blocks`; `changed` fields are lies."""
-        clock = self.machine.clock
-        preimage = self.beacon.before(
-            revealed_by(self.machine.view, self.keys[0].public)
-        )
+        clock, view = self.machine.clock, self.machine.view
+        proposer = changed.pop("by", None) or turns(view).proposer_of(0)
+        key = next(key for key in self.keys if key.public == proposer)
+        preimage = beacons.chain_of(key.secret).before(revealed_by(view, proposer))
         time_ms = changed.pop("time_ms", clock.time_ms + 250)
+        round = changed.pop("round", 0)
         made, _ = await self.machine.draft(
-            Draft(blocks, time_ms, self.keys[0].public, preimage)
+            Draft(blocks, time_ms, proposer, preimage, round)
         )
         self.machine._trials.clear()  # it is executed as by one that follows
         return self.sealed(replace(made, **changed))
@@ -192,8 +189,11 @@ class Node:
     def sealed(
         self, checkpoint: Checkpoint, /, by: SigningKey | None = None, **changed: Any
     ) -> FinalCheckpoint:
-        """Return a checkpoint with its vote; `changed` fields of the statement are lies."""
-        signer = by or self.keys[0]
+        """Return a checkpoint with its votes; `changed` fields of the statement are lies.
+
+        `by`: the only one who votes, instead of all validators.
+        """
+        keys = [k for k in self.keys if self.genesis.founders.weight_of(k.public)]
         statement = VoteStatement(
             FORMAT_VERSION,
             VoteStage.PRECOMMIT,
@@ -202,8 +202,17 @@ class Node:
             checkpoint.id,
         )
         statement = replace(statement, **changed)
-        signature = signer.sign(Purpose.CHECKPOINT_VOTE, self.genesis.id, statement)
-        return FinalCheckpoint(checkpoint, (Vote(statement, signer.public, signature),))
+        return FinalCheckpoint(
+            checkpoint,
+            tuple(
+                Vote(
+                    statement,
+                    key.public,
+                    key.sign(Purpose.CHECKPOINT_VOTE, self.genesis.id, statement),
+                )
+                for key in ([by] if by else keys)
+            ),
+        )
 
     async def order(self, *blocks: Block, **changed: Any) -> FinalCheckpoint:
         """Store blocks, order them in one checkpoint and execute it."""

@@ -258,3 +258,27 @@ def test_a_beacon_chain_opens_link_by_link(monkeypatch):
     with pytest.raises(ValueError, match="not a link"):
         chain.before(bytes(32))
     assert BeaconChain(b"\1" * 32).tail == chain.tail != BeaconChain(b"\2" * 32).tail
+
+
+def test_what_was_tried_before_the_vote_is_not_executed_again(node, monkeypatch):
+    calls = []
+
+    async def main():
+        blocks = some_blocks(node)
+        final = await node.final(*blocks)  # as another node made it
+        monkeypatch.setattr(
+            "blyand.chain.machine.execute",
+            lambda *args: calls.append(1) or execution.execute(*args),
+        )
+        await node.machine.check(final.checkpoint, blocks)
+        await node.machine.check(final.checkpoint, blocks)
+        wrong = replace(final.checkpoint, state_root=bytes(32))
+        with pytest.raises(Reject, match="another state root"):
+            await node.machine.check(wrong, blocks)
+        assert len(calls) == 2 and node.machine.halted is None
+        await node.machine.apply(final, ())
+        assert len(calls) == 2
+        assert node.machine.view.root == final.checkpoint.state_root
+        assert not node.machine._trials, "they were of this height"
+
+    run(main)

@@ -155,3 +155,40 @@ def test_compaction_keeps_maxima_and_refuses_the_forgotten(log, tmp_path, monkey
     log.record_vote(29, 0, VoteStage.PREVOTE, bytes([29]) * 32)
     log.record_vote(29, 1, VoteStage.PREVOTE, b"x" * 32)
     log.close()
+
+
+def test_a_proposal_is_made_once_and_stands_apart_from_votes(log, tmp_path):
+    log.record_proposal(5, 0, b"p" * 32)
+    log.record_proposal(5, 0, b"p" * 32)
+    log.record_vote(5, 0, VoteStage.PREVOTE, b"c" * 32)
+    log.record_vote(5, 2, VoteStage.PRECOMMIT, None)
+    log.record_proposal(5, 2, b"q" * 32)
+    log.record_vote(6, 0, VoteStage.PREVOTE, None)
+    log = reopened(log, tmp_path)
+    votes, proposed = log.promises_at(5)
+    assert votes == {
+        (0, VoteStage.PREVOTE): b"c" * 32,
+        (2, VoteStage.PRECOMMIT): None,
+    }
+    assert proposed == {0, 2} and log.promises_at(7) == ({}, frozenset())
+    with pytest.raises(AlreadySigned):
+        log.record_proposal(5, 2, b"r" * 32)
+    assert log.vote_at(5, 0, VoteStage.PREVOTE) == (b"c" * 32,)
+    log.close()
+
+
+def test_below_its_floor_nothing_new_is_promised(log, tmp_path):
+    log.record_vote(5, 0, VoteStage.PREVOTE, b"c" * 32)
+    log.raise_vote_floor(8)
+    log.raise_vote_floor(7)
+    log = reopened(log, tmp_path)
+    assert log.vote_floor == 8
+    log.record_vote(5, 0, VoteStage.PREVOTE, b"c" * 32)  # promised already
+    for promise in (
+        lambda: log.record_vote(7, 0, VoteStage.PREVOTE, None),
+        lambda: log.record_proposal(5, 1, bytes(32)),
+    ):
+        with pytest.raises(AlreadySigned):
+            promise()
+    log.record_vote(8, 0, VoteStage.PREVOTE, None)
+    log.close()
