@@ -8,6 +8,7 @@ again. docs/protocols/votes.md
 from __future__ import annotations
 
 import logging
+import math
 from collections import OrderedDict
 from typing import Protocol
 
@@ -180,7 +181,7 @@ class Hearing:
     async def _answer(self, peer: str, theirs: Holdings) -> None:
         """Tell a peer what it lacks: messages of our height, or what is final."""
         now = trio.current_time()
-        if now < self._answered.get(peer, 0.0) + ANSWER_S:
+        if now < self._answered.get(peer, -math.inf) + ANSWER_S:
             return
         self._answered[peer] = now
         self._answered.move_to_end(peer)

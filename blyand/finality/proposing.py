@@ -16,7 +16,7 @@ from blyand.rules.chain.checkpoint import Draft
 
 logger = logging.getLogger(__name__)
 
-AGAIN_S = 0.05  # between two looks whether there is something to order
+AGAIN_S = 0.1  # between two looks whether there is something to order
 
 
 class Proposing:

@@ -31,7 +31,7 @@ from blyand.finality.proposing import Proposing
 from blyand.finality.scrutiny import Scrutiny
 from blyand.finality.timing import Timing
 from blyand.metrics import Metrics
-from blyand.net.identity import peer_id_of
+from blyand.net.identity import peer_id_of, public_key_of
 from blyand.rules.chain.agreement import NOT_STARTED, Agreement
 from blyand.rules.chain.holdings import holdings_of
 from blyand.rules.chain.validators import signers, successors, turns
@@ -114,12 +114,8 @@ class Voter:
 
     def admits(self, peer: str) -> bool:
         """True for a validator of the sets that we know."""
-        view = self._chain.view()
-        return any(
-            peer == peer_id_of(member.key)
-            for voters in (signers(view), successors(view))
-            for member in voters
-        )
+        view, key = self._chain.view(), public_key_of(peer)
+        return bool(signers(view).weight_of(key) or successors(view).weight_of(key))
 
     async def remember(self) -> None:
         """Return when this node knows what it must not contradict (DEC-A9)."""
