@@ -135,6 +135,8 @@ class Joiner:
         self._offers: dict[bytes, dict[str, FinalCheckpoint]] = {}  # id, peer
         self._asked: dict[str, float] = {}
         self._others: dict[str, str] = {}  # who has another checkpoint than the pin
+        self._must = aim.must  # until it has joined
+        self._proved = 0  # the highest checkpoint that a quorum signed
         self.told = Told()
         self.joined = trio.Event()  # or found that there is no need
 
@@ -146,18 +148,18 @@ class Joiner:
         ConfigFault when the operator's pin is too old.
         """
         self.told.began_s = trio.current_time()
-        must = self._aim.must
         self._chain.hold(True)
         task_status.started()
-        if not must:
+        if not self._must:
             await self._hear()
         while True:
-            while must or self._is_far():
-                self._chain.hold(True)
+            while self._must or self._is_far(self._chain.claimed):
                 if await self._join():
-                    must = False
-                else:
+                    self._must = False
+                elif self._must or self._is_far(self._proved):
                     await trio.sleep(LOOK_S)
+                else:
+                    break  # it may be a lie: what peers only claim holds nothing up
             self._follow()
             await trio.sleep(LOOK_S)
 
@@ -173,10 +175,10 @@ class Joiner:
                 while not self._peers():
                     await trio.sleep(LOOK_S / 20)
 
-    def _is_far(self) -> bool:
-        """True when a state is the better way to where the peers are."""
+    def _is_far(self, height: int) -> bool:
+        """True when a state is the better way to a checkpoint of that height."""
         known = self._chain.known
-        behind = self._chain.claimed - known.height
+        behind = height - known.height
         if behind <= 0 or self._aim.decides:
             return False
         old = self._clock.now_ms() - known.time_ms > self._aim.retention_ms
@@ -195,6 +197,9 @@ class Joiner:
         if found is None:
             return False
         final, peer = found
+        if not self._must and not self._is_far(final.checkpoint.height):
+            return False
+        self._chain.hold(True)
         try:
             manifest = await self._asking.manifest(peer, final.checkpoint.id)
             restored = await self._lane.run(self._chain.begin, final, manifest)
@@ -356,6 +361,7 @@ class Joiner:
             logger.info("%s proves nothing: %s", peer, error)
             self._forget(peer)
             return False
+        self._proved = max(self._proved, checkpoint.height)
         self.told.trouble = ""
         return True
 
@@ -387,10 +393,8 @@ class Joiner:
             peers.pop(peer, None)
 
     def _drop(self, peer: str, error: Exception) -> None:
-        if isinstance(
-            error, (Reject, BadProof)
-        ):  # others are blamed where they came in
-            self._blame(peer, error)
+        if isinstance(error, (Reject, BadProof)):
+            self._blame(peer, error)  # others are blamed where they came in
         self.told.out[peer] = str(error)
         self._forget(peer)
         self._asked[peer] = trio.current_time() + 60.0

@@ -216,7 +216,7 @@ class Newcomer:
     @property
     def claimed(self) -> int:
         heights = [g.node.machine.clock.height for g in self.wire.givers.values()]
-        return max(heights, default=0)
+        return max(self.node.follower.known, *heights)
 
     def begin(self, final: Any, manifest: Any) -> Restore:
         self.restores.append(Restore.begin(self.node.store, final.checkpoint, manifest))

@@ -11,7 +11,7 @@ from blyan_proto.checkpoint import FinalCheckpoint
 from blyan_proto.protocols.sync import Checkpoints, Offers
 from blyand.errors import Busy, ConfigFault, NotHere, TooSlow
 from blyand.rules.chain.trust import Pin
-from tests.unit.daemon.chain_node import block, following, run, until
+from tests.unit.daemon.chain_node import block, following, gives, run, until
 from tests.unit.daemon.joining_world import (
     DAY_MS,
     Giver,
@@ -311,5 +311,29 @@ def test_an_answer_without_checkpoints_is_no_pin(tmp_path):
         with trio.move_on_after(20):
             await join(newcomer)
         assert "no connected peer shows" in newcomer.joiner.told.trouble
+
+    run(main)
+
+
+def test_a_height_that_is_only_claimed_holds_nothing_up(tmp_path):
+    async def main():
+        newcomer, source, finals, blocks = await world(tmp_path, count=2)
+        node = newcomer.node
+
+        async def silence(args):
+            await trio.sleep_forever()  # so that its word stands for a while
+
+        gives(node, "liar")
+        node.finals_of["liar"] = silence
+        async with following(node), trio.open_nursery() as nursery:
+            await nursery.start(newcomer.joiner.run)
+            await newcomer.joiner.joined.wait()
+            await until(lambda: node.machine.clock.height == 2)
+            for _ in range(20):
+                node.follower.peer_is_at("liar", 10**18)  # what any hello may say
+                await trio.sleep(0.5)
+                assert not node.follower.held
+            assert not newcomer.restores
+            nursery.cancel_scope.cancel()
 
     run(main)
