@@ -114,6 +114,8 @@ class Hearing:
             return
         if isinstance(message, Proposal) and not _is_whole(message, self._network):
             raise UnexpectedMessage("a proposal of another checkpoint than it holds")
+        if isinstance(message, Proposal) and not _is_its_own(message):
+            raise UnexpectedMessage("a proposal that was first made by somebody else")
         if message.statement.version != FORMAT_VERSION:
             raise UnexpectedMessage(f"version {message.statement.version}")
         await self._lane.run(_check, message, self._network)
@@ -208,6 +210,19 @@ def _is_whole(proposal: Proposal, network: bytes) -> bool:
         and at.height == checkpoint.height
         and checkpoint.network == network
     )
+
+
+def _is_its_own(proposal: Proposal) -> bool:
+    """Whether who proposes it made it, in this round; or made by a round that locked it.
+
+    Else one whose link was opened in an earlier round could be given a checkpoint that it
+    never made, and answer for the signatures that this one leaves out.
+    """
+    at, checkpoint = proposal.statement, proposal.checkpoint
+    if at.valid_round is not None:
+        return checkpoint.round <= at.valid_round < at.round
+    made = checkpoint.round, checkpoint.proposer
+    return made == (at.round, proposal.proposer)
 
 
 def _check(message: Proposal | Vote, network: bytes) -> None:

@@ -81,7 +81,7 @@ class Scrutiny:
 
     async def _gather(self, checkpoint: Checkpoint, proposer: str) -> list[Block]:
         """Return the blocks of a checkpoint, from the proposer first if not here."""
-        turn = 0
+        turn, before = 0, list[bytes]()
         while True:
             found = await self._lane.run(self._find, checkpoint.blocks)
             missing = [
@@ -89,6 +89,9 @@ class Scrutiny:
             ]
             if not missing:
                 return [block for block in found if block is not None]
+            if missing == before:
+                await trio.sleep(AGAIN_S)  # what came could not be taken in
+            before = missing
             peers = [proposer, *(p for p in self._pending.peers() if p != proposer)]
             await self._ask(peers[turn % len(peers)], missing[:MANY])
             turn += 1
