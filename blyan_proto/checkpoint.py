@@ -109,6 +109,15 @@ class Proposal:
     signature: Signature
 
 
+@message
+class SignedProposal:
+    """What a proposer signed, without the checkpoint: small enough for evidence."""
+
+    statement: ProposalStatement
+    proposer: PublicKey
+    signature: Signature
+
+
 class VoteStage(enum.IntEnum):
     """The two votes of a Tendermint round."""
 

@@ -111,6 +111,10 @@ class Genesis:
         keys = [participant.key for participant in self.participants]
         if len(set(keys)) != len(keys):
             raise ValueError("two registrations of one key")
+        if self.setting("unbond_span_ms") <= self.parameters.trust_span_ms:
+            raise ValueError(
+                "bonds would be free before the trust span is over (DEC-A11)"
+            )
 
     @property
     def id(self) -> bytes:

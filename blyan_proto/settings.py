@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from blyan_proto.constants import MAX_VALIDATORS
+
+DAY_MS = 86_400_000
+
 
 class Known(NamedTuple):
     """A setting that this software knows."""
@@ -79,5 +83,34 @@ SETTINGS: dict[str, Known] = {
     ),
     "token_price_micro": Known(
         1_000, 0, 10**12, "micro-BLY for one generated token, unless quoted otherwise"
+    ),
+    # Nodes and validators. A bond of 1,000 BLY is a weight of 1.
+    "unbond_span_ms": Known(
+        21 * DAY_MS,
+        2_000,
+        3_650 * DAY_MS,
+        "from the release of a bond to its end; above the trust span",
+    ),
+    "validator_bond_micro": Known(
+        1_000_000_000, 0, 10**15, "bond that a validator needs, micro-BLY"
+    ),
+    "primary_bond_micro": Known(
+        10_000_000, 0, 10**15, "bond that a primary needs, micro-BLY"
+    ),
+    "bond_unit_micro": Known(
+        1_000_000_000, 1, 10**15, "bond for each unit of a validator's weight"
+    ),
+    "max_validators": Known(32, 1, MAX_VALIDATORS, "most members of the set"),
+    "downtime_span_ms": Known(
+        DAY_MS, 1_000, 3_650 * DAY_MS, "silence of a validator that costs, each time"
+    ),
+    "absence_span_ms": Known(
+        3 * DAY_MS, 1_000, 3_650 * DAY_MS, "silence after which it leaves the set"
+    ),
+    "censure_span_ms": Known(
+        7 * DAY_MS, 1_000, 3_650 * DAY_MS, "how long a vote of censure counts"
+    ),
+    "latency_span_ms": Known(
+        DAY_MS, 1_000, 3_650 * DAY_MS, "how long a report of latencies counts"
     ),
 }

@@ -40,12 +40,16 @@ _HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 
 
 class SigningKey:
-    """A secp256k1 private key. Held by the daemon's keystore and nowhere else."""
+    """A secp256k1 private key. Held by the daemon's keystore and nowhere else.
 
-    def __init__(self, secret: bytes) -> None:
+    `account`: whose key it is, where that is not the account of its own address: a key
+    to which an account was rotated (DEC-A10).
+    """
+
+    def __init__(self, secret: bytes, account: bytes | None = None) -> None:
         self._key = coincurve.PrivateKey(secret)
         self.public = self._key.public_key.format(compressed=True)
-        self.account = account_of(self.public)
+        self.account = account or account_of(self.public)
 
     def sign(self, purpose: Purpose, network: bytes, statement: Any) -> bytes:
         """Return the 64-byte signature of a typed message."""

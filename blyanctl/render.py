@@ -10,7 +10,10 @@ from blyan_proto.rpc.spec import JsonObject
 
 MAX_LIST_CHARACTERS = 60  # of a list inside a table
 PROSE_CHARACTERS = 100  # of a text with words that no column holds
-DATES = ("time_ms", "pruned_ms", "began_ms", "ended_ms", "due_ms", "now_ms")
+DATES = ("time_ms", "pruned_ms", "began_ms", "ended_ms", "due_ms", "now_ms") + (
+    "rotated_ms",
+    "epoch_ends_ms",
+)
 UNITS = (
     "_bytes",
     "_micro",

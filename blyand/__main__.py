@@ -16,7 +16,14 @@ from blyand import founding_commands
 from blyand.backup import restore
 from blyand.compute import choose_threads, thread_environment
 from blyand.config import Config, load_config
-from blyand.errors import ConfigFault, Damaged, DiskFull, LocalFault, StorageFault
+from blyand.errors import (
+    ConfigFault,
+    Damaged,
+    DiskFull,
+    KeyChanged,
+    LocalFault,
+    StorageFault,
+)
 from blyand.home import Home, open_home
 from blyand.initialise import Made, initialise
 from blyand.log import logging_to
@@ -161,7 +168,8 @@ def _serve(home: Home, config: Config) -> int:
 
     from blyand import daemon
 
-    for repairs_left in reversed(range(MAX_REPAIRS + 1)):
+    repairs_left = MAX_REPAIRS
+    while True:
         try:
             trio.run(daemon.run, home, config)
             return 0
@@ -169,8 +177,11 @@ def _serve(home: Home, config: Config) -> int:
             faults = list(leaves(error))
             if not all(isinstance(one, (LocalFault, DiskFull)) for one in faults):
                 raise
+        if any(isinstance(one, KeyChanged) for one in faults):
+            continue
         if not repairs_left or not any(isinstance(one, Damaged) for one in faults):
             break
+        repairs_left -= 1
         log.warning("%s; this node starts again and repairs it", faults[0])
     for fault in faults:
         print(f"blyand: {fault}", file=sys.stderr)

@@ -94,7 +94,10 @@ def restore(backup: Path, path: Path, report: Report) -> Home:
 
 
 def _keep(source: Path, target: Path) -> None:
-    for name in _KEPT:
+    keys = sorted(
+        path.name for path in source.glob("key.*")
+    )  # older ones, the next one
+    for name in (*_KEPT, *keys):
         if (source / name).exists():
             _copy(source / name, target / name)
 

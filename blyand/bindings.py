@@ -14,6 +14,7 @@ from blyand.finality.standing import standing_of
 from blyand.finality.voter import Voter
 from blyand.foundation import Base
 from blyand.newcomer import Newcomer, downloaded
+from blyand.participation import Participation, bind_participation, troubles
 from blyand.parts import Models
 from blyand.protocols.fetch import Fetcher
 from blyand.protocols.votes import Mesh
@@ -64,6 +65,7 @@ def bind_all(
     upkeep: Upkeep,
     accounting: Accounting,
     newcomer: Newcomer,
+    part: Participation,
     stop: Callable[[], None],
     roles: tuple[str, ...],
     learns: bool,
@@ -113,16 +115,19 @@ def bind_all(
                     else []
                 ),
                 *_troubles(base, replica, voter),
+                *troubles(base, replica, part),
                 *stores.warnings,
                 *base.alarms.values(),
             ],
             budget=stores.budget,
             home=base.home.path,
+            account=base.key.account,
         ),
         roles=roles,
         stop=stop,
         disk_lane=base.disk_lane,
     )
+    bind_participation(answers, base, replica, part)
     pin.bind(
         answers,
         pins=stores.pins,

@@ -30,7 +30,7 @@ class NodeSection:
     roles: tuple[str, ...] = option(
         ("learn", "serve"),
         "What to do here: learn (train experts), serve (answer with them), validate "
-        "(sign checkpoints, if the genesis names this key), archive (never prune).",
+        "(sign checkpoints while this node is in the set), archive (never prune).",
         choices=("learn", "serve", "validate", "archive"),
     )
 

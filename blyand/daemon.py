@@ -21,7 +21,7 @@ from blyan_proto import topics
 from blyan_proto.types import Role
 from blyan_tile.aggregate import check_arithmetic
 from blyand import genesis as genesis_file
-from blyand import keystore, settling
+from blyand import participation, settling
 from blyand.accounting import build_accounting
 from blyand.bindings import bind_all
 from blyand.clock import SystemClock
@@ -47,13 +47,14 @@ from blyand.net.standing import Standing
 from blyand.newcomer import build_newcomer
 from blyand.parts import (
     Models,
+    Seat,
     build_fetcher,
     build_models,
     build_voter,
     wanting,
 )
 from blyand.poison import PoisonBox
-from blyand.presence import greeting, heard, member, role_names, roles, validates
+from blyand.presence import greeting, heard, role_names, roles, validates
 from blyand.protocols import expert as expert_ends
 from blyand.protocols.hello import Greeter
 from blyand.protocols.meeting import Meeting
@@ -61,8 +62,9 @@ from blyand.protocols.reach import open_reach
 from blyand.protocols.votes import Mesh
 from blyand.replica import Replica, build_replica
 from blyand.rpc.server import serve
-from blyand.rules.chain.validators import turn_of
+from blyand.rules.chain.validators import signers, turn_of
 from blyand.rules.net.relay import RelayLimits
+from blyand.rules.view import View
 from blyand.stores import open_stores
 from blyand.supervise import Backoff, Service, supervise
 from blyand.training.adopter import Adopter
@@ -87,8 +89,8 @@ async def run(home: Home, config: Config) -> None:
             f"this machine's arithmetic is not exact: {error}"
         ) from error
     genesis = genesis_file.load(home.genesis)
-    passphrase = config.key.passphrase_file
-    key = keystore.open(home, Path(passphrase) if passphrase else None)
+    keys = participation.keys_of(home, config)
+    key = keys[0]
     poison = PoisonBox(home.poison)
     metrics = Metrics()
     standing = Standing(
@@ -149,6 +151,7 @@ async def run(home: Home, config: Config) -> None:
                 config=config,
                 genesis=genesis,
                 key=key,
+                keys=keys,
                 clock=clock,
                 events=events,
                 poison=poison,
@@ -180,10 +183,17 @@ async def run(home: Home, config: Config) -> None:
                 base, replica, fetcher, expert_ends.Client(calls), trainer
             )
             mesh = Mesh(host, dialer.dial, events, random.Random())
+            reporter = participation.build_reporter(base, replica)
             voter = None
             if validates(base):
                 is_lost = base.is_amnesic or newcomer.aim.must
-                voter = build_voter(base, replica, fetcher, mesh, is_lost=is_lost)
+                seat = Seat(
+                    functools.partial(participation.key_in, base),
+                    functools.partial(participation.reveal, base, replica),
+                    reporter.report,
+                )
+                voter = build_voter(base, replica, fetcher, mesh, seat, is_lost=is_lost)
+            part = participation.build_participation(base, replica, models, reporter)
             upkeep = build_upkeep(base, replica, models, fetcher, roles(base))
             accounting = build_accounting(base, replica)
             stop = trio.Event()
@@ -205,6 +215,7 @@ async def run(home: Home, config: Config) -> None:
                 upkeep,
                 accounting,
                 newcomer,
+                part,
                 stop.set,
                 role_names(base),
                 learns,
@@ -246,14 +257,17 @@ async def run(home: Home, config: Config) -> None:
                 Service("doubting", models.doubting.run),
                 Service("journal", models.journal.run),
                 Service("retention", upkeep.retention.run),
-                Service("member", member(base, replica, models).run),
+                Service("member", part.member.run),
+                Service("rotation", part.rotation.run),
+                Service("surveyor", part.surveyor.run),
+                Service("reporter", part.reporter.run),
             ]
             if voter is not None:
                 adopter = Adopter(
                     lambda: replica.view,
                     replica.author.make,
                     events,
-                    functools.partial(turn_of, base.key.public),
+                    functools.partial(_turn_of, base),
                 )
                 services.append(Service("mesh", mesh.run))
                 services.append(
@@ -320,6 +334,12 @@ async def _run_services(
             farewell.start_soon(trio.sleep, FAREWELL_S)
             farewell.start_soon(base.host.drain, DRAIN_S)
         nursery.cancel_scope.cancel()
+
+
+def _turn_of(base: Base, view: View, height: int) -> int | None:
+    """Return how many validators come before this node for a duty of all of them."""
+    own = participation.key_in(base, signers(view))
+    return turn_of(own.public, view, height) if own else None
 
 
 def _socket(base: Base) -> Path:

@@ -64,6 +64,10 @@ class Damaged(StorageFault):
     """
 
 
+class KeyChanged(LocalFault):
+    """The chain has taken this node's new key: `__main__` opens the home again with it."""
+
+
 class ComputeFault(LocalFault):
     """A worker process or a device failed."""
 

@@ -33,7 +33,8 @@ class Base:
     home: Home
     config: Config
     genesis: Genesis
-    key: SigningKey
+    key: SigningKey  # the account's current one
+    keys: tuple[SigningKey, ...]  # that one, and older ones
     clock: Clock
     events: Broadcast
     poison: PoisonBox

@@ -40,6 +40,11 @@ class Home:
         return self.path / "key"
 
     @property
+    def next_key(self) -> Path:
+        """The key to which the account is being rotated."""
+        return self.path / "key.next"
+
+    @property
     def passphrase(self) -> Path:
         return self.path / "passphrase"
 

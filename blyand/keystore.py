@@ -4,6 +4,11 @@ The secret leaves this file only inside a SigningKey. The passphrase comes from 
 never from an argument or the environment itself. Where none is named, one is made at
 ``<home>/passphrase``: then whoever reads the home has the key, and only a copy of the
 key file alone is protected.
+
+An account keeps its name when its key changes (KEY-02). ``key`` is the current key,
+``key.1``, ``key.2`` … are older ones, ``key.next`` is one that the chain has not taken
+yet. A new key is durable before anybody hears of it, and takes its place in one rename
+when state names it: whenever the process ends, every key that ever signed is there.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from blyan_proto.signing import SigningKey
+from blyan_proto.signing import SigningKey, account_of
 from blyand.errors import ConfigFault
 from blyand.home import Home
 
@@ -28,6 +33,7 @@ LOG2_N, R, P = 14, 8, 1  # scrypt: 16 MiB and about 70 ms of one core
 MAX_LOG2_N = 18  # a file may ask for more, up to 256 MiB
 MAX_FILE_BYTES = 4096
 SECRET_BYTES, SALT_BYTES, NONCE_BYTES, TAG_BYTES = 32, 16, 12, 16
+ACCOUNT_BYTES = 20
 
 
 def create(home: Home, passphrase_file: Path | None = None) -> SigningKey:
@@ -52,9 +58,50 @@ def open(home: Home, passphrase_file: Path | None = None) -> SigningKey:
 
     Raises ConfigFault: no key, readable by others, damaged, or a wrong passphrase.
     """
-    raw = _read_private(home.key, "key")
+    return _open(home, home.key, passphrase_file)
+
+
+def open_next(home: Home, passphrase_file: Path | None = None) -> SigningKey:
+    """Return the key that follows this home's, made and durable when there was none."""
+    current = open(home, passphrase_file)
+    if not home.next_key.exists():
+        made = SigningKey(secrets.token_bytes(SECRET_BYTES), current.account)
+        passphrase = _read_passphrase(passphrase_file or home.passphrase)
+        _write_private(home.next_key, _seal(made, passphrase))
+    return _open(home, home.next_key, passphrase_file)
+
+
+def promote(home: Home) -> None:
+    """Let the next key be the current one; the old one stays beside it. Durable."""
+    number = 1 + max((number for number, _ in _older(home)), default=0)
+    try:
+        os.link(home.key, home.path / f"{home.key.name}.{number}")
+        os.replace(home.next_key, home.key)
+        _sync(home.path)
+    except OSError as error:
+        raise ConfigFault(f"cannot put the new key in its place: {error}") from error
+
+
+def versions(home: Home, passphrase_file: Path | None = None) -> list[SigningKey]:
+    """Return every key of this home's account: the current one, then the newest first."""
+    older = sorted(_older(home), reverse=True)
+    paths = [home.key, *(path for _, path in older)]
+    found = [_open(home, path, passphrase_file) for path in paths]
+    return list({key.public: key for key in found}.values())
+
+
+def _older(home: Home) -> list[tuple[int, Path]]:
+    found = []
+    for path in home.path.glob(f"{home.key.name}.*"):
+        if path.suffix[1:].isdigit():
+            found.append((int(path.suffix[1:]), path))
+    return found
+
+
+def _open(home: Home, path: Path, passphrase_file: Path | None) -> SigningKey:
+    raw = _read_private(path, "key")
     passphrase = _read_passphrase(passphrase_file or home.passphrase)
-    return _unseal(raw, passphrase, home.key)
+    return _unseal(raw, passphrase, path)
 
 
 def _seal(key: SigningKey, passphrase: bytes) -> bytes:
@@ -69,6 +116,8 @@ def _seal(key: SigningKey, passphrase: bytes) -> bytes:
         "nonce": secrets.token_hex(NONCE_BYTES),
         "public": key.public.hex(),
     }
+    if key.account != account_of(key.public):
+        head["account"] = key.account.hex()
     sealed = _cipher(head, passphrase).encrypt(
         bytes.fromhex(str(head["nonce"])), key.secret, _bound(head)
     )
@@ -87,7 +136,10 @@ def _unseal(raw: bytes, passphrase: bytes, path: Path) -> SigningKey:
         if len(sealed) != SECRET_BYTES + TAG_BYTES or len(nonce) != NONCE_BYTES:
             raise ValueError("wrong length")
         secret = _cipher(file, passphrase).decrypt(nonce, sealed, _bound(file))
-        key = SigningKey(secret)
+        account = bytes.fromhex(file["account"]) if "account" in file else None
+        if account is not None and len(account) != ACCOUNT_BYTES:
+            raise ValueError("wrong length")
+        key = SigningKey(secret, account)
         if key.public.hex() != file["public"]:
             raise ValueError("another key")
     except InvalidTag:
@@ -155,10 +207,14 @@ def _write_private(path: Path, raw: bytes) -> None:
             os.link(draft, path)  # unlike rename, refuses to replace
         finally:
             draft.unlink()
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        _sync(path.parent)
     except OSError as error:
         raise ConfigFault(f"cannot write {path}: {error}") from error
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

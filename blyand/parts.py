@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from blyan_proto import topics
 from blyan_proto.block.block import Block
@@ -23,7 +23,6 @@ from blyand.chain.orderable import Orderable
 from blyand.compute import Worker, choose_device, choose_memory_bytes
 from blyand.errors import NotHere, Pruned
 from blyand.events import BlockStored
-from blyand.finality.beacon import chain_of
 from blyand.finality.pen import Pen
 from blyand.finality.ports import Availability, Chain, Pending
 from blyand.finality.voter import Surroundings, Voter
@@ -37,7 +36,6 @@ from blyand.protocols.fetch import Fetcher
 from blyand.protocols.uploads import Uploads
 from blyand.protocols.votes import Mesh
 from blyand.replica import Replica
-from blyand.rules.chain.validators import revealed_by
 from blyand.rules.net.uploads import UploadLimits
 from blyand.rules.records import NODES
 from blyand.rules.verdict import Reject
@@ -55,6 +53,15 @@ from blyand.training.waiting import Blocks
 
 if TYPE_CHECKING:  # torch is imported when a node is built, not when it is named
     from blyand.inference.serving import Serving
+
+
+@dataclass(frozen=True)
+class Seat:
+    """How this node signs in a set of validators."""
+
+    key_in: Callable[[ValidatorSet], SigningKey | None]  # its key there
+    reveal: Callable[[bytes], bytes]  # key -> next link of its hash chain
+    report: Callable[[Any, Any], None]  # what somebody signed twice
 
 
 @dataclass(frozen=True)
@@ -282,7 +289,13 @@ def wanting(replica: Replica, fetcher: Fetcher) -> Callable[[bytes, bytes], None
 
 
 def build_voter(
-    base: Base, replica: Replica, fetcher: Fetcher, mesh: Mesh, *, is_lost: bool
+    base: Base,
+    replica: Replica,
+    fetcher: Fetcher,
+    mesh: Mesh,
+    seat: Seat,
+    *,
+    is_lost: bool,
 ) -> Voter:
     """Return the service by which this node agrees with other validators.
 
@@ -316,13 +329,6 @@ def build_voter(
                 base.blame(peer, one.error)
         if not got:
             raise NotHere(f"{peer} has none of the blocks")
-
-    def reveal(key: bytes) -> bytes:
-        revealed = revealed_by(replica.view, key) or b""
-        return chain_of(base.key.secret).before(revealed)
-
-    def key_in(voters: ValidatorSet) -> SigningKey | None:
-        return base.key if voters.weight_of(base.key.public) else None
 
     return Voter(
         Surroundings(
@@ -363,10 +369,12 @@ def build_voter(
             metrics=base.metrics,
             random=Random(),
             publish=functools.partial(base.host.gossip.publish, topics.CHECKPOINT),
-            report=lambda first, second: None,
-            reveal=reveal,
+            report=seat.report,
+            reveal=seat.reveal,
         ),
-        Pen(base.genesis.id, key_in, stores.intents, stores.locks, base.chain_lane),
+        Pen(
+            base.genesis.id, seat.key_in, stores.intents, stores.locks, base.chain_lane
+        ),
         stores.intents,
         is_lost=is_lost,
     )

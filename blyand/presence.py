@@ -6,11 +6,10 @@ import logging
 
 import blyand
 from blyan_proto.protocols.hello import MAX_ADDRESSES, Greeting
+from blyan_proto.signing import account_of
 from blyan_proto.types import Role, bitmap
-from blyand.election.members import Member, registration_of
-from blyand.finality.beacon import chain_of
 from blyand.foundation import Base
-from blyand.initialise import hardware, role_bits
+from blyand.initialise import role_bits
 from blyand.parts import Models
 from blyand.replica import Replica
 from blyand.rules.records import MODELS
@@ -22,12 +21,14 @@ MAX_ALARMS = 16
 
 def validates(base: Base) -> bool:
     """True for a node that votes whenever it is in the set."""
-    if base.genesis.founders.weight_of(base.key.public):
+    founders = {account_of(member.key) for member in base.genesis.validators}
+    if base.key.account in founders:
         return True
     return bool(role_bits(base.config.node.roles) & Role.VALIDATE)
 
 
 def roles(base: Base) -> int:
+    """Return the bits of what this node offers to do."""
     bits = role_bits(base.config.node.roles)
     if not base.config.training.enabled:
         bits &= ~int(Role.LEARN)  # rounds must not wait for it
@@ -37,26 +38,6 @@ def roles(base: Base) -> int:
 def role_names(base: Base) -> tuple[str, ...]:
     bits = roles(base)
     return tuple(str(role.name).lower() for role in Role if bits & role)
-
-
-def member(base: Base, replica: Replica, models: Models) -> Member:
-    tail = chain_of(base.key.secret).tail if validates(base) else None
-    return Member(
-        base.key.account,
-        registration_of(
-            base.key.public,
-            roles(base),
-            base.config.net.region,
-            hardware(),
-            tail,
-        ),
-        base.genesis,
-        lambda: replica.view,
-        models.holder.held,
-        replica.author.make,
-        lambda: replica.follower.behind <= 1,
-        base.events,
-    )
 
 
 def greeting(base: Base, replica: Replica, models: Models) -> Greeting:

@@ -15,7 +15,7 @@ from hypothesis import reject
 from hypothesis import strategies as st
 
 from blyan_proto.block.data import ArchiveFile, ArchiveIndex
-from blyan_proto.block.economy import PROOF, Evidence, Heartbeat
+from blyan_proto.block.economy import PROOF, Evidence, Heartbeat, LatencyReport
 from blyan_proto.block.header import Header
 from blyan_proto.block.ledger import DeliveryStatement, Stake
 from blyan_proto.block.model import TileUpdate
@@ -116,9 +116,14 @@ def _file(fields: dict[str, Any]) -> None:
 
 
 def _evidence(fields: dict[str, Any]) -> None:
-    headers, statements = PROOF[fields["offence"]]
+    headers, statements = PROOF.get(fields["offence"], (0, 0))
     fields["statements"] = (fields["statements"] + (b"", b""))[:statements]
     fields["headers"] = fields["headers"][:headers]
+
+
+def _latencies(fields: dict[str, Any]) -> None:
+    by_node = {one.node: one for one in fields["latencies"]}
+    fields["latencies"] = tuple(by_node[node] for node in sorted(by_node))
 
 
 def _heartbeat(fields: dict[str, Any]) -> None:
@@ -141,6 +146,10 @@ def _stake(fields: dict[str, Any]) -> None:
 
 def _genesis(fields: dict[str, Any]) -> None:
     fields["settings"] = ()
+    trust = fields["parameters"].trust_span_ms % 86_400_000
+    fields["parameters"] = dataclasses.replace(
+        fields["parameters"], trust_span_ms=trust
+    )
     fields["balances"] = tuple(
         {balance.account: balance for balance in fields["balances"]}.values()
     )
@@ -160,6 +169,7 @@ _RELATED: dict[type, Callable[[dict[str, Any]], None]] = {
     Heartbeat: _heartbeat,
     DeliveryStatement: _delivery,
     Stake: _stake,
+    LatencyReport: _latencies,
     Genesis: _genesis,
     ExpertRows: _rows,
 }

@@ -43,6 +43,7 @@ LEVELS = {
     ),
     **dict.fromkeys(["directory", "upkeep", "founding", "founding_commands"], 5),
     "newcomer": 5,
+    "participation": 5,
     "rpc": 4,
     **dict.fromkeys(["chain", "finality", "election", "inference", "training"], 3),
     **dict.fromkeys(["retention", "joining"], 3),

@@ -83,6 +83,42 @@ def test_the_genesis_and_a_checkpoint():
         assert is_signed(vote["voter"], signed, vote["signature"])
 
 
+SIGNED_IN_EVIDENCE = {
+    1: ("Vote", "VoteStatement", "voter", b"checkpoint vote"),
+    2: ("SignedProposal", "ProposalStatement", "proposer", b"checkpoint proposal"),
+}
+
+
+@pytest.mark.parametrize("place", range(len(BLOCKS["evidence"])))
+def test_evidence_holds_by_itself(place):
+    vector = BLOCKS["evidence"][place]
+    read = decode("Evidence", bytes.fromhex(vector["raw"]))
+    same("Evidence", vector["plain"], read)
+    network = bytes.fromhex(BLOCKS["genesis"]["id"])
+    if read["offence"] in SIGNED_IN_EVIDENCE:
+        kind, of, signer, purpose = SIGNED_IN_EVIDENCE[read["offence"]]
+        pair = [decode(kind, raw) for raw in read["statements"]]
+        for one in pair:
+            signed = digest("SIGNATURE", purpose, network, encode(of, one["statement"]))
+            assert is_signed(one[signer], signed, one["signature"])
+        first, second = (one["statement"] for one in pair)
+        differing = {name for name in first if first[name] != second[name]}
+        assert differing == {"checkpoint"} and pair[0][signer] == pair[1][signer]
+    elif read["offence"] == 3:
+        pair = [decode("SignedClaim", raw) for raw in read["statements"]]
+        first, second = (one["claim"] for one in pair)
+        assert {name for name in first if first[name] != second[name]} == {"result"}
+    else:
+        header, shown = read["headers"][0]["header"], read["statements"][0]
+        signed = digest("SIGNATURE", b"block", network, encode("Header", header))
+        assert is_signed(header["author"], signed, read["headers"][0]["signature"])
+        if digest("PAYLOAD", shown) == header["payload_digest"]:
+            assert header["payload_bytes"] != len(shown)
+        else:
+            assert [digest("BLOCK", shown)] == header["parents"]
+            assert decode("Header", shown)["height"] + 1 != header["height"]
+
+
 def test_the_fingerprint_of_a_range():
     vector = BLOCKS["sum"]
     ids = [bytes.fromhex(id) for id in vector["ids"]]

@@ -98,23 +98,26 @@ class KeyRotation:
 
 
 class Offence(enum.IntEnum):
-    """What evidence can show (DEC-A13)."""
+    """What is punished (DEC-A13). Evidence shows the first four."""
 
     DOUBLE_VOTE = 1
     DOUBLE_PROPOSAL = 2
     DOUBLE_HEAD = 3
     INVALID_BLOCK = 4
-    FALSE_ROOT = 5
+    FALSE_ROOT = 5  # a dispute shows it (DEC-A5)
+    FALSE_EVIDENCE = 6  # evidence that proves nothing
+    DOWNTIME = 7  # the missed precommits show it
+    CENSORSHIP = 8  # validators say so, by a vote
 
 
 # Offence -> how many signed headers and how many statements prove it. A statement is a
-# Vote, a proposal, a SignedClaim or the invalid block's payload, in canonical bytes.
+# Vote, a SignedProposal, a SignedClaim, or what shows a block to be invalid: its payload
+# or the header of a parent. All in canonical bytes.
 PROOF = {
     Offence.DOUBLE_VOTE: (0, 2),
     Offence.DOUBLE_PROPOSAL: (0, 2),
     Offence.DOUBLE_HEAD: (0, 2),
     Offence.INVALID_BLOCK: (1, 1),
-    Offence.FALSE_ROOT: (0, 1),
 }
 
 
@@ -131,8 +134,51 @@ class Evidence:
     ]
 
     def __post_init__(self) -> None:
-        if (len(self.headers), len(self.statements)) != PROOF[self.offence]:
+        if (len(self.headers), len(self.statements)) != PROOF.get(self.offence):
             raise ValueError(f"not the proof of a {self.offence.name.lower()}")
+
+
+MAX_LATENCIES = 64  # peers in one report
+
+
+class LatencyClass(enum.IntEnum):
+    """A round trip, quantised: below 10, 30, 80, 200 ms, or longer."""
+
+    LOCAL = 0
+    NEAR = 1
+    REGIONAL = 2
+    FAR = 3
+    DISTANT = 4
+
+
+@message
+class Latency:
+    """How far one node is from the author of the report."""
+
+    node: Account
+    latency: LatencyClass
+
+
+@message
+class LatencyReport:
+    """The round trips that a node measured to others (DEC-A8)."""
+
+    version: U8
+    latencies: Annotated[tuple[Latency, ...], Size(1, MAX_LATENCIES)]
+
+    def __post_init__(self) -> None:
+        nodes = [one.node for one in self.latencies]
+        if any(left >= right for left, right in zip(nodes, nodes[1:])):
+            raise ValueError("latencies are not ascending by node")
+
+
+@message
+class Censure:
+    """A validator votes that another one leaves out valid blocks (SLASH-04)."""
+
+    version: U8
+    offender: Account
+    reason: Text  # what was left out, and when; for people
 
 
 @message

@@ -46,6 +46,8 @@ _TABLE = (
     Kind(70, "dispute_verdict", Chain.LEDGER, economy.DisputeVerdict),
     Kind(48, "dataset", Chain.DATASETS, data.Dataset),
     Kind(49, "dataset_vote", Chain.DATASETS, data.DatasetVote),
+    Kind(64, "latency_report", Chain.LEDGER, economy.LatencyReport),
+    Kind(65, "censure", Chain.LEDGER, economy.Censure),
 )
 KINDS = {kind.code: kind for kind in _TABLE}
 _BY_TYPE = {kind.payload: kind for kind in _TABLE}

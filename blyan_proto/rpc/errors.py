@@ -75,7 +75,10 @@ NOUN_BASES = {
     "ledger": 1400,
     "supply": 1500,
     "reward": 1600,
+    "validator": 1700,
+    "slash": 1800,
     "consensus": 1900,
+    "key": 2000,
 }
 
 # Offsets inside every noun's hundred.
@@ -155,6 +158,17 @@ EPOCH_UNKNOWN = ErrorCode(1610, "epoch unknown", "not over yet, or too long ago"
 RECIPIENT_INVALID = ErrorCode(1611, "recipient invalid", "no peer id and no account")
 RECIPIENT_UNKNOWN = ErrorCode(1612, "recipient unknown", "it got nothing in that epoch")
 
+VALIDATOR_REFUSED = ErrorCode(
+    1710, "validator refused", "it had no effect; it says why"
+)
+VALIDATOR_UNKNOWN = ErrorCode(1711, "validator unknown", "no such node is registered")
+
+SLASH_UNKNOWN = ErrorCode(1810, "slash unknown", "no such penalty")
+EVIDENCE_INVALID = ErrorCode(1811, "evidence invalid", "the file proves nothing")
+EVIDENCE_REFUSED = ErrorCode(1812, "evidence refused", "it had no effect; it says why")
+
+KEY_REFUSED = ErrorCode(2010, "key refused", "the key was not changed; it says why")
+
 NOUN_ERRORS = (
     BACKUP_REFUSED,
     ADDRESS_INVALID,
@@ -197,4 +211,10 @@ NOUN_ERRORS = (
     EPOCH_UNKNOWN,
     RECIPIENT_INVALID,
     RECIPIENT_UNKNOWN,
+    VALIDATOR_REFUSED,
+    VALIDATOR_UNKNOWN,
+    SLASH_UNKNOWN,
+    EVIDENCE_INVALID,
+    EVIDENCE_REFUSED,
+    KEY_REFUSED,
 )

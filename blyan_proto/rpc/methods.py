@@ -26,6 +26,9 @@ NOUNS = {
     "ledger": "balances, payments, statements, audits",
     "supply": "how much money there is and may be",
     "reward": "what epochs pay, to whom and why, and who got most",
+    "validator": "who signs checkpoints and how well; become one, retire, change the bond",
+    "slash": "penalties and what proves them; submit evidence",
+    "key": "this node's key: show it, change it",
     "infer": "generate text through the network, measure how good the model is",
 }
 

@@ -19,8 +19,9 @@ from blyand.chain.intake import Intake
 from blyand.chain.machine import Machine
 from blyand.chain.pool import Pool
 from blyand.clock import Clock
-from blyand.errors import TooSlow
+from blyand.errors import TooSlow, Unavailable
 from blyand.rules.chain.intake import difficulty
+from blyand.rules.economy.rotation import may_sign
 from blyand.rules.records import TIPS, USED
 from blyand.store.intents import IntentLog
 
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 REPEAT_S = 2.0  # how long an own block may stay unordered before it is announced again
 REPEAT_BLOCKS = 64
 TRIES = 1024  # nonces of one job: a millisecond or two without the loop
+DRAIN_S = 30.0  # for pending blocks to be ordered before the last one of a key
+ORDERED_S = 120.0  # for that one
+LOOK_S = 0.05
 WORK_S = 120.0  # how long a nonce may be sought
 
 Publish = Callable[[bytes], Awaitable[None]]
@@ -70,20 +74,59 @@ class Author:
     ) -> Block:
         """Make, store durably and announce a block with this payload (DEC-D1).
 
-        TooSlow when this machine does not find its anti-spam work in time.
+        TooSlow when this machine does not find its anti-spam work in time; Unavailable
+        while state names another key than ours for the account.
         """
         await self._settled.wait()
         async with self._turn:  # sequences enter the pool in their order
-            spent = self._spent()
-            sequence = await self._machine.lane.run(self._reserve, spent)
-            raw = encode_payload(payload)
-            header = self._header(payload, raw, sequence, subject, layer, meta_ref)
-            header = await self._with_work(header)
-            signature = self._key.sign(Purpose.BLOCK, header.network, header)
-            block = Block(header, signature, raw)
-            await self._intake.submit(block)
+            self._check_key()
+            block = await self._sign(payload, subject, layer, meta_ref)
         await self._publish(encode_block(block))
         return block
+
+    async def _sign(
+        self, payload: Any, subject: str, layer: int, meta_ref: bytes | None
+    ) -> Block:
+        spent = self._spent()
+        sequence = await self._machine.lane.run(self._reserve, spent)
+        raw = encode_payload(payload)
+        header = self._header(payload, raw, sequence, subject, layer, meta_ref)
+        header = await self._with_work(header)
+        signature = self._key.sign(Purpose.BLOCK, header.network, header)
+        block = Block(header, signature, raw)
+        await self._intake.submit(block)
+        return block
+
+    async def make_last(self, payload: Any) -> Block:
+        """Make the last block that this key signs, and wait until it is ordered.
+
+        It waits for our pending blocks first: they would come to nothing after it. TooSlow
+        when no checkpoint takes it in time; then this key goes on.
+        """
+        await self._settled.wait()
+        async with self._turn:
+            self._check_key()
+            with trio.move_on_after(DRAIN_S):
+                while any(self._pool.of(self._key.public)):
+                    await trio.sleep(LOOK_S)
+            block = await self._sign(payload, "", NO_LAYER, None)
+            await self._publish(encode_block(block))
+            with trio.move_on_after(ORDERED_S):
+                while block.id in self._pool:
+                    await trio.sleep(LOOK_S)
+            if block.id in self._pool:
+                raise TooSlow(
+                    "no checkpoint has ordered the block yet; it counts as soon as one does"
+                )
+        return block
+
+    def _check_key(self) -> None:
+        account, key = self._key.account, self._key.public
+        if not may_sign(self._machine.view, account, key):
+            raise Unavailable(
+                "state names another key for this account: the node is about to start again "
+                "with it, or has not executed the chain up to this key"
+            )
 
     def _spent(self) -> int:
         """Return the highest sequence that state knows of us: the log may be lost."""

@@ -1,9 +1,14 @@
-"""Taking part: register once, then say what this node holds while it matters (DEC-A8)."""
+"""Taking part: register, then say what this node holds while it matters (DEC-A8).
+
+A validator registers again by itself for its hash chain only: when state has none of it
+(it is new, or the account has another key), and when three quarters of it are used.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import trio
 
@@ -13,13 +18,34 @@ from blyan_proto.genesis import Genesis
 from blyan_proto.types import Role, bitmap
 from blyand.errors import Unavailable
 from blyand.events import Broadcast, CheckpointFinalised, HeldChanged
-from blyand.rules.records import MODELS, NODES, ModelRecord
+from blyand.rules.chain.validators import LINKS
+from blyand.rules.records import CLOCK, MODELS, NODES, ModelRecord, Node
 from blyand.rules.verdict import Ignore
 from blyand.rules.view import View
 
 logger = logging.getLogger(__name__)
 
 CHECK_S = 0.5
+CHAIN_S = 60.0  # between two looks at the hash chain
+BEATS_PER_EPOCH = 3  # of a validator that hosts nothing: it has to be heard of
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What this node says of itself when it registers."""
+
+    key: bytes  # the account's current one
+    roles: int
+    region: str
+    hardware: Hardware
+
+
+@dataclass(frozen=True)
+class Chains:
+    """This node's hash chains, by number. Both take a quarter of a second at first."""
+
+    tail: Callable[[int], Awaitable[bytes]]
+    is_nearly_used: Callable[[int, bytes], Awaitable[bool]]  # number, last link opened
 
 
 class Member:
@@ -28,16 +54,21 @@ class Member:
     def __init__(
         self,
         account: bytes,
-        registration: Registration,
+        claims: Claims,
         genesis: Genesis,
         view: Callable[[], View],
         held: Callable[[bytes], frozenset[int]],
         make: Callable[..., Awaitable[object]],
         is_following: Callable[[], bool],
         events: Broadcast,
+        chains: Chains | None = None,
     ) -> None:
+        """`chains` where this node is to validate."""
         self._account = account
-        self._registration = registration
+        self._claims = claims
+        self._chains = chains
+        self._epoch_ms = genesis.setting("epoch_span_ms")
+        self._looked = -1e9
         self._beat_s = genesis.parameters.liveness_span_ms / 3000
         self._view = view
         self._held = held
@@ -65,16 +96,25 @@ class Member:
 
     async def _speak(self) -> None:
         now = trio.current_time()
-        known = NODES.get(self._view(), self._account)
-        if known is None or (known.roles ^ self._registration.roles) & Role.LEARN:
+        node = NODES.get(self._view(), self._account)
+        claimed = Role(self._claims.roles)
+        if node is None or (node.roles ^ claimed) & Role.LEARN:
             # Who is said to learn, and does not, is waited for in every round.
             if now - self._registered > self._beat_s:
                 self._registered = now
-                await self._make(self._registration)
-        if known is None:
+                if node is not None:  # whether it validates is said by command
+                    others = claimed & ~Role.VALIDATE
+                    claimed = others | Role(node.roles) & Role.VALIDATE
+                await self._make(await self.registration(claimed))
+        if node is None:
             return
+        if node.roles & Role.VALIDATE and now - self._looked > CHAIN_S:
+            self._looked = now
+            if await self._needs_chain(node):
+                await self._make(await self.registration(Role(node.roles)))
         model = self._model()
         if model is None:
+            await self._beat_idle(node, now)
             return
         held = bitmap(self._held(model.id), model.groups)
         changed = (model.id, held) != self._said
@@ -82,24 +122,56 @@ class Member:
             self._said, self._spoke = (model.id, held), now
             await self._make(Heartbeat(FORMAT_VERSION, model.id, held, 0))
 
+    async def registration(self, roles: Role, bond_micro: int = 0) -> Registration:
+        """Return what this node registers with: its claims, and a bond to have.
+
+        A hash chain is named when it is to validate: the one in use while that is ours
+        and has links left, else the next one.
+        """
+        claims = self._claims
+        node = NODES.get(self._view(), self._account)
+        tail = None
+        if roles & Role.VALIDATE and self._chains is not None:
+            if node is None or not await self._needs_chain(node):
+                number = node.tails if node else 0
+            else:
+                number = node.tails + 1
+            tail = await self._chains.tail(number)
+        return Registration(
+            version=FORMAT_VERSION,
+            key=claims.key,
+            roles=int(roles),
+            region=claims.region,
+            hardware=claims.hardware,
+            bond_micro=bond_micro,
+            beacon_tail=tail,
+        )
+
+    async def _needs_chain(self, node: Node) -> bool:
+        """True when state's hash chain is not ours, or nearly at its end."""
+        if self._chains is None:
+            return False
+        if node.beacon_tail != await self._chains.tail(node.tails):
+            return True
+        link = LINKS.get(self._view(), node.key)
+        if link is None or link.tail != node.beacon_tail:
+            return False  # not opened yet
+        return await self._chains.is_nearly_used(node.tails, link.revealed)
+
+    async def _beat_idle(self, node: Node, now: float) -> None:
+        """Beat without a model: a validator has to be heard of in every epoch."""
+        clock = CLOCK.get(self._view())
+        assert clock is not None
+        silent_ms = clock.time_ms - node.heartbeat_ms
+        if not node.roles & Role.VALIDATE or now - self._spoke <= self._beat_s:
+            return
+        if silent_ms * BEATS_PER_EPOCH > self._epoch_ms:
+            self._spoke = now
+            await self._make(Heartbeat(FORMAT_VERSION, None, b"", 0))
+
     def _model(self) -> ModelRecord | None:
         """The model that this node follows: the newest whose weights are complete."""
         whole = [m for m in MODELS.scan(self._view()) if m.weights == m.groups]
         return max(
             whole, key=lambda m: (m.run is not None, m.adopted_height), default=None
         )
-
-
-def registration_of(
-    key: bytes, roles: int, region: str, hardware: Hardware, tail: bytes | None
-) -> Registration:
-    """Return the registration of a node that bonds nothing."""
-    return Registration(
-        version=FORMAT_VERSION,
-        key=key,
-        roles=roles,
-        region=region,
-        hardware=hardware,
-        bond_micro=0,
-        beacon_tail=tail,
-    )

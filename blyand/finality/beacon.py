@@ -49,6 +49,16 @@ class BeaconChain:
             link = beacon_link(link)
         return link
 
+    def left(self, revealed: bytes) -> int:
+        """Return how many links are to be opened after `revealed`; 0 for no link."""
+        index, link = 0, revealed
+        while link not in self._places:
+            link = beacon_link(link)
+            index += 1
+            if index > PEBBLE:
+                return 0
+        return max(0, self._places[link] - index)
+
 
 def chain_of(secret: bytes, generation: int = 0) -> BeaconChain:
     """Return a chain of a key; the last few are remembered."""

@@ -34,7 +34,10 @@ from blyand.metrics import Metrics
 from blyand.net.identity import peer_id_of, public_key_of
 from blyand.rules.chain.agreement import NOT_STARTED, Agreement
 from blyand.rules.chain.holdings import holdings_of
-from blyand.rules.chain.validators import signers, successors, turns
+from blyand.rules.chain.validators import is_member, signers, successors, turns
+from blyand.rules.economy.rotation import KEYS, owner_of
+from blyand.rules.records import NODES
+from blyand.rules.view import View
 from blyand.store.intents import IntentLog
 
 logger = logging.getLogger(__name__)
@@ -115,7 +118,14 @@ class Voter:
     def admits(self, peer: str) -> bool:
         """True for a validator of the sets that we know."""
         view, key = self._chain.view(), public_key_of(peer)
-        return bool(signers(view).weight_of(key) or successors(view).weight_of(key))
+        if is_member(view, key):
+            return True
+        rotated = KEYS.get(view, key)  # a newer key than the one in the set
+        return rotated is not None and any(
+            owner_of(view, member.key) == rotated.account
+            for voters in (signers(view), successors(view))
+            for member in voters
+        )
 
     async def remember(self) -> None:
         """Return when this node knows what it must not contradict (DEC-A9)."""
@@ -201,7 +211,8 @@ class Voter:
         for voters in (signers(view), successors(view)):
             own = self._pen.key_in(voters)
             if own is not None:
-                wanted |= dict.fromkeys(neighbours(voters, own.public))
+                near = neighbours(voters, own.public)
+                wanted |= dict.fromkeys(peer_of(view, key) for key in near)
         self._around.mesh.want(list(wanted))
 
     async def _repeat(self) -> None:
@@ -249,8 +260,14 @@ class Voter:
         return self.before.agreement.precommits()
 
 
-def neighbours(voters: ValidatorSet, own: bytes) -> list[str]:
-    """Return the peers with which a validator has streams, both ways.
+def peer_of(view: View, key: bytes) -> str:
+    """Return the peer whose key in the set this is: its node may have a newer one."""
+    node = NODES.get(view, owner_of(view, key) or b"")
+    return peer_id_of(node.key if node else key)
+
+
+def neighbours(voters: ValidatorSet, own: bytes) -> list[bytes]:
+    """Return the members with which a validator has streams, both ways, by key.
 
     All others; of a set above `MESH` the nearest on a ring, and retransmission carries
     messages on from there.
@@ -261,4 +278,4 @@ def neighbours(voters: ValidatorSet, own: bytes) -> list[str]:
     if len(keys) > MESH:
         side = (MESH - 1) // 2
         ring = ring[:side] + ring[-side:]
-    return [peer_id_of(key) for key in ring]
+    return ring

@@ -13,7 +13,6 @@ import trio
 
 from blyan_proto.rpc import node as spec
 from blyan_proto.rpc.parts import Hosted
-from blyan_proto.signing import account_of
 from blyand import __version__
 from blyand.chain.follow import Follower
 from blyand.chain.machine import Machine
@@ -21,7 +20,6 @@ from blyand.chain.pool import Pool
 from blyand.compute import Threads
 from blyand.config import OPTIONS, Config
 from blyand.net.host import Host
-from blyand.net.identity import public_key_of
 from blyand.protocols.meeting import Meeting
 from blyand.rpc.bind import Answers
 from blyand.rules.model.model import layout_for
@@ -47,6 +45,7 @@ class Standing:
     warnings: Callable[[], Sequence[str]]  # what others found at the start or since
     budget: Budget
     home: Path
+    account: bytes  # this node's
 
 
 def bind(
@@ -65,7 +64,7 @@ def bind(
     @answers(spec.status)
     async def status(params: spec.GetStatus) -> spec.Status:
         machine = standing.machine
-        account = account_of(public_key_of(host.peer_id))
+        account = standing.account
         return spec.Status(
             peer_id=host.peer_id,
             account=account,

@@ -29,7 +29,7 @@ class Node:
     """A registered participant."""
 
     account: Account
-    key: PublicKey
+    key: PublicKey  # the account's current one
     roles: U8
     region: Annotated[str, Size(0, 32)]
     hardware: Hardware
@@ -37,6 +37,10 @@ class Node:
     heartbeat_ms: U64  # median chain time of its last heartbeat
     model: BlockId | None
     held: Bitmap
+    beacon_tail: Hash | None = None  # of its hash chain, to validate with
+    tail_height: U64 = 0  # since when
+    tails: U32 = 0  # how often it was replaced: the number of the chain in use
+    reported_ms: U64 = 0  # when it last reported latencies
 
 
 @message
@@ -108,7 +112,7 @@ class Seat:
     account: Account
     key: PublicKey
     roles: U8
-    weight: U8  # 1…64, for the draw
+    weight: U8  # up to 64, for the draw; 0: it contributes and does not lead
     held: Bitmap
 
 

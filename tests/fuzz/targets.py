@@ -18,6 +18,7 @@ import trio.testing
 from blyan_proto import codec, merkle
 from blyan_proto.block.block import MAX_BLOCK_BYTES, decode_block, encode_block
 from blyan_proto.block.data import MAX_INDEX_BYTES, ArchiveIndex
+from blyan_proto.block.economy import Evidence
 from blyan_proto.block.header import Header
 from blyan_proto.block.ledger import Quote
 from blyan_proto.block.model import Codec, SignedClaim
@@ -27,6 +28,7 @@ from blyan_proto.checkpoint import (
     FinalCheckpoint,
     Proposal,
     Receipts,
+    SignedProposal,
     Vote,
 )
 from blyan_proto.errors import DecodeError, ProtocolError
@@ -60,6 +62,7 @@ from blyand.protocols.blobs import serve as serve_blobs
 from blyand.protocols.uploads import Uploads
 from blyand.rules.chain.effects import Lock
 from blyand.rules.chain.reconcile import MAX_ROUNDS, Comparison, IdSet, answer
+from blyand.rules.trust.evidence import FalseEvidence, prove
 from tests.fuzz import agreement_targets, state_targets
 from tests.sim.network import InlineLane
 from tests.unit.daemon.stream_world import Transport
@@ -162,6 +165,14 @@ def reply_line(raw: bytes) -> Any:
     try:
         return jsonrpc.parse_reply(raw)
     except ValueError as error:
+        raise DecodeError(str(error)) from error
+
+
+def proven(raw: bytes) -> None:
+    """Evidence, and what it shows."""
+    try:
+        prove(codec.decode(Evidence, raw, MAX_BLOCK_BYTES), made.NETWORK)
+    except FalseEvidence as error:
         raise DecodeError(str(error)) from error
 
 
@@ -282,6 +293,12 @@ TARGETS: dict[str, Target] = {
         FinalCheckpoint, MAX_FINAL_CHECKPOINT_BYTES, made.FINAL
     ),
     "vote": message(Vote, MAX_BLOCK_BYTES, made.vote(None)),
+    "signed_proposal": message(
+        SignedProposal, MAX_BLOCK_BYTES, made.proposal(made.hash_of("one"))
+    ),
+    "evidence": Target(
+        proven, None, tuple(encode_payload(one) for one in made.EVIDENCE)
+    ),
     "signed_claim": message(
         SignedClaim,
         MAX_BLOCK_BYTES,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from blyand.chain.orderable import Orderable
 from blyand.chain.receipts import Receipts
 from blyand.compute import GivenUp
 from blyand.data.custody import Custody
-from blyand.election.members import Member
+from blyand.election.members import Claims, Member
 from blyand.errors import TooSlow
 from blyand.events import HeadMoved
 from blyand.protocols.cosign import Answer, check_answer, check_draft
@@ -350,9 +349,10 @@ class TrainNode(SimNode):
         def view():
             return self.machine.view
 
+        claims = registration(self.key)
         member = Member(
             self.key.account,
-            replace(registration(self.key), roles=self.roles),
+            Claims(self.key.public, self.roles, claims.region, claims.hardware),
             self.genesis,
             view,
             self.holder.held,

@@ -30,6 +30,7 @@ from blyan_proto.checkpoint import (
     ProposalStatement,
     Receipts,
     ReceiptStatement,
+    SignedProposal,
     Vote,
     VoteStage,
     VoteStatement,
@@ -216,6 +217,12 @@ def vote(checkpoint: bytes | None, stage: VoteStage = VoteStage.PRECOMMIT) -> Vo
     return Vote(statement, KEY.public, signature)
 
 
+def proposal(checkpoint: bytes) -> SignedProposal:
+    statement = ProposalStatement(1, 12, 1, None, checkpoint)
+    signature = KEY.sign(Purpose.CHECKPOINT_PROPOSAL, NETWORK, statement)
+    return SignedProposal(statement, KEY.public, signature)
+
+
 PAYLOADS: tuple[Any, ...] = (
     model.Model(1, "tiny", ARCHITECTURE, "bytes", model.Dtype.F32, 2, "a vector"),
     RUN,
@@ -269,6 +276,17 @@ PAYLOADS: tuple[Any, ...] = (
         None,
     ),
     data.DatasetVote(1, DATASET_ID, data.Tier.GOLD, "clean", hash_of("report")),
+    economy.LatencyReport(
+        1,
+        tuple(
+            economy.Latency(account, latency)
+            for account, latency in zip(
+                sorted([KEY.account, OTHER.account]),
+                (economy.LatencyClass.LOCAL, economy.LatencyClass.DISTANT),
+            )
+        ),
+    ),
+    economy.Censure(1, OTHER.account, "transfers of 0x12 since checkpoint 400"),
 )
 INDEX = data.ArchiveIndex(
     1,
@@ -310,6 +328,41 @@ def make_block(
     return Block(header, key.sign(Purpose.BLOCK, network, header), raw)
 
 
+def claimed(update: model.TileUpdate) -> model.SignedClaim:
+    return model.SignedClaim(update.claim, signed(update, KEY))
+
+
+def make_evidence() -> tuple[economy.Evidence, ...]:
+    """Return one proof of each offence that evidence shows."""
+    one, other = hash_of("one"), hash_of("other")
+    pairs: dict[economy.Offence, tuple[Any, Any]] = {
+        economy.Offence.DOUBLE_VOTE: (vote(one), vote(other)),
+        economy.Offence.DOUBLE_PROPOSAL: (proposal(one), proposal(other)),
+        economy.Offence.DOUBLE_HEAD: (
+            claimed(UPDATE),
+            claimed(replace(UPDATE, result=roots("another result"))),
+        ),
+    }
+    made = [
+        economy.Evidence(
+            1, offence, KEY.account, (), tuple(sorted(encode(one) for one in pair))
+        )
+        for offence, pair in pairs.items()
+    ]
+    parent = make_block(PAYLOADS[8]).header
+    for lie, shown in (
+        (make_block(PAYLOADS[9], payload_bytes=3), encode(PAYLOADS[9])),
+        (make_block(PAYLOADS[9], height=9, parents=(parent.id,)), encode(parent)),
+    ):
+        signed_header = SignedHeader(lie.header, lie.signature)
+        offence = economy.Offence.INVALID_BLOCK
+        made.append(
+            economy.Evidence(1, offence, KEY.account, (signed_header,), (shown,))
+        )
+    return tuple(made)
+
+
+EVIDENCE = make_evidence()
 BLOCKS = {kind_of(payload).name: make_block(payload) for payload in PAYLOADS}
 ROOT_BLOCK = make_block(PAYLOADS[9], height=0, parents=())
 SUMMED = [hash_of(f"summed {index}") for index in range(5)]
@@ -540,6 +593,9 @@ def build_blocks() -> dict[str, Any]:
             "raw": encode(SIGNED_QUOTE).hex(),
             "plain": to_plain(SIGNED_QUOTE),
         },
+        "evidence": [
+            {"raw": encode(one).hex(), "plain": to_plain(one)} for one in EVIDENCE
+        ],
         "sum": {
             "ids": [id.hex() for id in SUMMED],
             **to_plain(

@@ -105,7 +105,10 @@ def build() -> dict[str, Any]:
             for round in range(3)
             for group in (0, 1, 65_534)
         ]
-        + [election([1, 2, 3, 63], 4, 5), election([64, 64], 0, 0), election([], 0, 0)],
+        + [
+            election(weights, 4, 5)
+            for weights in ([1, 2, 3, 63], [64, 64], [], [0, 8, 0, 2], [0, 0, 0])
+        ],
         "weights": [
             {"tokens": one, "ppm": contribution_weights(list(one))} for one in tokens
         ],

@@ -13,13 +13,14 @@ from blyan_proto.constants import MAX_PARENTS
 from blyan_proto.genesis import Genesis
 from blyan_proto.signing import account_of
 from blyan_proto.types import Chain
-from blyand.rules.chain import validators
+from blyand.rules.chain import appointment, validators
 from blyand.rules.data import dataset as datasets
-from blyand.rules.economy import book, claims, distribution, duty
+from blyand.rules.economy import bond, book, claims, distribution, draw, duty
 from blyand.rules.economy import ending as ledger_end
 from blyand.rules.economy import epoch as epochs
-from blyand.rules.economy import escrow
+from blyand.rules.economy import escrow, latency
 from blyand.rules.economy import node as nodes
+from blyand.rules.economy import rotation
 from blyand.rules.economy import stake as stakes
 from blyand.rules.economy import supply
 from blyand.rules.economy import transfer as transfers
@@ -28,7 +29,8 @@ from blyand.rules.model import adoption, dispute
 from blyand.rules.model import model as models
 from blyand.rules.model import run, update
 from blyand.rules.posting import Posting
-from blyand.rules.records import CLOCK, NODES, TIPS, USED, Clock, Tip, Tips, Used
+from blyand.rules.records import CLOCK, TIPS, USED, Clock, Tip, Tips, Used
+from blyand.rules.trust import censure, evidence, horizon, silence, slashing
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay, View
 
@@ -116,7 +118,7 @@ EFFECTS: dict[type, Effect] = {
         view, payload
     ),
     model.Adoption: lambda view, block, payload, at: adoption.adopt(
-        view, block, payload, at.height, {v.key for v in at.genesis.validators}
+        view, block, payload, at.height, set(appointment.voters(view))
     ),
     data.Dataset: lambda view, block, payload, at: datasets.register(
         view, block, payload
@@ -149,6 +151,36 @@ EFFECTS: dict[type, Effect] = {
     ledger.Stake: lambda view, block, payload, at: stakes.stake(
         view, block, payload, at.genesis, at.time_ms
     ),
+    economy.Bond: lambda view, block, payload, at: bond.change(
+        view, block, payload, at.genesis, at.time_ms
+    ),
+    economy.KeyRotation: lambda view, block, payload, at: rotation.rotate(
+        view,
+        block,
+        payload,
+        at.height,
+        at.time_ms,
+        at.genesis.setting("epoch_span_ms"),
+    ),
+    economy.Evidence: lambda view, block, payload, at: evidence.punish(
+        view, block, payload, at.height, at.time_ms
+    ),
+    economy.Censure: lambda view, block, payload, at: censure.vote(
+        view,
+        block,
+        payload,
+        at.height,
+        at.time_ms,
+        at.genesis.setting("censure_span_ms"),
+    ),
+    economy.LatencyReport: lambda view, block, payload, at: latency.report(
+        view,
+        block,
+        payload,
+        at.time_ms,
+        at.genesis.setting("epoch_span_ms"),
+        at.genesis.setting("latency_span_ms"),
+    ),
 }
 
 
@@ -159,6 +191,14 @@ EpochEnding = Callable[[Overlay, Moment, epochs.Epoch], None]
 EPOCH_ENDINGS: tuple[EpochEnding, ...] = (
     lambda view, at, epoch: distribution.distribute(
         view, at.genesis, epoch, at.height, at.time_ms
+    ),
+    lambda view, at, epoch: silence.charge(
+        view, at.genesis.setting("downtime_span_ms"), at.height, at.time_ms
+    ),
+    lambda view, at, epoch: bond.free_due(view, at.time_ms),
+    lambda view, at, epoch: appointment.renew(view, at.genesis, epoch, at.height),
+    lambda view, at, epoch: horizon.advance(
+        view, at.genesis, epoch.number, at.height, at.time_ms
     ),
 )
 
@@ -182,6 +222,7 @@ ENDINGS: tuple[Ending, ...] = (
     lambda view, at: ledger_end.end(view, at.genesis, at.time_ms),
     lambda view, at: run.close_rounds(view, at.genesis.parameters.liveness_span_ms),
     lambda view, at: dispute.drop_old(view, at.genesis.setting("dispute_span_ms")),
+    lambda view, at: slashing.apply_offences(view, at.height, at.time_ms),
     _vest,
     _end_epoch,
 )
@@ -199,10 +240,12 @@ def begin(genesis: Genesis) -> Executed:
     for balance in genesis.balances:
         book.mint(view, (balance.account, book.Purse.FREE), balance.micro, "genesis")
     supply.begin(view, genesis.time_ms)
-    for participant in genesis.participants:
+    horizon.begin(view, genesis.time_ms)
+    draw.begin(view, genesis)
+    for participant in appointment.participants_of(genesis):
         account = account_of(participant.key)
-        nodes.lock(view, account, participant.bond_micro)
-        nodes.enroll(view, participant, 0, genesis.time_ms)
+        bond.lock(view, account, participant.bond_micro)
+        nodes.enroll(view, account, participant, 0, genesis.time_ms)
     return Executed(view.changes, (), tuple(view.journal))
 
 
@@ -221,6 +264,10 @@ def execute(
     CLOCK.put(state, Clock(moment.height, moment.time_ms, beacons))
     if moment.height > 1:  # the genesis was not voted on
         duty.count(state, moment.proposer, moment.signers)
+        longest_ms = 2 * moment.genesis.parameters.idle_interval_ms
+        silence.count(
+            state, moment.signers, min(moment.time_ms - clock.time_ms, longest_ms)
+        )
     validators.advance(state, moment.proposer, moment.preimage)
     outcomes = []
     for block in blocks:
@@ -265,12 +312,8 @@ def _advance_tips(state: Overlay, blocks: Sequence[Block]) -> None:
 def _spend_sequence(view: Overlay, block: Block) -> None:
     """A key signs for its account, and a sequence is spent once per chain (DEC-A9, A10)."""
     header = block.header
-    node = NODES.get(view, header.account)
-    key_owner = account_of(header.author) == header.account
-    if node is not None and node.key != header.author:
+    if not rotation.may_sign(view, header.account, header.author):
         raise Reject("signed by a key that is not the account's current one")
-    if node is None and not key_owner:
-        raise Reject("signed by a key that is not the account's")
     chain = bytes([header.chain])
     used = USED.get(view, header.account, chain)
     if used is not None and header.sequence <= used.sequence:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from blyan_proto.block.block import Block, check_block_signature, check_wellformed
 from blyan_proto.block.work import has_work
 from blyan_proto.checkpoint import FinalCheckpoint
-from blyan_proto.errors import BadSignature, DecodeError, ProtocolError
+from blyan_proto.errors import ProtocolError
 from blyan_proto.genesis import Genesis
 from blyan_proto.quorum import check_quorum
 from blyan_proto.types import Chain
@@ -109,7 +109,7 @@ def _check(block: Block, genesis: Genesis, network: bytes, now_ms: int) -> Check
         if not has_work(header, difficulty(genesis, header.anchor_height)):
             raise Reject("the nonce does not meet the difficulty")
         check_block_signature(block)
-    except (DecodeError, BadSignature) as error:
+    except ProtocolError as error:
         raise Reject(str(error)) from error
     if header.time_ms > now_ms + MAX_AHEAD_MS:
         raise Ignore("the block's time is ahead of ours")
@@ -144,7 +144,7 @@ def check_ordered(block: Block) -> Checked:
     try:
         check_wellformed(block)
         check_block_signature(block)
-    except (DecodeError, BadSignature) as error:
+    except ProtocolError as error:
         raise Reject(str(error)) from error
     return Checked(block, block.header.id, _SEAL)
 

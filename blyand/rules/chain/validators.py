@@ -28,6 +28,7 @@ class Link:
     """How far a validator has opened its hash chain (DEC-A7)."""
 
     revealed: Hash  # at first its tail
+    tail: Hash  # of the chain that this is a link of
 
 
 @message
@@ -48,8 +49,9 @@ def begin(view: Overlay, genesis: Genesis) -> None:
     founders = Validators(genesis.validators)
     SETS.put(view, founders, _LAST)
     SETS.put(view, founders, _NEXT)
+    SETS.put(view, founders, _AFTER)
     TURNS.put(view, Priorities((0,) * len(founders.members)))
-    appoint(view, founders)
+    _begin_chains(view, founders)
 
 
 def signers(view: View) -> ValidatorSet:
@@ -102,7 +104,8 @@ def advance(view: Overlay, proposer: bytes, preimage: bytes) -> None:
 
     A height costs one turn to propose, whatever round decided it.
     """
-    LINKS.put(view, Link(preimage), proposer)
+    link = LINKS.get(view, proposer)
+    LINKS.put(view, Link(preimage, link.tail if link else preimage), proposer)
     signed, now = SETS.get(view, _NEXT), SETS.get(view, _AFTER)
     priorities = TURNS.get(view)
     assert signed is not None and now is not None and priorities is not None
@@ -111,6 +114,7 @@ def advance(view: Overlay, proposer: bytes, preimage: bytes) -> None:
     _, values = take_turn(ValidatorSet(signed.members), priorities.values)
     if now != signed:
         SETS.put(view, now, _NEXT)
+        _begin_chains(view, now)
         keys = (member.key for member in signed.members)
         values = carry_over(dict(zip(keys, values)), ValidatorSet(now.members))
     TURNS.put(view, Priorities(values))
@@ -119,9 +123,24 @@ def advance(view: Overlay, proposer: bytes, preimage: bytes) -> None:
 def appoint(view: Overlay, chosen: Validators) -> None:
     """Let `chosen` sign from the checkpoint after the next one."""
     SETS.put(view, chosen, _AFTER)
-    for member in chosen.members:
-        if LINKS.get(view, member.key) is None:
-            LINKS.put(view, Link(member.beacon_tail), member.key)
+
+
+def is_member(view: View, key: bytes) -> bool:
+    """True for a key that may still sign a checkpoint: the next, or the one after."""
+    return bool(signers(view).weight_of(key) or successors(view).weight_of(key))
+
+
+def _begin_chains(view: Overlay, signing: Validators) -> None:
+    """From now on a member opens the chain whose tail is in the set.
+
+    Not before: until the old set has signed its last checkpoint, the old chain counts.
+    Who comes back with the same tail goes on where it stopped: no link is opened twice.
+    """
+    for member in signing.members:
+        link = LINKS.get(view, member.key)
+        if link is None or link.tail != member.beacon_tail:
+            tail = member.beacon_tail
+            LINKS.put(view, Link(tail, tail), member.key)
 
 
 def _set(view: View, place: int) -> ValidatorSet:

@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from blyan_proto.constants import PPM
-from blyan_proto.signing import account_of
 from blyand.rules.chain import validators
+from blyand.rules.economy.rotation import owner_of
 from blyand.rules.economy.statement import Duties, Duty
-from blyand.rules.records import NODES
 from blyand.rules.table import Table
 from blyand.rules.view import Overlay, View
 
@@ -29,7 +28,7 @@ def count(view: Overlay, proposer: bytes, signers: frozenset[bytes]) -> None:
     carried = len(signers.intersection(owing))
     known = {duty.key: duty for duty in running(view)}
     for key in {*owing, proposer} - known.keys():
-        known[key] = Duty(key, _account_behind(view, key), 0, 0, 0, 0, 0)
+        known[key] = Duty(key, owner_of(view, key) or bytes(20), 0, 0, 0, 0, 0)
     for key in owing:
         duty = known[key]
         known[key] = replace(
@@ -63,11 +62,3 @@ def uptime_ppm(duty: Duty) -> int:
     """
     signed = duty.signed * PPM // max(1, duty.owed)
     return signed * duty.carried // duty.due if duty.due else signed
-
-
-def _account_behind(view: View, key: bytes) -> bytes:
-    """Return whose key it is: of a registered node, else its own account (DEC-A10)."""
-    for node in NODES.scan(view):
-        if node.key == key:
-            return node.account
-    return account_of(key)

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from blyan_proto.block.block import Block
 from blyan_proto.block.economy import Heartbeat, Registration
-from blyan_proto.signing import account_of
 from blyan_proto.types import members
-from blyand.rules.economy.book import Purse, amount, move
+from blyand.rules.economy.bond import lock
+from blyand.rules.economy.rotation import current_key, is_first_key, owner_of
 from blyand.rules.records import MODELS, NODES, Node
+from blyand.rules.trust.slashing import lift
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay
 
@@ -19,56 +20,60 @@ MAX_NODES = 1024
 def register(
     view: Overlay, block: Block, payload: Registration, height: int, time_ms: int
 ) -> None:
-    """Execute a registration block of a new node, or of one that changes its claims."""
+    """Execute a registration block of a new node, or of one that changes its claims.
+
+    It ends a ban whose time is over.
+    """
     account = block.header.account
-    if not _is_first_key(payload.key, account):
-        raise Reject("a registration carries its own account's first key")
+    if payload.key != block.header.author and not is_first_key(payload.key, account):
+        raise Reject(
+            "a registration carries its own account's first key, or the present"
+        )
     known = NODES.get(view, account)
     if known is None and sum(1 for _ in NODES.scan(view)) >= MAX_NODES:
         raise Reject(f"the network has its {MAX_NODES} nodes")
+    if owner_of(view, payload.key) != account:
+        raise Reject("this key signs for another account")
     lock(view, account, payload.bond_micro)
-    enroll(view, payload, known.registered_height if known else height, time_ms, known)
-
-
-def _is_first_key(key: bytes, account: bytes) -> bool:
-    try:
-        return account_of(key) == account
-    except ValueError:  # 33 bytes that are no point of the curve
-        return False
+    enroll(view, account, payload, height, time_ms, known)
+    lift(view, account, time_ms)
 
 
 def enroll(
     view: Overlay,
+    account: bytes,
     payload: Registration,
     height: int,
     time_ms: int,
     known: Node | None = None,
 ) -> None:
     """Write a node's record; used by registration and by the genesis."""
-    account = account_of(payload.key)
-    NODES.put(
-        view,
-        Node(
-            account=account,
-            key=payload.key,
-            roles=payload.roles,
-            region=payload.region,
-            hardware=payload.hardware,
-            registered_height=height,
-            heartbeat_ms=time_ms,
-            model=known.model if known else None,
-            held=known.held if known else b"",
-        ),
-        account,
+    tail = payload.beacon_tail
+    node = Node(
+        account=account,
+        key=current_key(view, account) or payload.key,
+        roles=payload.roles,
+        region=payload.region,
+        hardware=payload.hardware,
+        registered_height=height,
+        heartbeat_ms=time_ms,
+        model=None,
+        held=b"",
+        beacon_tail=tail,
+        tail_height=height,
     )
-
-
-def lock(view: Overlay, account: bytes, bond_micro: int) -> None:
-    """Bring an account's bond up to `bond_micro`."""
-    more = max(0, bond_micro - amount(view, account, Purse.BOND))
-    if more > amount(view, account):
-        raise Reject("the bond is more than the account owns")
-    move(view, (account, Purse.FREE), (account, Purse.BOND), more, "bond")
+    if known is not None:
+        is_new = tail is not None and tail != known.beacon_tail
+        node = replace(
+            node,
+            registered_height=known.registered_height,
+            model=known.model,
+            held=known.held,
+            tail_height=height if is_new else known.tail_height,
+            tails=known.tails + is_new,
+            reported_ms=known.reported_ms,
+        )
+    NODES.put(view, node, account)
 
 
 def beat(view: Overlay, block: Block, payload: Heartbeat, time_ms: int) -> None:

@@ -17,8 +17,8 @@ from blyand.rules.view import Overlay, View
 def adopt(
     view: Overlay, block: Block, payload: Adoption, height: int, adopters: set[bytes]
 ) -> None:
-    """Execute an adoption block. `adopters`: the keys of the validators."""
-    if block.header.author not in adopters:
+    """Execute an adoption block. `adopters`: the accounts of the validators."""
+    if block.header.account not in adopters:
         raise Reject("only a validator adopts in this version")
     record = require_model(view, payload.model)
     run = RUNS.get(view, payload.run)

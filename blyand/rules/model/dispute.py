@@ -18,6 +18,7 @@ from blyan_proto.codec import U16, U32, U64, Size, message
 from blyan_proto.constants import MAX_VALIDATORS
 from blyan_proto.types import Account, BlockId, PublicKey, members
 from blyan_proto.validators import ValidatorSet
+from blyand.rules.chain.appointment import member_of
 from blyand.rules.model import void
 from blyand.rules.records import (
     CLOCK,
@@ -115,11 +116,11 @@ def judge(
     liveness_ms: int,
 ) -> None:
     """Execute a validator's verdict; the one that makes more than 2/3 decides."""
-    voter = block.header.author
+    voter = member_of(view, block.header.account)
     known = DISPUTES.get(view, payload.update)
     if known is None or known.stand is not Stand.OPEN:
         raise Reject("no such open dispute")
-    if not validators.weight_of(voter):
+    if voter is None or not validators.weight_of(voter):
         raise Reject("only a validator judges")
     if voter in known.says_right or voter in known.says_false:
         raise Reject("this validator has said what it found")

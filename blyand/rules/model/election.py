@@ -16,15 +16,18 @@ def ranks(schedule: Schedule, group: int) -> tuple[Seat, ...]:
     """Return primary and standbys of `group` in this round (DEC-A8, B6; TILE-03).
 
     Weighted rendezvous hashing with integers only: a seat of weight w draws w numbers
-    and keeps its best, so its chance to come first is w over the sum of weights.
+    and keeps its best, so its chance to come first is w over the sum of weights. Seats
+    of weight 0 lead only where no holder has another one, then all alike.
     """
-    holders = {seat.account: seat for seat in schedule.seats if holds(seat, group)}
+    seats = [seat for seat in schedule.seats if holds(seat, group)]
+    leading = [seat for seat in seats if seat.weight] or seats
+    holders = {seat.account: seat for seat in leading}
     order = _ranked(
         schedule.beacon,
         schedule.run,
         schedule.round,
         group,
-        tuple((account, seat.weight) for account, seat in holders.items()),
+        tuple((account, seat.weight or 1) for account, seat in holders.items()),
     )
     return tuple(holders[account] for account in order)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from blyand.rules.economy.draw import draw_weight
 from blyand.rules.model.election import holds, ranks
 from blyand.rules.records import (
     CLOCK,
@@ -14,9 +15,8 @@ from blyand.rules.records import (
     Schedule,
     Seat,
 )
+from blyand.rules.trust.slashing import is_banned
 from blyand.rules.view import Overlay, View
-
-FULL_WEIGHT = 64
 
 
 def is_live(node: Node, now_ms: int, liveness_ms: int) -> bool:
@@ -30,11 +30,18 @@ def live_seats(view: View, model: bytes, liveness_ms: int) -> tuple[Seat, ...]:
     assert clock is not None
     revealed = clock.height - 2  # the beacon in use is of that checkpoint (DEC-A7)
     return tuple(
-        Seat(node.account, node.key, node.roles, FULL_WEIGHT, node.held)
+        Seat(
+            node.account,
+            node.key,
+            node.roles,
+            draw_weight(view, node.account, clock.time_ms),
+            node.held,
+        )
         for node in NODES.scan(view)
         if node.model == model
         and is_live(node, clock.time_ms, liveness_ms)
         and node.registered_height < max(revealed, 1)
+        and not is_banned(view, node.account)
     )
 
 

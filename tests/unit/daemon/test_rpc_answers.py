@@ -399,6 +399,7 @@ def test_the_status_says_what_is_wrong(world, tmp_path):
         lambda: ("the database was repaired",),
         Budget(None, tmp_path),
         tmp_path,
+        KEY.account,
     )
     (tmp_path / "file").write_bytes(bytes(1000))
     stops = []

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blyan_proto.block.economy import Bond, Heartbeat, Transfer
+from blyan_proto.block.data import DatasetVote, Tier
+from blyan_proto.block.economy import Heartbeat, Transfer
 from blyan_proto.genesis import Balance
 from blyan_proto.types import bitmap
 from blyand.rules.chain.execute import begin
@@ -204,6 +205,7 @@ def test_a_dataset_is_pending_and_may_replace_a_known_one():
 
 def test_a_kind_without_a_rule_stays_a_no_op_and_spends_nothing():
     world = World()
-    block = world.block(Bond(1, 5, 0), sequence=9)
+    opinion = DatasetVote(1, bytes(32), Tier.GOLD, "", None)
+    block = world.block(opinion, sequence=9)
     assert "no effect in this version" in world.errors(block)[0]
-    assert world.errors(world.block(beat(), sequence=9)) == [None]
+    assert world.errors(world.block(dataset(), sequence=9)) == [None]

@@ -153,7 +153,7 @@ def test_the_page_lists_kinds_domains_and_purposes():
         purpose.value for purpose in Purpose
     }
     assert {row[0] for row in found["offence"][1:]} == {
-        f"{offence.value} {offence.name.lower()}" for offence in economy.Offence
+        f"{offence.value} {offence.name.lower()}" for offence in economy.PROOF
     }
 
 

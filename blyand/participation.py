@@ -1,0 +1,208 @@
+"""What makes a node a participant: its registration, its keys, its reports."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from blyan_proto.signing import SigningKey
+from blyan_proto.validators import ValidatorSet
+from blyand import keystore
+from blyand.config import Config
+from blyand.election.members import Chains, Claims, Member
+from blyand.election.rotation import KeyFiles, Rotation
+from blyand.election.surveyor import Surveyor
+from blyand.finality.beacon import LINKS as CHAIN_LINKS
+from blyand.finality.beacon import BeaconChain, chain_of
+from blyand.foundation import Base
+from blyand.guard.evidence import Reporter
+from blyand.home import Home
+from blyand.initialise import hardware
+from blyand.net.identity import peer_id_of
+from blyand.parts import Models
+from blyand.presence import roles, validates
+from blyand.replica import Replica
+from blyand.rpc import key, slash, validator
+from blyand.rpc.bind import Answers
+from blyand.rpc.ordering import Ordering
+from blyand.rules.chain.validators import LINKS
+from blyand.rules.records import NODES
+from blyand.rules.trust.silence import silent_ms
+from blyand.rules.trust.slashing import SLASHES
+
+
+@dataclass(frozen=True)
+class Participation:
+    """What says on the chain who this node is and what it has seen."""
+
+    member: Member
+    rotation: Rotation
+    surveyor: Surveyor
+    reporter: Reporter
+
+
+def passphrase_of(config: Config) -> Path | None:
+    """Return the file with the passphrase of the keys, None for the home's own."""
+    chosen = config.key.passphrase_file
+    return Path(chosen) if chosen else None
+
+
+def keys_of(home: Home, config: Config) -> tuple[SigningKey, ...]:
+    """Return all keys of this node's account, the current one first. Blocking."""
+    return tuple(keystore.versions(home, passphrase_of(config)))
+
+
+def key_in(base: Base, voters: ValidatorSet) -> SigningKey | None:
+    """Return this node's key in a set: an old one until the set has the new one."""
+    return next((one for one in base.keys if voters.weight_of(one.public)), None)
+
+
+def reveal(base: Base, replica: Replica, public: bytes) -> bytes:
+    """Return the next link of one of this node's keys. ValueError when there is none."""
+    link = LINKS.get(replica.view, public)
+    own = next((one for one in base.keys if one.public == public), None)
+    if link is None or own is None:
+        raise ValueError("no hash chain of this node's is in use")
+    node = NODES.get(replica.view, base.key.account)
+    for number in range(node.tails if node else 0, -1, -1):
+        chain = chain_of(own.secret, number)
+        if chain.tail == link.tail:
+            return chain.before(link.revealed)
+    raise ValueError("the hash chain in use was not made by this node")
+
+
+def build_reporter(base: Base, replica: Replica) -> Reporter:
+    """Return what turns contradictions into evidence."""
+    return Reporter(
+        base.genesis.id, lambda: replica.view, replica.author.make, Random()
+    )
+
+
+def build_participation(
+    base: Base, replica: Replica, models: Models, reporter: Reporter
+) -> Participation:
+    """Return everything by which this node takes part."""
+
+    def is_following() -> bool:
+        return replica.follower.behind <= 1
+
+    def distances() -> dict[bytes, float]:
+        """Round trips to registered nodes, in ms; the best connection counts."""
+        accounts = {peer_id_of(n.key): n.account for n in NODES.scan(replica.view)}
+        found: dict[bytes, float] = {}
+        for wire in base.host.wires():
+            account = accounts.get(wire.peer_id)
+            if account is not None and wire.rtt_ms is not None:
+                found[account] = min(wire.rtt_ms, found.get(account, wire.rtt_ms))
+        return found
+
+    async def chain(number: int) -> BeaconChain:
+        return await base.disk_lane.run(chain_of, base.key.secret, number)
+
+    async def tail(number: int) -> bytes:
+        return (await chain(number)).tail
+
+    async def is_nearly_used(number: int, revealed: bytes) -> bool:
+        made = await chain(number)
+        return await base.disk_lane.run(made.left, revealed) < CHAIN_LINKS // 4
+
+    member = Member(
+        base.key.account,
+        Claims(
+            base.key.public,
+            roles(base),
+            base.config.net.region,
+            hardware(),
+        ),
+        base.genesis,
+        lambda: replica.view,
+        models.holder.held,
+        replica.author.make,
+        is_following,
+        base.events,
+        Chains(tail, is_nearly_used) if validates(base) else None,
+    )
+    passphrase = passphrase_of(base.config)
+    rotation = Rotation(
+        base.key,
+        base.genesis.id,
+        KeyFiles(
+            functools.partial(keystore.open_next, base.home, passphrase),
+            functools.partial(keystore.promote, base.home),
+            frozenset(one.public for one in base.keys),
+        ),
+        lambda: replica.view,
+        replica.author.make_last,
+        base.disk_lane.run,
+        base.events,
+    )
+    surveyor = Surveyor(
+        base.key.account,
+        base.genesis,
+        lambda: replica.view,
+        distances,
+        replica.author.make,
+        is_following,
+    )
+    return Participation(member, rotation, surveyor, reporter)
+
+
+def bind_participation(
+    answers: Answers, base: Base, replica: Replica, part: Participation
+) -> None:
+    """Bind validator.*, slash.* and key.*."""
+    ordering = Ordering(replica.machine, base.stores.blocks, base.events)
+    validator.bind(
+        answers,
+        genesis=base.genesis,
+        ordering=ordering,
+        hands=validator.Hands(
+            base.key.account,
+            validates(base),
+            part.member.registration,
+            replica.author.make,
+        ),
+    )
+    slash.bind(
+        answers,
+        genesis=base.genesis,
+        account=base.key.account,
+        ordering=ordering,
+        blocks=base.stores.blocks,
+        make=replica.author.make,
+        lane=base.disk_lane,
+    )
+    key.bind(
+        answers,
+        keys=base.keys,
+        rotation=part.rotation,
+        ordering=ordering,
+        view=lambda: replica.view,
+    )
+
+
+def troubles(base: Base, replica: Replica, part: Participation) -> Iterator[str]:
+    """Yield what the operator should know of this node's account and its duties."""
+    view, account = replica.view, base.key.account
+    if part.rotation.trouble:
+        yield part.rotation.trouble
+    ban = validator.ban_of(view, account)
+    if ban:
+        yield ban
+    own = [one for one in SLASHES.scan(view) if one.offender == account]
+    if own:
+        last = max(own, key=lambda one: one.height)
+        yield (
+            f"{sum(one.taken_micro for one in own)} micro-BLY were slashed, last at "
+            f"checkpoint {last.height}; `blyanctl slash show {last.id.hex()}` says why"
+        )
+    for one in base.keys:
+        silent = silent_ms(view, one.public)
+        if silent > 2 * base.genesis.parameters.idle_interval_ms:
+            yield (
+                f"no checkpoint has named a vote of this validator for {silent // 1000} s: "
+                "is it reached by the others? `blyanctl peer list` shows who is connected"
+            )
