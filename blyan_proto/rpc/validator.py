@@ -25,8 +25,8 @@ class Line:
     key: Key = arg("the key that signs")
     weight: int = arg("votes in the set appointed last; 0: not in it")
     status: str = arg(
-        "signing, joining, leaving, banned, or why it is not in the set: candidate, "
-        "bond, chain, unheard"
+        "signing, joining, leaving, banned; candidate; or what keeps it out: bond, chain, "
+        "unheard (in this epoch), none (no such role)"
     )
     bond_micro: int = arg("locked, micro-BLY")
     owed: int = arg("checkpoints of this epoch that were its to sign")

@@ -104,3 +104,65 @@ def test_files_open_to_others_are_refused(home: Home, tmp_path: Path) -> None:
         keystore.open(home, tmp_path / "absent")
     with pytest.raises(ConfigFault, match="is empty"):
         keystore.open(home, passphrase(tmp_path / "empty", "\n"))
+
+
+# The account keeps its name when its key changes (KEY-02)
+
+
+def test_the_next_key_is_durable_before_it_is_used_and_belongs_to_the_account(
+    home: Home,
+) -> None:
+    first = keystore.create(home)
+    made = keystore.open_next(home)
+    assert made.public != first.public and made.account == first.account
+    assert keystore.open_next(home).public == made.public, "made once"
+    assert home.next_key.stat().st_mode & 0o777 == 0o600
+    assert made.secret.hex() not in home.next_key.read_text()
+    assert keystore.open(home).public == first.public, "not in force yet"
+    assert [key.public for key in keystore.versions(home)] == [first.public]
+
+
+def test_a_promoted_key_is_current_and_older_ones_stay(home: Home) -> None:
+    keys = [keystore.create(home)]
+    for _ in range(3):
+        keys.append(keystore.open_next(home))
+        keystore.promote(home)
+        assert not home.next_key.exists()
+        assert keystore.open(home).public == keys[-1].public
+    held = keystore.versions(home)
+    assert [key.public for key in held] == [key.public for key in reversed(keys)]
+    assert {key.account for key in held} == {keys[0].account}
+
+
+def test_a_promotion_that_was_cut_short_is_done_again(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, following = keystore.create(home), keystore.open_next(home)
+
+    def killed(*paths: object) -> None:
+        raise OSError("killed here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", killed)
+        with pytest.raises(ConfigFault, match="new key in its place"):
+            keystore.promote(home)
+    assert keystore.open(home).public == first.public
+    keystore.promote(home)
+    assert [key.public for key in keystore.versions(home)] == [
+        following.public,
+        first.public,
+    ]
+
+
+def test_the_account_of_a_key_file_is_sealed_with_it(home: Home) -> None:
+    keystore.create(home)
+    keystore.open_next(home)
+    file = json.loads(home.next_key.read_text())
+    file["account"] = "00" * 20
+    home.next_key.write_text(json.dumps(file))
+    with pytest.raises(ConfigFault, match="does not open"):
+        keystore.open_next(home)
+    file["account"] = "00"
+    home.next_key.write_text(json.dumps(file))
+    with pytest.raises(ConfigFault):
+        keystore.open_next(home)
