@@ -294,7 +294,7 @@ TARGETS: dict[str, Target] = {
     ),
     "vote": message(Vote, MAX_BLOCK_BYTES, made.vote(None)),
     "signed_proposal": message(
-        SignedProposal, MAX_BLOCK_BYTES, made.proposal(made.hash_of("one"))
+        SignedProposal, MAX_BLOCK_BYTES, made.bare_proposal(made.hash_of("one"))
     ),
     "evidence": Target(
         proven, None, tuple(encode_payload(one) for one in made.EVIDENCE)

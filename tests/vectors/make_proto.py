@@ -217,7 +217,7 @@ def vote(checkpoint: bytes | None, stage: VoteStage = VoteStage.PRECOMMIT) -> Vo
     return Vote(statement, KEY.public, signature)
 
 
-def proposal(checkpoint: bytes) -> SignedProposal:
+def bare_proposal(checkpoint: bytes) -> SignedProposal:
     statement = ProposalStatement(1, 12, 1, None, checkpoint)
     signature = KEY.sign(Purpose.CHECKPOINT_PROPOSAL, NETWORK, statement)
     return SignedProposal(statement, KEY.public, signature)
@@ -337,7 +337,7 @@ def make_evidence() -> tuple[economy.Evidence, ...]:
     one, other = hash_of("one"), hash_of("other")
     pairs: dict[economy.Offence, tuple[Any, Any]] = {
         economy.Offence.DOUBLE_VOTE: (vote(one), vote(other)),
-        economy.Offence.DOUBLE_PROPOSAL: (proposal(one), proposal(other)),
+        economy.Offence.DOUBLE_PROPOSAL: (bare_proposal(one), bare_proposal(other)),
         economy.Offence.DOUBLE_HEAD: (
             claimed(UPDATE),
             claimed(replace(UPDATE, result=roots("another result"))),
