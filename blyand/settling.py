@@ -64,7 +64,8 @@ async def settle(
         if remember is not None:
             await remember()
         intents, account = base.stores.intents, base.key.account
-        known = base.stores.blocks.highest_sequence(account)
+        keys = [key.public for key in base.keys]
+        known = base.stores.blocks.highest_sequence(account, keys)
         while True:
             try:
                 await base.disk_lane.run(intents.raise_sequence_to, account, known)

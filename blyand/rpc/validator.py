@@ -111,9 +111,7 @@ def bind(
     async def bond(params: spec.ChangeBond) -> spec.Bonded:
         lock, release = params.lock_micro, params.release_micro
         if bool(lock) == bool(release):
-            raise RpcError(
-                VALIDATOR_REFUSED, "give either --lock or --release"
-            )
+            raise RpcError(VALIDATOR_REFUSED, "give either --lock or --release")
         block = await ordered(Bond(FORMAT_VERSION, lock, release))
         held = {purse: amount(ordering.view, hands.account, purse) for purse in Purse}
         return spec.Bonded(

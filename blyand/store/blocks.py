@@ -6,7 +6,7 @@ header without its place or the other way round. Reads are blocking and short.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from blyan_proto.block.block import Block
 from blyan_proto.block.header import Header, SignedHeader
@@ -140,16 +140,19 @@ class BlockStore:
             return None  # or it came again since
         return int.from_bytes(raw, "big")
 
-    def highest_sequence(self, account: bytes) -> int:
+    def highest_sequence(self, account: bytes, keys: Collection[bytes] = ()) -> int:
         """Return the largest sequence among an account's blocks here, 0 for none.
 
-        Not of those that another key signed: anybody can name anybody's account.
+        Only of those that its first key signed, or one of `keys`: anybody can name
+        anybody's account.
         """
         prefix = author_key(account, 0)[:-8]
         for key, _ in self._store.scan(prefix, reverse=True):
             signed = self.signed_header(key[-32:])
-            if signed is not None and account_of(signed.header.author) == account:
-                return signed.header.sequence
+            author = signed.header.author if signed is not None else b""
+            if signed is None or author not in keys and account_of(author) != account:
+                continue
+            return signed.header.sequence
         return 0
 
     def ids(self) -> list[bytes]:

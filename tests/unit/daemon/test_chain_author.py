@@ -6,19 +6,21 @@ from dataclasses import replace
 
 import pytest
 import trio
+import trio.testing
 
 from blyan_proto.block.block import check_block_signature, decode_block, encode_block
 from blyan_proto.block.work import has_work
 from blyan_proto.genesis import DEVNET
 from blyan_proto.signing import Purpose
 from blyan_proto.types import Chain
-from blyand.errors import TooSlow
+from blyand.errors import TooSlow, Unavailable
 from blyand.net.gossip import Verdict
 from blyand.rules.records import TIPS, USED
 from blyand.rules.verdict import Reject
 from blyand.store.intents import IntentLog
 from tests.unit.daemon.chain_node import Node, run, until
-from tests.unit.daemon.chain_world import beat, dataset, sign_block
+from tests.unit.daemon.chain_world import beat, dataset, key, sign_block
+from tests.unit.daemon.validators_world import rotation_of
 
 
 @pytest.fixture(autouse=True)
@@ -221,6 +223,37 @@ def test_a_stranger_who_names_our_account_leads_us_nowhere(node, monkeypatch):
         assert node.blocks.highest_sequence(account) == 1
         await node.order(ours)
         assert node.blocks.outcome(ours.id).code == 0
+
+    run(main)
+
+
+# The last block of a key
+
+
+def test_the_last_block_of_a_key_waits_for_those_before_it(node):
+    async def main():
+        one, new = node.keys[1], key("rotated")
+        first = await node.author.make(beat())
+        last = []
+
+        async def rotate():
+            last.append(
+                await node.author.make_last(rotation_of(node.genesis, one.account, new))
+            )
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rotate)
+            await trio.testing.wait_all_tasks_blocked()
+            assert list(node.pool) == [first]
+            await node.order(first)
+            await until(lambda: len(node.pool) == 1)
+            (pending,) = node.pool
+            assert not last, "it waits for its own order, too"
+            await node.order(pending)
+        assert [block.id for block in last] == [pending.id]
+        assert node.blocks.outcome(pending.id).code == 0
+        with pytest.raises(Unavailable, match="another key"):
+            await node.author.make(beat())
 
     run(main)
 

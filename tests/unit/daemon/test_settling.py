@@ -26,6 +26,7 @@ def restored(node, path):
     return SimpleNamespace(
         home=home,
         key=node.keys[node.me],
+        keys=(node.keys[node.me],),
         stores=SimpleNamespace(blocks=node.blocks, intents=node.intents),
         disk_lane=node.lane,
         alarms={},

@@ -90,6 +90,7 @@ def test_blocks_and_indexes(store):
     loud = sign_block(GENESIS, key("other"), beat(), account=ACCOUNT, sequence=2**63)
     put(blocks, loud)
     assert blocks.highest_sequence(ACCOUNT) == 2, "another key signed it"
+    assert blocks.highest_sequence(ACCOUNT, [key("other").public]) == 2**63
     assert blocks.children(first.id) == (child.id,)
     assert [header.height for _, header in blocks.headers(Chain.LEDGER)] == [0, 0, 0, 1]
     assert [key for key, _ in blocks.headers(Chain.LEDGER, 1)] == [child.id]
