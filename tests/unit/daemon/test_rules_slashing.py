@@ -363,6 +363,28 @@ def test_a_standstill_is_nobodys_silence():
     assert slashes(world) == []
 
 
+def test_who_names_nobody_says_nothing():
+    parameters = replace(DEVNET, work_bits=0, idle_interval_ms=HOUR_MS)
+    world = Validating(parameters=parameters)
+    for _ in range(60):
+        world.checkpoint(signers=(), step_ms=HOUR_MS)
+    assert slashes(world) == []
+
+
+def test_what_was_slashed_on_its_way_back_is_missing_at_its_end():
+    world = Validating(unbond_span_ms=25 * HOUR_MS)
+    one = world.keys[1]
+    for _ in range(2):
+        world.epoch(world.block(Bond(1, 0, BOND_MICRO // 2), one), steps=1)
+    world.ordered(voted_twice(world, one, world.height))
+    left = BOND_MICRO - BOND_MICRO // 10
+    assert world.purse(one, Purse.UNBONDING) == left
+    for _ in range(28):
+        world.epoch(steps=1)
+    assert world.purse(one, Purse.UNBONDING) == 0
+    assert world.purse(one, Purse.FREE) == RICH_MICRO - BOND_MICRO + left
+
+
 # Censure
 
 
