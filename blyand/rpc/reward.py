@@ -17,7 +17,6 @@ from blyan_proto.rpc.errors import (
     RECIPIENT_UNKNOWN,
     RpcError,
 )
-from blyan_proto.signing import account_of
 from blyand.compute import Threads
 from blyand.net.identity import public_key_of
 from blyand.rpc.bind import Answers
@@ -27,6 +26,7 @@ from blyand.rules.economy import epoch as epochs
 from blyand.rules.economy import supply
 from blyand.rules.economy.book import Purse, amount
 from blyand.rules.economy.distribution import DAY_MS, Reckoning, reckon
+from blyand.rules.economy.rotation import owner_of
 from blyand.rules.economy.statement import (
     CLOSED,
     EARNED,
@@ -38,7 +38,7 @@ from blyand.rules.economy.statement import (
     Shares,
     Source,
 )
-from blyand.rules.records import CLOCK, NODES
+from blyand.rules.records import CLOCK
 from blyand.rules.view import Overlay, View
 
 WINDOWS = (("24h", DAY_MS), ("7d", 7 * DAY_MS), ("30d", 30 * DAY_MS))
@@ -135,8 +135,7 @@ def closed_epoch(view: View, number: int) -> tuple[Closed, Shares]:
         before = f"; the newest that is over is {running - 1}" if running else ""
         text = f"epoch {number} is not over yet{before}; `blyanctl reward preview`"
         raise RpcError(EPOCH_UNKNOWN, f"{text} shows the running one")
-    closed = CLOSED.get(view, number) if number < 2**64 else None
-    shares = SHARES.get(view, number)
+    closed, shares = CLOSED.get(view, number), SHARES.get(view, number)
     if closed is None or shares is None:
         text = (
             f"state keeps the shares of the last {SHARES_KEPT} epochs, not of {number}"
@@ -156,14 +155,13 @@ def account_called(view: View, who: str, own: bytes) -> bytes:
         except ValueError:
             pass
     try:
-        key = public_key_of(who)
-        for node in NODES.scan(view):
-            if node.key == key:
-                return node.account
-        return account_of(key)
-    except (DecodeError, ValueError):
+        owner = owner_of(view, public_key_of(who))
+    except DecodeError:
+        owner = None
+    if owner is None:
         text = f"{who[:80]!r} is neither a peer id nor an account of 40 hex digits"
-        raise RpcError(RECIPIENT_INVALID, text) from None
+        raise RpcError(RECIPIENT_INVALID, text)
+    return owner
 
 
 def epoch_of(

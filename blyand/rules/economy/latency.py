@@ -98,3 +98,9 @@ def class_of(
     if len(classes) < LEAST_REPORTERS:
         return None
     return LatencyClass(classes[(len(classes) - 1) // 2])
+
+
+def bound_ms(view: View, account: bytes, time_ms: int, span_ms: int) -> int | None:
+    """Return the upper bound of a node's class; None for the farthest, or unknown."""
+    known = class_of(view, account, time_ms, span_ms)
+    return None if known is None else dict(enumerate(BOUNDS_MS)).get(known)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from blyan_proto.constants import PPM
 from blyan_proto.genesis import Genesis
-from blyand.rules.economy import claims, duty, reward, usage
+from blyand.rules.economy import claims, duty, latency, reward, usage
 from blyand.rules.economy.epoch import Epoch
 from blyand.rules.economy.statement import Line, Service, Source
 from blyand.rules.trust.offences import OFFENCES
@@ -60,7 +60,7 @@ def measure(
         sum(one.micro for one in learned),
     )
     alpha, beta = reward.shares(inference_ppm)
-    services = _services(view, epoch)
+    services = _services(view, genesis, epoch, time_ms)
     pieces = {
         Source.VALIDATOR: _validators(
             services, epoch, genesis.setting("validator_pool_micro")
@@ -83,13 +83,20 @@ def measure(
     )
 
 
-def _services(view: View, epoch: Epoch) -> list[Service]:
+def _services(
+    view: View, genesis: Genesis, epoch: Epoch, time_ms: int
+) -> list[Service]:
     """Return what is known of every validator that signed anything."""
+    span_ms = genesis.setting("latency_span_ms")
     guilty = {
         one.offender for one in OFFENCES.scan(view) if one.height >= epoch.first_height
     }
     return [
-        Service(one, None, one.account not in guilty)
+        Service(
+            duty=one,
+            latency_ms=latency.bound_ms(view, one.account, time_ms, span_ms),
+            is_faultless=one.account not in guilty,
+        )
         for one in duty.running(view)
         if one.signed
     ]

@@ -10,6 +10,13 @@ from blyan_proto.block.economy import Offence
 from blyan_proto.constants import PPM
 from blyand.rules.economy import claims, distribution, epoch, pools, supply, usage
 from blyand.rules.economy.book import BALANCES, ISSUE, Purse, amount, move
+from blyand.rules.economy.latency import (
+    LATENCIES,
+    LEAST_REPORTERS,
+    Reports,
+    Said,
+    class_of_ms,
+)
 from blyand.rules.economy.statement import (
     CLOSED,
     EARNED,
@@ -95,16 +102,30 @@ def test_a_standstill_is_paid_as_one_epoch():
     assert CLOSED.get(world.view, 1) is None
 
 
-def test_who_offended_in_an_epoch_gets_a_fifth_less_in_it():
-    world = rich()
-    a, guilty, _ = world.keys
+def test_who_is_near_gets_a_tenth_more_and_who_offended_a_fifth_less():
+    world = rich(nodes=4)
+    near, far, guilty, unknown = world.keys
     over = Overlay(world.view)
+    for node, round_trip_ms in ((near, 79), (far, 80)):
+        said = tuple(
+            Said(bytes([n]) * 20, class_of_ms(round_trip_ms), world.time_ms)
+            for n in range(LEAST_REPORTERS)
+        )
+        LATENCIES.put(over, Reports(said), node.account)
     proof = some("proof").randbytes(32)
     record(over, Offence.DOUBLE_VOTE, guilty.account, b"deed", 2, proof)
     world.view.apply(over.changes)
     sign(world, 5)
     end_epoch(world)
-    assert abs(6 * unclaimed(world, guilty) - 5 * unclaimed(world, a)) <= 6
+    # All purses were empty, so the offence itself took nothing.
+    paid = [unclaimed(world, one) for one in (near, far, guilty, unknown)]
+    scale = 1_000 * BLY / (1.1 * 1.2 + 1.2 + 1 + 1.2)
+    assert paid == [int(scale * part) for part in (1.32, 1.2, 1, 1.2)]
+    sign(world, 5)
+    end_epoch(world)
+    second = [unclaimed(world, k) - was for k, was in zip(world.keys, paid)]
+    # The fifth is back; but it is banned, and signed the first two of six only.
+    assert abs(3 * second[2] - second[1]) <= 3
 
 
 # Budgets
