@@ -14,10 +14,14 @@ from blyan_proto.protocols import blocks as blocks_proto
 from blyan_proto.protocols import sync as sync_proto
 from blyan_proto.signing import SigningKey
 from blyand.chain.swarm import Remote
+from blyand.joining.donor import Donor
+from blyand.joining.records import Records
 from blyand.net.connections import PeerInfo
 from blyand.net.host import Host, HostSettings, open_host
 from blyand.protocols import blocks as blocks_ends
 from blyand.protocols import sync as sync_ends
+from blyand.protocols.uploads import Uploads
+from blyand.store.history import History
 from tests.sim.network import InlineLane, SimNode, VirtualClock, Wire
 
 
@@ -37,13 +41,30 @@ class HostNode(SimNode):
         self.all: dict[str, HostNode] = {}  # by peer id
         self.clock = clock
         super().__init__(name, genesis, key, Wire(random.Random(0)), home)
+        self.history = History(self.store, self.checkpoints, self.blocks)
+        self.records = Records(
+            self.store, self.checkpoints, self.history, self.sets, self.blocks
+        )
+        self.donor = Donor(
+            self.machine._state.freeze,
+            self.checkpoints.at,
+            self.events,
+            InlineLane(),
+            every=4,
+        )
         host.handle(
             blocks_proto.PROTOCOL_ID,
             blocks_ends.serve(self.blocks.get, self.pool.ids, InlineLane()),
         )
         host.handle(
             sync_proto.PROTOCOL_ID,
-            sync_ends.serve(lambda: self.machine.clock.height, self.checkpoints.range),
+            sync_ends.serve(
+                lambda: self.machine.clock.height,
+                self.records,
+                self.donor,
+                InlineLane(),
+                Uploads(),
+            ),
         )
         host.on_connected(self._admit)
 
