@@ -114,6 +114,14 @@ def build_models(
         return replica.view
 
     stores = base.stores
+
+    def whole(id: bytes) -> Block | None:
+        """Return a block, None where only its header is here."""
+        try:
+            return stores.blocks.get(id)
+        except Pruned:
+            return None
+
     doubting = Doubting(
         view, replica.pool.__contains__, replica.author.make, base.events
     )
@@ -121,7 +129,7 @@ def build_models(
         base.key.account,
         Blocks(
             view,
-            stores.blocks.get,
+            whole,
             lambda: iter(replica.pool),
             replica.pool.__contains__,
             replica.author.abandon,
@@ -188,7 +196,7 @@ def build_models(
     learner = Learner(
         base.key.account,
         view,
-        stores.blocks.get,
+        whole,
         holder,
         stores.blobs,
         trainer,

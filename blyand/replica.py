@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blyan_proto import topics
+from blyan_proto.block.block import Block
 from blyan_proto.checkpoint import FinalCheckpoint
 from blyand.chain.author import Author
 from blyand.chain.follow import Follower
@@ -81,6 +82,21 @@ def build_replica(base: Base) -> Replica:
         blame=base.blame,
     )
     swarm = Swarm(remote)
+
+    async def ancestors(peer: str, ids: Sequence[bytes]) -> Sequence[Block]:
+        """Fetch parents of new blocks; not of history that this node does not have.
+
+        What is older than the state that it began with was ordered, or never will be.
+        """
+        history = base.stores.history
+        if follower.held:
+            return ()
+        got = await swarm.ancestors(peer, ids)
+        if history.is_whole:
+            return got
+        joined = history.floor.joined
+        return [block for block in got if block.header.anchor_height >= joined]
+
     pool = Pool()
     intake = Intake(
         base.genesis,
@@ -92,7 +108,7 @@ def build_replica(base: Base) -> Replica:
         base.chain_lane,
         base.poison,
         Sources(
-            swarm.ancestors,
+            ancestors,
             base.blame,
             lambda account: NODES.get(machine.view, account) is not None,
             lambda id: tip_place(machine.view, id),

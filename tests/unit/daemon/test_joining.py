@@ -10,8 +10,11 @@ import trio
 from blyan_proto.checkpoint import FinalCheckpoint
 from blyan_proto.protocols.sync import Checkpoints, Offers
 from blyand.errors import Busy, ConfigFault, NotHere, TooSlow
+from blyand.rules.chain.intake import ParentUnknown
+from blyand.rules.chain.known import tip_place
 from blyand.rules.chain.trust import Pin
 from tests.unit.daemon.chain_node import block, following, gives, run, until
+from tests.unit.daemon.chain_world import beat, child_of
 from tests.unit.daemon.joining_world import (
     DAY_MS,
     Giver,
@@ -335,5 +338,38 @@ def test_a_height_that_is_only_claimed_holds_nothing_up(tmp_path):
                 assert not node.follower.held
             assert not newcomer.restores
             nursery.cancel_scope.cancel()
+
+    run(main)
+
+
+def test_what_stands_on_blocks_below_is_taken_in_by_state_or_by_the_signers(tmp_path):
+    """A child of a tip is carried; one of an older block only once it is final."""
+
+    async def main():
+        newcomer, source, finals, blocks = await world(tmp_path, count=12)
+        await join(newcomer)
+        node = newcomer.node
+        tips = [one for one in blocks if tip_place(node.machine.view, one.id)]
+        older = [one for one in blocks if one not in tips]
+        assert tips and older and not any(node.blocks.has(one.id) for one in blocks)
+        args = source.genesis, source.keys[2], beat(load=5)
+        on_tip = child_of(*args, tips[0], sequence=1)
+        on_old = child_of(*args, older[0], sequence=2)
+        async with node.running():
+            await node.intake.submit(on_tip, "a")
+            assert on_tip.id in node.pool
+            with pytest.raises(ParentUnknown):
+                await node.intake.submit(on_old, "a")
+        async with source.running():
+            finals.append(await source.order(on_tip, on_old))
+        node.blocks_of["a"] += [on_tip, on_old]
+        node.finals_of["a"] = finals
+        async with following(node):
+            await until(lambda: node.machine.clock.height == 13)
+        assert (
+            node.blocks.has(on_old.id)
+            and node.machine.last_id == source.machine.last_id
+        )
+        assert not node.blamed
 
     run(main)
