@@ -238,9 +238,19 @@ class Newcomer:
         self.sets.keep(signers(view), successors(view))
 
 
-async def long_chain(home: Path, count: int = 9) -> tuple[Node, list, list]:
-    """Return a node with checkpoints of one block each, and what peers give of them."""
+async def long_chain(
+    home: Path, count: int = 9, keys: int = 0
+) -> tuple[Node, list, list]:
+    """Return a node with checkpoints of one block each, and what peers give of them.
+
+    `keys`: so many more are in its state, which no node that executes all would have.
+    """
     source = Node(home, me=0)
+    if keys:
+        state = source.machine._state
+        more = {b"more/%d" % number: b"value" for number in range(keys)}
+        source.store.write_batch(state.writes(more), sync=True)
+        state.apply(more)
     async with source.running():
         finals, blocks = await grow(source, count)
     return source, finals, blocks

@@ -30,9 +30,9 @@ def short_beacons(monkeypatch):
     monkeypatch.setattr("blyand.finality.beacon.LINKS", 1024)
 
 
-async def world(tmp_path, count=9, peers=("a",), **aim):
+async def world(tmp_path, count=9, peers=("a",), keys=0, **aim):
     """Return a newcomer and a source that several peers share."""
-    source, finals, blocks = await long_chain(tmp_path / "source", count)
+    source, finals, blocks = await long_chain(tmp_path / "source", count, keys)
     newcomer = Newcomer(tmp_path / "new", Wire(), **aim)
     for peer in peers:
         meet(newcomer, peer, Giver(source), blocks)
@@ -257,6 +257,34 @@ def test_a_state_that_is_no_longer_kept_is_replaced_by_a_newer_one(tmp_path):
     run(main)
 
 
+def test_a_chunk_that_one_begins_is_taken_anew_from_another(tmp_path):
+    """So that what is false in it has one to blame."""
+
+    async def main():
+        newcomer, source, *_ = await world(tmp_path, peers=("lame", "a"), keys=2000)
+
+        donor = newcomer.wire.givers["a"].donor
+
+        def part(id, chunk, after):
+            return donor._offer(id).frozen.part(chunk, after, 1)  # a pair at a time
+
+        def lie(id, chunk, after):
+            if after is not None:
+                raise NotHere("gone in the middle")
+            made = part(id, chunk, after)
+            (pair,) = made.pairs or (None,)
+            return replace(made, pairs=(replace(pair, value=b"false"),))
+
+        newcomer.wire.hooks["lame", "part"] = lie
+        newcomer.wire.hooks["a", "part"] = part
+        await join(newcomer)
+        assert is_joined(newcomer, source, 9)
+        assert "gone in the middle" in newcomer.joiner.told.out["lame"]
+        assert not newcomer.node.blamed
+
+    run(main)
+
+
 def test_a_kill_in_the_middle_costs_no_chunk_that_was_here(tmp_path):
     async def main():
         newcomer, source, *_ = await world(tmp_path)
@@ -295,6 +323,7 @@ def test_an_untrusted_node_follows_nothing_before_it_joined(tmp_path):
         async with following(node):
             async with trio.open_nursery() as nursery:
                 await nursery.start(newcomer.joiner.run)
+                node.follower._keep(finals[0], "a")
                 await trio.sleep(30)
                 assert node.machine.clock.height == 0
                 assert await node.follower.gossip_check("a", b"anything")
@@ -362,7 +391,7 @@ def test_what_stands_on_blocks_below_is_taken_in_by_state_or_by_the_signers(tmp_
                 await node.intake.submit(on_old, "a")
         async with source.running():
             finals.append(await source.order(on_tip, on_old))
-        node.blocks_of["a"] += [on_tip, on_old]
+        node.blocks_of["a"] = [on_tip, on_old]  # nobody gives what they stand on
         node.finals_of["a"] = finals
         async with following(node):
             await until(lambda: node.machine.clock.height == 13)

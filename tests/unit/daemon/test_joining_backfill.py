@@ -14,10 +14,11 @@ from blyand.errors import NotHere, Pruned
 from blyand.joining import backfill as backfilling
 from blyand.joining.records import Records
 from blyand.rpc.tally import Tally
+from blyand.rules.chain.trust import Pin
 from blyand.store.checkpoints import UNKNOWN
 from blyand.store.history import WHOLE, History
 from tests.unit.daemon.chain_node import block, following, grow, run, until
-from tests.unit.daemon.joining_world import Giver
+from tests.unit.daemon.joining_world import Giver, Newcomer, Wire, long_chain, meet
 from tests.unit.daemon.test_joining import join, world
 
 DAY_MS = 86_400_000
@@ -108,8 +109,8 @@ def test_a_kill_in_the_middle_goes_on_where_it_was(tmp_path, monkeypatch):
 def test_a_checkpoint_that_does_not_lead_there_costs_its_giver(tmp_path):
     async def main():
         newcomer, source, finals, blocks = await joined(tmp_path, peers=("liar", "a"))
-        other = replace(finals[7].checkpoint, time_ms=1)
-        lie = replace(finals[7], checkpoint=other)
+        # Signed by its set all the same.
+        lie = source.sealed(replace(finals[7].checkpoint, time_ms=1))
         newcomer.wire.hooks["liar", "before"] = lambda h, c: Checkpoints(0, (lie,))
         await fill(newcomer)
         check_all(newcomer)
@@ -219,6 +220,26 @@ def test_a_joined_node_helps_others_as_far_as_it_can(tmp_path):
         assert Giver(node).donor.offers(9)[0] == finals[8]
         await fill(newcomer)
         assert len(records.range(1, 50)) == 9
+
+    run(main)
+
+
+def test_who_was_led_from_a_pin_does_not_answer_for_what_was_before(tmp_path):
+    async def main():
+        source, finals, blocks = await long_chain(tmp_path / "source", 9)
+        pin = Pin(5, finals[4].checkpoint.id)
+        newcomer = Newcomer(tmp_path / "new", Wire(), pin=pin, must=True)
+        meet(newcomer, "a", Giver(source), blocks)
+        await join(newcomer)
+        node = newcomer.node
+        records = Records(
+            node.store, node.checkpoints, newcomer.history, newcomer.sets, node.blocks
+        )
+        assert list(records.handovers(6, 5)) == []
+        with pytest.raises(NotHere, match="not all here"):
+            records.handovers(5, 5)
+        await fill(newcomer)
+        assert list(records.handovers(1, 5)) == []
 
     run(main)
 
