@@ -190,7 +190,7 @@ class Joiner:
             self.told.phase = "waiting for a peer"
             return False
         self.told.phase = "looking for a checkpoint"
-        prover = self._prover or await self._anchor()
+        prover = self._prover or await self._ground()
         if prover is None:
             return False
         found = await self._find(prover)
@@ -247,7 +247,7 @@ class Joiner:
 
     # What is trusted
 
-    async def _anchor(self) -> Prover | None:
+    async def _ground(self) -> Prover | None:
         """Return what proofs begin with; None while no peer shows the pin."""
         pin = self._aim.pin
         known = self._chain.known

@@ -90,7 +90,8 @@ def bind(
         if final is None:
             raise RpcError(
                 CHECKPOINT_UNKNOWN,
-                f"checkpoint {height} is not here; the newest one is {newest}",
+                f"checkpoint {height} is not here; the newest one is {newest}, and "
+                "`blyanctl sync status` says how far back history goes",
             )
         return checkpoint_of(final)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from blyan_proto.rpc.errors import RpcError
 from tests.functional.harness import SHARED, Daemon, Network, network, wait_for
 
 pytestmark = pytest.mark.functional
+BLYAND = [sys.executable, "-m", "blyand"]
 
 
 @pytest.fixture(scope="module")
@@ -78,22 +80,29 @@ def test_a_newcomer_serves_before_its_history_is_there(net: Network):
     wait_for(lambda: newcomer.status()["finalised"] > height, "it follows again")
 
 
-def run_alone(net: Network, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run a fresh node of the network until it ends by itself."""
-    home = net.directory / f"alone{len(os.listdir(net.directory))}"
-    blyand = [sys.executable, "-m", "blyand"]
-    genesis = str(net.directory / "genesis.json")
-    init = [*blyand, "init", "--home", str(home), "--genesis", genesis]
+def run_alone(net: Network, genesis: Path) -> subprocess.CompletedProcess[str]:
+    """Run a fresh node until it ends by itself."""
+    home = net.directory / "alone"
+    init = [*BLYAND, "init", "--home", str(home), "--genesis", str(genesis)]
     subprocess.run(init, check=True, capture_output=True)
-    command = [*blyand, "run", "--home", str(home), *options]
-    command += ["--listen", "/ip4/127.0.0.1/tcp/0"]
+    command = [*BLYAND, "run", "--home", str(home), "--listen", "/ip4/127.0.0.1/tcp/0"]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_a_pin_that_is_none_ends_in_a_sentence(net: Network):
-    ended = run_alone(net, "--checkpoint", "12:abc")
+def test_without_a_pin_an_old_genesis_ends_in_a_sentence(net: Network):
+    plan = net.directory / "plan.toml"
+    plan.write_text("time_ms = 1000\n")
+    genesis = net.directory / "old.json"
+    founder = net.directory / "node0" / "founder.json"
+    account = json.loads(founder.read_text())["account"]
+    create = [*BLYAND, "genesis", "create", str(genesis), "--spec", str(plan)]
+    create += ["--founder", str(founder), "--balance", f"{account}=1"]
+    subprocess.run(create, check=True, capture_output=True)
+    ended = run_alone(net, genesis)
     assert ended.returncode == 1
-    assert "names no checkpoint; write HEIGHT:HASH" in ended.stderr
+    assert "no newcomer may trust it alone" in ended.stderr
+    assert "blyand run --checkpoint HEIGHT:HASH" in ended.stderr
+    assert ended.stderr.strip().count("\n") == ended.stderr.strip().count("INFO")
 
 
 def test_providers_and_the_pin_are_shown(net: Network):
