@@ -18,13 +18,15 @@ import trio
 from blyan_proto.checkpoint import FinalCheckpoint
 from blyan_proto.errors import BadProof, ProtocolError
 from blyan_proto.genesis import Genesis
-from blyan_proto.protocols.sync import Checkpoints, Offers
+from blyan_proto.protocols.sync import Checkpoints
 from blyan_proto.state import CHUNKS, StateManifest
 from blyan_proto.validators import ValidatorSet
 from blyand.clock import Clock
 from blyand.compute import Threads
 from blyand.errors import ConfigFault, DiskFull, Unavailable
+from blyand.joining import offers
 from blyand.joining.gathering import Arriving, Gathering, Giving
+from blyand.joining.offers import Offered
 from blyand.joining.prover import Asking, Prover
 from blyand.rules.chain.intake import check_final
 from blyand.rules.chain.trust import Known, Pin, Refused, check_pin
@@ -33,17 +35,14 @@ from blyand.rules.verdict import Reject
 logger = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-OFFERS_S = 10.0  # until a peer is asked again what it offers
 SETS_S = 3.0  # for the hand-overs that one peer shows
 FIRST_WORD_S = 3.0  # a fresh node hears its peers for as long before it follows
 
 
-class Peers(Asking, Giving, Protocol):
+class Peers(Asking, Giving, offers.Asking, Protocol):
     """What joining asks of peers: protocols.sync.Client."""
 
     async def before(self, peer: str, height: int, count: int) -> Checkpoints: ...
-
-    async def offers(self, peer: str, at_least: int) -> Offers: ...
 
     async def manifest(self, peer: str, checkpoint: bytes) -> StateManifest: ...
 
@@ -132,8 +131,7 @@ class Joiner:
         self._asking, self._peers, self._blame = asking, peers, blame
         self._clock, self._lane = clock, lane
         self._prover: Prover | None = None
-        self._offers: dict[bytes, dict[str, FinalCheckpoint]] = {}  # id, peer
-        self._asked: dict[str, float] = {}
+        self._offered = Offered(asking, peers)
         self._others: dict[str, str] = {}  # who has another checkpoint than the pin
         self._must = aim.must  # until it has joined
         self._proved = 0  # the highest checkpoint that a quorum signed
@@ -214,9 +212,10 @@ class Joiner:
             return False
         except Unavailable as error:
             logger.info("the state of checkpoint %d: %s", self.told.height, error)
-            self._forget(peer)
+            self._offered.forget(peer)
             return False
-        self._prover, self._offers = None, {}
+        self._prover = None
+        self._offered.clear()
         self.told.joined_s = trio.current_time() - self.told.began_s
         logger.info("joined at checkpoint %d", final.checkpoint.height)
         return True
@@ -231,11 +230,11 @@ class Joiner:
         async def look() -> None:
             while True:
                 told.chunks, told.state_bytes = gathering.done, gathering.bytes
-                await self._ask_all()
+                await self._offered.ask(self._least)
                 await trio.sleep(LOOK_S / 4)
 
         def providers() -> set[str]:
-            return self._offers.get(id, {}).keys() & set(self._peers())
+            return self._offered.by(id)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(look)
@@ -303,21 +302,12 @@ class Joiner:
 
     async def _find(self, prover: Prover) -> tuple[FinalCheckpoint, str] | None:
         """Return the best proved checkpoint whose state is offered, and by whom."""
-        await self._ask_all()
+        await self._offered.ask(self._least)
         for peer in self._peers():  # whoever knows a later set, its offers or not
             await self._follow_sets(prover, peer)
-        least, connected = self._least, set(self._peers())
-        offered = [
-            sorted(peers.items())
-            for peers in self._offers.values()
-            if peers.keys() & connected
-        ]
-        offered.sort(key=lambda one: (min(2, len(one)), one[0][1].checkpoint.height))
-        for some in reversed(offered):
-            for peer, final in some:
-                if final.checkpoint.height >= least:
-                    if await self._is_proved(prover, peer, final):
-                        return final, peer
+        for peer, final in list(self._offered.best(self._least)):
+            if await self._is_proved(prover, peer, final):
+                return final, peer
         if not self.told.trouble:
             self.told.trouble = "no connected peer offers a newer state yet"
         return None
@@ -342,13 +332,15 @@ class Joiner:
         self, prover: Prover, peer: str, final: FinalCheckpoint
     ) -> bool:
         pin, checkpoint = self._aim.pin, final.checkpoint
+        if pin is not None and pin.height == checkpoint.height:
+            if pin.id != checkpoint.id:  # of another history: people have to decide
+                logger.warning("%s has another checkpoint than the pin", peer)
+                self._offered.distrust(peer)
+                return False
         try:
-            if pin is not None and checkpoint.height == pin.height:
-                if checkpoint.id != pin.id:
-                    raise Reject("another checkpoint than the pin")
-                signers = await self._asking.validators(
-                    peer, checkpoint.validators_root
-                )
+            if pin is not None and pin.id == checkpoint.id:
+                root = checkpoint.validators_root
+                signers = await self._asking.validators(peer, root)
                 await self._lane.run(check_final, final, self._genesis, signers)
             else:
                 await prover.prove(peer, final)
@@ -359,42 +351,15 @@ class Joiner:
             return False
         except (Unavailable, ProtocolError) as error:
             logger.info("%s proves nothing: %s", peer, error)
-            self._forget(peer)
+            self._offered.forget(peer)
             return False
         self._proved = max(self._proved, checkpoint.height)
         self.told.trouble = ""
         return True
 
-    async def _ask_all(self) -> None:
-        """Ask who was not asked of late which states they offer."""
-        now = trio.current_time()
-        connected = set(self._peers())
-        self._asked = {p: s for p, s in self._asked.items() if p in connected}
-        due = [p for p in connected if now - self._asked.get(p, -OFFERS_S) >= OFFERS_S]
-
-        async def ask(peer: str) -> None:
-            self._asked[peer] = now
-            try:
-                shown = await self._asking.offers(peer, self._least)
-            except (Unavailable, ProtocolError) as error:
-                logger.debug("%s offers nothing: %s", peer, error)
-                return
-            self._forget(peer)
-            for final in shown.checkpoints:
-                self._offers.setdefault(final.checkpoint.id, {})[peer] = final
-
-        async with trio.open_nursery() as nursery:
-            for peer in due:
-                nursery.start_soon(ask, peer)
-
-    def _forget(self, peer: str) -> None:
-        """Let what a peer offers count no more."""
-        for peers in self._offers.values():
-            peers.pop(peer, None)
-
     def _drop(self, peer: str, error: Exception) -> None:
+        """Ask a peer for nothing for a while; other errors are blamed where they came in."""
         if isinstance(error, (Reject, BadProof)):
-            self._blame(peer, error)  # others are blamed where they came in
+            self._blame(peer, error)
         self.told.out[peer] = str(error)
-        self._forget(peer)
-        self._asked[peer] = trio.current_time() + 60.0
+        self._offered.distrust(peer)

@@ -402,3 +402,19 @@ def test_what_stands_on_blocks_below_is_taken_in_by_state_or_by_the_signers(tmp_
         assert not node.blamed
 
     run(main)
+
+
+def test_another_history_at_the_height_of_the_pin_is_passed_over_unblamed(tmp_path):
+    """Two final checkpoints of one height are for people to judge, not for a protocol."""
+
+    async def main():
+        source, finals, blocks = await long_chain(tmp_path / "source", 8)
+        newcomer = Newcomer(tmp_path / "new", Wire(), pin=pin_of(finals[7]), must=True)
+        for peer in ("other", "a"):
+            meet(newcomer, peer, Giver(source), blocks)
+        fork = source.sealed(replace(finals[7].checkpoint, time_ms=5))
+        newcomer.wire.hooks["other", "offers"] = lambda at: Offers(8, (fork,))
+        await join(newcomer)
+        assert is_joined(newcomer, source, 8) and not newcomer.node.blamed
+
+    run(main)
