@@ -177,7 +177,7 @@ async def run(home: Home, config: Config) -> None:
             )
             fetcher = build_fetcher(base)
             replica = build_replica(base)
-            newcomer = build_newcomer(base, replica, roles(base))
+            newcomer = build_newcomer(base, replica, fetcher, roles(base))
             settling.begin(base, must_join=newcomer.aim.must)
             models = build_models(
                 base, replica, fetcher, expert_ends.Client(calls), trainer

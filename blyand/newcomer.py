@@ -21,6 +21,7 @@ from blyand.joining.prover import Prover
 from blyand.joining.records import Records
 from blyand.protocols import blocks as blocks_ends
 from blyand.protocols import sync as sync_ends
+from blyand.protocols.fetch import Fetcher
 from blyand.replica import Replica
 from blyand.rules.chain import trust
 from blyand.rules.chain.trust import OWN, Known, Pin, Refused, Start, parse_pin
@@ -143,7 +144,9 @@ class _Chain:
         stores.sets.keep(signers(view), successors(view))
 
 
-def build_newcomer(base: Base, replica: Replica, roles: int) -> Newcomer:
+def build_newcomer(
+    base: Base, replica: Replica, fetcher: Fetcher, roles: int
+) -> Newcomer:
     """Return the parts. ConfigFault when this node must not begin."""
     stores, asking = base.stores, _Asking(base)
     view = replica.view
@@ -177,6 +180,7 @@ def build_newcomer(base: Base, replica: Replica, roles: int) -> Newcomer:
         pin=aim.pin,
         ordered=ordered,
         whole=lambda: stores.retained.go_back_to(0),
+        is_busy=lambda: bool(fetcher.wanted or fetcher.under_way),
     )
     donor = Donor(
         stores.state.freeze, stores.checkpoints.at, base.events, base.disk_lane

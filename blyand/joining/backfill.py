@@ -45,6 +45,8 @@ AT_ONCE = 64  # checkpoints of one exchange
 AGAIN_S = 2.0  # after nobody gave what is missing
 PATIENCE_S = 15.0  # for one answer
 LOOK_S = 1.0  # whether there is something to do
+HEAD_START_S = 60.0  # at most, of what is needed to serve
+CALM = 3  # looks in a row at which no blob was under way
 RATES = 20  # steps over which the rate is taken
 
 Fill = Callable[[str | None], Awaitable[bool]]
@@ -102,15 +104,17 @@ class Backfill:
         pin: Pin | None,
         ordered: Callable[[Sequence[bytes]], None],
         whole: Callable[[], None],
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         """`now_ms` is chain time; `rate` bytes a second, 0 for none; `ordered` hears of
-        blocks that were ordered long ago; `whole`, blocking, that nothing is missing.
+        blocks that were ordered long ago; `whole`, blocking, that nothing is missing;
+        `is_busy()` while blobs are fetched, which go first.
         """
         self._genesis, self._disk, self._asking = genesis, disk, asking
         self._peers, self._blame, self._lane = peers, blame, lane
         self._now_ms, self._rate = now_ms, rate
         self._archives, self._pin = archives, pin
-        self._ordered, self._whole = ordered, whole
+        self._ordered, self._whole, self._is_busy = ordered, whole, is_busy
         self._turn = self._owed = 0
         self._done: deque[tuple[float, int]] = deque(maxlen=RATES)
         self.blocks = self.bytes = 0  # fetched so far
@@ -133,6 +137,8 @@ class Backfill:
         task_status.started()
         while True:
             was_whole = self._disk.history.is_whole
+            if not was_whole:
+                await self._give_way()
             while not self._disk.history.is_whole:
                 if not await self._step():
                     await trio.sleep(AGAIN_S)
@@ -144,6 +150,14 @@ class Backfill:
                 logger.info("history is here down to the first checkpoint")
                 await self._lane.run(self._whole)
             await trio.sleep(LOOK_S)
+
+    async def _give_way(self) -> None:
+        """Let what this node needs to serve come first, for a while."""
+        calm = 0
+        with trio.move_on_after(HEAD_START_S):
+            while calm < CALM:
+                calm = 0 if self._is_busy() else calm + 1
+                await trio.sleep(LOOK_S)
 
     async def _step(self) -> bool:
         """Bring in the next piece; False when no peer gave it."""

@@ -92,7 +92,7 @@ def test_a_kill_in_the_middle_goes_on_where_it_was(tmp_path, monkeypatch):
             return Checkpoints(0, tuple(giver.records.range(first, height - first)))
 
         newcomer.wire.hooks["a", "before"] = before
-        with trio.move_on_after(1):
+        with trio.move_on_after(4.5):
             await fill(newcomer)
         assert newcomer.history.floor.checkpoints == 5
         newcomer.open()
@@ -304,5 +304,17 @@ def test_a_second_jump_leaves_a_gap_that_is_filled(tmp_path):
         check_all(newcomer, 10)
         assert newcomer.backfill.blocks == 6
         assert node.blocks.outcome(blocks[0].id).code == 0  # it executed that one
+
+    run(main)
+
+
+def test_what_is_needed_to_serve_goes_first_for_a_while(tmp_path):
+    async def main():
+        newcomer, *_ = await joined(tmp_path)
+        newcomer.backfill._is_busy = lambda: True
+        began = trio.current_time()
+        await fill(newcomer)
+        waited = trio.current_time() - began
+        assert backfilling.HEAD_START_S <= waited < backfilling.HEAD_START_S + 10
 
     run(main)
