@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from blyan_proto.block.ledger import Reserve
 from blyan_proto.signing import Purpose
 from blyand.rules.economy import pools
 from blyand.rules.economy.book import BALANCES, Purse
@@ -187,6 +189,16 @@ def test_closed_reserves_leave_state(world):
     assert world.is_balanced()
 
 
+def test_a_late_capture_can_still_be_reversed_after_the_expiry(world):
+    payer, payee, _ = world.keys
+    reserve = world.ordered(world.reserve(payee, 500), payer).id
+    world.wait(29_000)
+    world.ordered(world.capture(payer, world.delivery(reserve, 500)), payee)
+    world.wait(5_000)
+    world.wait(1_000)
+    world.ordered(world.reverse(reserve, 500), payee)
+
+
 def test_a_payee_that_spent_it_cannot_reverse(world):
     payer, payee, other = world.keys
     reserve = world.ordered(world.reserve(payee, 500), payer).id
@@ -199,6 +211,41 @@ def test_a_payee_that_spent_it_cannot_reverse(world):
     left_ms = world.escrow(reserve).ends_ms - world.time_ms
     late = world.block(world.reverse(reserve, 1), payee)
     assert "time to give it back is over" in world.errors(late, step_ms=left_ms)[0]
+
+
+def test_four_nodes_have_one_state_after_1000_transactions_LEDGER_21():
+    """Blocks come in any order to each; what they give is the same, to the last byte."""
+    worlds = [LedgerWorld() for _ in range(4)]
+    first, source = worlds[0], random.Random(21)
+    ids = [bytes(32)]
+    for _ in range(20):
+        blocks = []
+        for _ in range(50):
+            who, to = source.choice(first.keys), source.choice(first.keys)
+            micro, id = source.choice([0, 1, 90, 2_000]), source.choice(ids)
+            payload = source.choice(
+                [
+                    first.pay(
+                        to, micro, source.choice([0, 3]), source.choice([b"", b"k"])
+                    ),
+                    first.reserve(to, micro, expires_ms=first.time_ms + 3_000),
+                    first.capture(to, first.delivery(id, micro)),
+                    first.release(id),
+                    first.reverse(id, micro),
+                    first.stake(lock=micro + 1),
+                    first.stake(unlock=micro + 1),
+                ]
+            )
+            blocks.append(first.block(payload, who))
+        outcomes = first.checkpoint(*blocks)
+        took = [b for b, o in zip(blocks, outcomes) if o.error is None]
+        ids += [b.id for b in took if isinstance(b.content, Reserve)]
+        for world in worlds[1:]:
+            source.shuffle(blocks)
+            world.checkpoint(*blocks)
+        assert len({world.view.root for world in worlds}) == 1
+        assert all(world.is_balanced() for world in worlds)
+    assert len(ids) > 20
 
 
 class Market(RuleBasedStateMachine):
