@@ -17,7 +17,7 @@ from typing import Any
 import trio
 
 from blyan_proto.block.ledger import Capture, Quote, Release, Reserve, Reverse
-from blyan_proto.block.payload import decode_payload, encode_payload, kind_of
+from blyan_proto.block.payload import KINDS, decode_payload, encode_payload, kind_of
 from blyand.errors import Busy, TooSlow
 from blyand.events import Broadcast, CheckpointFinalised
 from blyand.ledger.payments import Hands
@@ -40,6 +40,13 @@ MAX_LIVE = 4_096  # sessions that are not over
 MAX_KEPT = 65_536  # sessions altogether; above it the oldest that are over go
 KEPT_MS = 30 * 86_400_000  # a session that is over is kept so long, our clock
 RESUME_S = 2.0  # between two tries to go on with what a kill left behind
+
+# The kinds of blocks that are about reserves.
+TOLD = {
+    kind.code
+    for kind in KINDS.values()
+    if kind.payload in (Reserve, Capture, Release, Reverse)
+}
 
 Resume = Callable[[Session], Any]
 
@@ -261,7 +268,9 @@ class Sessions:
     async def _heard(self, fact: CheckpointFinalised) -> None:
         """Move the sessions that a checkpoint's blocks, or its time, are about."""
         touched = set()
-        for block in fact.blocks:
+        for block in fact.blocks if self._by_id else ():
+            if block.header.kind not in TOLD:
+                continue  # its payload need not be decoded
             content = block.content
             if isinstance(content, Reserve) and content.quote in self._by_id:
                 touched.add(content.quote)
@@ -279,7 +288,7 @@ class Sessions:
             session = self.find(id)
             if session.side is Side.PAYEE and session.state is SessionState.QUOTED:
                 for block in blocks:
-                    content = block.content
+                    content = block.content if block.header.kind in TOLD else None
                     if isinstance(content, Reserve) and content.quote == id:
                         session = await self.authorized(session, block.id)
             if session.intent is None:  # else whoever acts on it settles it

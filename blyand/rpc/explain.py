@@ -31,7 +31,10 @@ FEE = (
     "; of all fees ever paid together a hundredth, rounded down, is burnt, the rest of "
     "each goes to the validators' pool"
 )
-END = "what came due with this checkpoint, and what its epoch paid: see the reasons"
+END = (
+    "what came due with this checkpoint, by its reasons; rewards of an epoch that it "
+    "closed: `blyanctl reward explain`"
+)
 MAX_VALUE = 200  # characters
 
 
