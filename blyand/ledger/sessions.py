@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 MAX_LIVE = 4_096  # sessions that are not over
 MAX_KEPT = 65_536  # sessions altogether; above it the oldest that are over go
-KEPT_MS = 30 * 86_400_000  # a session that is over is kept so long, our clock
+DAY_MS = 86_400_000
+KEPT_MS = 30 * DAY_MS  # a session that is over, or a key, is kept so long, our clock
 RESUME_S = 2.0  # between two tries to go on with what a kill left behind
 
 # The kinds of blocks that are about reserves.
@@ -58,6 +59,7 @@ class Sessions:
         self.hands = hands
         self._store = store
         self._events = events
+        self._keys_forgotten_ms = 0
         self._locks: dict[bytes, trio.Lock] = {}
         self._by_id: OrderedDict[bytes, Session] = OrderedDict()
         self._live: dict[bytes, None] = {}
@@ -322,6 +324,9 @@ class Sessions:
     async def _forget(self) -> None:
         old: list[bytes] = []
         before_ms = self.hands.clock.now_ms() - KEPT_MS
+        if before_ms - self._keys_forgotten_ms > DAY_MS:
+            self._keys_forgotten_ms = before_ms
+            await self.hands.lane.run(self._store.forget_keys, before_ms)
         for session in self._by_id.values():
             surplus = len(self._by_id) - len(old) - MAX_KEPT
             if session.moved_ms >= before_ms and surplus <= 0:

@@ -587,6 +587,27 @@ def test_a_kill_while_paying_pays_once_LEDGER_18(two, step):
     trio.run(main)
 
 
+def test_old_keys_are_forgotten_here_and_known_to_the_chain(two):
+    """After 30 days of our clock; the chain forgets after a span of its own."""
+    chain, payer, _ = two
+    name = chain_key("a")
+    payload = chain.world.pay(chain.world.keys[1], 10, key=name)
+
+    async def main():
+        await payer.ledger.payments.pay(payload, "ledger.send")
+        store = payer.ledger.sessions._store
+        await payer.settle()
+        assert store.keyed(name) is not None
+        payer.clock.advance(32 * 86_400_000)
+        payer.open()
+        await payer.settle()
+        assert store.keyed(name) is None
+        again = await payer.ledger.payments.pay(payload, "ledger.send")
+        assert again.repeated and money(chain) == [990, 1_010]
+
+    trio.run(main)
+
+
 def test_a_payment_that_failed_may_be_tried_again_with_its_key(two):
     chain, payer, _ = two
     payload = chain.world.pay(chain.world.keys[1], 1_500, key=chain_key("a"))

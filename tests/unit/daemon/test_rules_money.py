@@ -266,6 +266,23 @@ def test_only_the_genesis_and_the_rule_of_supply_issue_money():
     assert callers == {"execute.py", "supply.py"}
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_of_a_double_spend_one_counts_and_nobody_is_punished(world, together):
+    """DEC-A13: two blocks of one sequence, each spending all: whichever comes first."""
+    rich, poor, other = world.keys
+    spends = [
+        world.block(world.pay(to, 1_000), rich, sequence=77) for to in (poor, other)
+    ]
+    if together:
+        errors = world.errors(*spends)
+    else:
+        errors = [*world.errors(spends[1]), *world.errors(spends[0])]
+    assert errors.count(None) == 1
+    assert "sequence 77 is spent" in errors
+    assert sorted(map(world.has, world.keys)) == [0, 1_000, 2_000]
+    assert world.owns(rich.account) == 0 and world.is_balanced()
+
+
 def test_a_block_is_executed_once_LEDGER_14(world):
     rich, poor, _ = world.keys
     block = world.block(world.pay(poor, 10), rich)
