@@ -183,6 +183,8 @@ class Payee:
                 raise Refused(Failure.ABUSE, "only the payee gives back")
             if session.state is SessionState.AUTHORIZED:
                 return await self._release(session, failure, "")
+            if session.state is SessionState.REVERSED and (key or not amount_micro):
+                return session  # the same call again
             if session.state is not SessionState.CREDITED:
                 state = session.state.name.lower()
                 text = f"a {state} payment cannot be given back"

@@ -7,6 +7,7 @@ chain lets it have its effect once. Rows: docs/store-schema.md. LEDGER-03, 04, 1
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -62,7 +63,10 @@ class Sessions:
         self._keys_forgotten_ms = 0
         self._locks: dict[bytes, trio.Lock] = {}
         self._by_id: OrderedDict[bytes, Session] = OrderedDict()
-        self._live: dict[bytes, None] = {}
+        self._live: set[bytes] = set()
+        self._unfinished: set[bytes] = set()  # with a step that is written down
+        self._resuming: set[bytes] = set()
+        self._go_on: Callable[[bytes], None] = lambda id: None  # until it runs
         self._by_reserve: dict[bytes, bytes] = {}
         for session in sorted(store.all(), key=lambda one: one.moved_ms):
             self._remember(session)
@@ -217,15 +221,13 @@ class Sessions:
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Go on with what a kill left behind, then follow the checkpoints.
+        """Follow the checkpoints, and go on with what a kill or a caller left behind.
 
         `resume` is an async function that takes the step a session has written down.
         """
         async with trio.open_nursery() as nursery:
+            self._go_on = functools.partial(nursery.start_soon, self._resume, resume)
             with self._events.subscribe(CheckpointFinalised, capacity=64) as facts:
-                for session in self.all():
-                    if session.intent is not None and is_live(session):
-                        nursery.start_soon(self._resume, resume, session.id)
                 task_status.started()
                 await self._catch_up()
                 dropped = 0
@@ -236,16 +238,15 @@ class Sessions:
                         await self._catch_up()
 
     async def _resume(self, resume: Resume, id: bytes) -> None:
-        while True:
-            try:
-                async with self.turn(id):
-                    await resume(self.find(id))
-                return
-            except TooSlow:
-                await trio.sleep(RESUME_S)
-            except (Refused, Illegal) as error:
-                logger.info("session %s: %s", id.hex()[:16], error)
-                return
+        try:
+            async with self.turn(id):
+                await resume(self.find(id))
+        except TooSlow:
+            await trio.sleep(RESUME_S)  # then the next checkpoint tries again
+        except (Refused, Illegal) as error:
+            logger.info("session %s: %s", id.hex()[:16], error)
+        finally:
+            self._resuming.discard(id)
 
     async def _catch_up(self) -> None:
         """See what became of reserves of which no checkpoint told us: we were away."""
@@ -314,9 +315,15 @@ class Sessions:
     async def _sweep(self) -> None:
         """End what time has ended, and forget what is long over."""
         chain_ms = self.hands.chain_ms
-        for id in list(self._live):
-            session = self._by_id[id]
-            if session.intent is None and not self.turn_taken(id):
+        for id in list(self._live | self._unfinished):
+            session = self._by_id.get(id)
+            if session is None or self.turn_taken(id):
+                continue
+            if session.intent is not None:  # whoever began it was killed or gave up
+                if id not in self._resuming:
+                    self._resuming.add(id)
+                    self._go_on(id)
+            else:
                 async with self.turn(id):
                     await self._end_in_time(self.find(id), chain_ms)
         await self._forget()
@@ -331,7 +338,7 @@ class Sessions:
             surplus = len(self._by_id) - len(old) - MAX_KEPT
             if session.moved_ms >= before_ms and surplus <= 0:
                 break
-            if session.id not in self._live:
+            if session.id not in self._live | self._unfinished:
                 old.append(session.id)
         if old:
             await self.hands.lane.run(self._store.remove, old)
@@ -360,10 +367,11 @@ class Sessions:
     def _remember(self, session: Session) -> None:
         self._by_id[session.id] = session
         self._by_id.move_to_end(session.id)
-        if is_live(session):
-            self._live[session.id] = None
-        else:
-            self._live.pop(session.id, None)
+        for ids, belongs in (
+            (self._live, is_live(session)),
+            (self._unfinished, session.intent is not None),
+        ):
+            ids.add(session.id) if belongs else ids.discard(session.id)
         if session.reserve is not None:
             self._by_reserve[session.reserve] = session.id
 

@@ -86,6 +86,7 @@ class Node:
     def open(self) -> None:
         """Start, as after a kill."""
         self.left = None
+        self._scope: trio.CancelScope | None = None
         self.events = Broadcast()
         hands = Hands(
             account=self.key.account,
@@ -107,7 +108,13 @@ class Node:
         if self.left is not None:
             self.left -= 1
             if self.left < 0:
-                raise Killed
+                if self._scope is None:
+                    raise Killed
+                self._scope.cancel()
+
+    def hang_up(self, step: int, scope: trio.CancelScope) -> None:
+        """Let whoever calls give up at a step, instead of a kill."""
+        self.left, self._scope = step, scope
 
     async def make(self, payload: Any) -> Any:
         self.step()

@@ -130,8 +130,9 @@ def test_the_happy_path_and_back_LEDGER_04(two):
         await payer.settle()
         assert payer.session(id).state is SessionState.REVERSED  # it was away meanwhile
         assert money(chain) == [1_000, 1_000] and held(chain) == 0
+        assert await payee.payee.reverse(id, None, "") == whole
         with pytest.raises(Refused, match="cannot be given back"):
-            await payee.payee.reverse(id, None, "")
+            await payee.payee.reverse(id, 5, "")
 
     trio.run(main)
 
@@ -620,6 +621,34 @@ def test_a_payment_that_failed_may_be_tried_again_with_its_key(two):
         chain.tick()
         await payer.ledger.payments.pay(payload, "ledger.send")
         assert money(chain) == [400, 2_500]
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("step", range(1, PAYER_STEPS))
+def test_what_a_caller_gave_up_is_gone_on_with(two, step):
+    """Whoever hangs up in the middle of a step has it finished all the same."""
+    chain, payer, payee = two
+
+    async def main():
+        quote = await quoted(two, life_ms=50_000)
+        id = quote.statement.id
+        async with trio.open_nursery() as nursery:
+            await nursery.start(payer.ledger.run)
+            with trio.CancelScope() as scope:
+                payer.hang_up(step, scope)
+                await payer.payer.authorize(quote, 0)
+            payer.left = None
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(3):
+                chain.tick()
+                await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        if payer.session(id).state in (SessionState.PENDING, SessionState.QUOTED):
+            assert payer.session(id).intent is None and not chain.count(Reserve)
+        else:
+            assert payer.session(id).state is SessionState.AUTHORIZED
+            assert chain.count(Reserve) == 1 and held(chain) == 200
 
     trio.run(main)
 
