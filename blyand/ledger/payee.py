@@ -21,7 +21,8 @@ from blyan_proto.signing import Purpose, SigningKey, check_signature
 from blyand.errors import Unavailable
 from blyand.ledger.sessions import Sessions
 from blyand.ledger.undo import Undo
-from blyand.rules.economy.escrow import ESCROWS, Escrow, Status, speaks_for
+from blyand.rules.economy.escrow import ESCROWS, Escrow, Status
+from blyand.rules.economy.rotation import may_sign
 from blyand.rules.economy.session import (
     Failure,
     Refused,
@@ -144,7 +145,7 @@ class Payee:
 
     def _check(self, session: Session, receipt: Capture) -> None:
         payer = session.quote.statement.payer
-        if not speaks_for(self._hands.view(), payer, receipt.payer_key):
+        if not may_sign(self._hands.view(), payer, receipt.payer_key):
             raise Refused(Failure.ABUSE, "the receipt is signed by another account")
         try:
             check_signature(

@@ -15,8 +15,8 @@ from blyan_proto.genesis import Genesis
 from blyan_proto.signing import Purpose, SigningKey, check_signature
 from blyand.ledger.sessions import Sessions
 from blyand.rules.economy.book import amount
-from blyand.rules.economy.escrow import speaks_for
 from blyand.rules.economy.once import first_of
+from blyand.rules.economy.rotation import may_sign
 from blyand.rules.economy.session import (
     Failure,
     Refused,
@@ -66,7 +66,7 @@ class Payer:
             )
         except BadSignature as error:
             raise Refused(Failure.ABUSE, "the quote is not signed") from error
-        if not speaks_for(self._hands.view(), statement.payee, quote.key):
+        if not may_sign(self._hands.view(), statement.payee, quote.key):
             raise Refused(Failure.ABUSE, "the quote is signed by another account")
 
     async def _reserve(self, session: Session, fee_micro: int) -> Session:

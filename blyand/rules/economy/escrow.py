@@ -18,13 +18,13 @@ from blyan_proto.block.ledger import Capture, Release, Reserve, Reverse
 from blyan_proto.codec import U64, message
 from blyan_proto.errors import BadSignature
 from blyan_proto.genesis import Genesis
-from blyan_proto.signing import Purpose, account_of, check_signature
+from blyan_proto.signing import Purpose, check_signature
 from blyan_proto.types import Account, BlockId, MaybeHash
 from blyand.rules.economy import fee, pools
 from blyand.rules.economy.book import Purse, amount, move
 from blyand.rules.economy.due import Due, Task, schedule
 from blyand.rules.economy.once import spend_key
-from blyand.rules.records import NODES
+from blyand.rules.economy.rotation import may_sign
 from blyand.rules.table import Table
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay, View
@@ -111,7 +111,7 @@ def capture(
         raise Reject("nothing is captured: release the reserve")
     if statement.amount_micro > escrow.reserved_micro:
         raise Reject("more is captured than was reserved")
-    if not speaks_for(view, escrow.payer, payload.payer_key):
+    if not may_sign(view, escrow.payer, payload.payer_key):
         raise Reject("the delivery is signed by a key that is not the payer's")
     try:
         check_signature(
@@ -170,17 +170,6 @@ def end(view: Overlay, id: bytes, genesis: Genesis, now_ms: int) -> None:
         _close(view, escrow, Status.EXPIRED, genesis, now_ms)
     else:
         ESCROWS.remove(view, id)
-
-
-def speaks_for(view: View, account: bytes, key: bytes) -> bool:
-    """True when `key` is the account's current one (DEC-A10)."""
-    node = NODES.get(view, account)
-    if node is not None:
-        return node.key == key
-    try:
-        return account_of(key) == account
-    except ValueError:  # 33 bytes that are no point of the curve
-        return False
 
 
 def _of_payee(view: View, block: Block, id: bytes) -> Escrow:

@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from blyan_proto.block.economy import KeyRotation, RotationStatement
 from blyan_proto.block.ledger import Reserve
 from blyan_proto.signing import Purpose
 from blyand.rules.economy import pools
@@ -197,6 +198,19 @@ def test_a_late_capture_can_still_be_reversed_after_the_expiry(world):
     world.wait(5_000)
     world.wait(1_000)
     world.ordered(world.reverse(reserve, 500), payee)
+
+
+def test_after_a_rotation_the_new_key_signs_for_deliveries(world):
+    payer, payee, _ = world.keys
+    reserve = world.ordered(world.reserve(payee, 500), payer).id
+    new = key("payer's new key")
+    statement = RotationStatement(1, payer.account, new.public)
+    proof = new.sign(Purpose.KEY_ROTATION, world.genesis.id, statement)
+    world.ordered(KeyRotation(1, new.public, proof), payer)
+    delivery = world.delivery(reserve, 500)
+    old = world.capture(payer, delivery)
+    assert "not the payer's" in world.refused(old, payee)
+    world.ordered(world.capture(new, delivery), payee)
 
 
 def test_a_payee_that_spent_it_cannot_reverse(world):
