@@ -16,7 +16,8 @@ import trio
 from blyan_proto.holdings import Holdings
 from blyan_proto.validators import ValidatorSet
 from blyand.compute import Threads
-from blyand.finality.pen import Pen
+from blyand.errors import DiskFull
+from blyand.finality.pen import FULL_S, Pen
 from blyand.finality.ports import Chain, Mesh
 from blyand.rules.chain.validators import signers
 from blyand.store.intents import IntentLog
@@ -87,7 +88,18 @@ class Memory:
                 await self._lane.run(self._intents.raise_vote_floor, floor)
         elif height or self._is_lost or len(voters) > 1:
             await self._listen(lambda: self._chain.clock().height)
+        await self._remember()
         self.is_learning = self._is_lost = False
+
+    async def _remember(self) -> None:
+        """Note on disk that this is settled: until then a restart does it again."""
+        while True:
+            try:
+                await self._lane.run(self._intents.settle)
+                return
+            except DiskFull as error:
+                logger.warning("no vote is given: %s", error)
+                await trio.sleep(FULL_S)
 
     def _can_do_without(self, voters: ValidatorSet) -> bool:
         """True when the others are a quorum without this node."""

@@ -69,7 +69,7 @@ class IntentLog:
         self._head_floors: dict[bytes, int] = {}
         self._slots = 0
         self._compacted = 0  # slots after the last rewrite
-        self.fresh = False  # there was no log: new node, or a restored home
+        self.fresh = False  # there was no log, and `settle` was not called since
         self.damaged = False  # some record is lost: treat the home as restored
         fd = self._medium.open(NAME, write=True)
         if fd is None:
@@ -99,7 +99,12 @@ class IntentLog:
     def settle(self) -> None:
         """Forget that records were lost: the peers have told what was signed."""
         with self._lock:
-            self._compact()
+            was_fresh, self.fresh = self.fresh, False
+            try:
+                self._compact()
+            except BaseException:
+                self.fresh = was_fresh
+                raise
             self.damaged = False
 
     def vote_at(
@@ -261,6 +266,8 @@ class IntentLog:
                 self.damaged = True
             elif slot.kind == _OPENING and slot.a != _VERSION:
                 raise StorageFault(f"the intent log has version {slot.a}, not 1")
+            elif slot.kind == _OPENING and slot.b:
+                self.fresh = True  # it ended before it was settled
             else:
                 self._remember(slot)
         self._slots = count - last_is_torn
@@ -295,7 +302,8 @@ class IntentLog:
 
     def _rewrite(self) -> int:
         """Write what is known to a new file, put it in the log's place, return it."""
-        slots = [_Slot(_OPENING, a=_VERSION), _Slot(_VOTE_FLOOR, a=self._vote_floor)]
+        opening = _Slot(_OPENING, a=_VERSION, b=int(self.fresh))
+        slots = [opening, _Slot(_VOTE_FLOOR, a=self._vote_floor)]
         for account, sequence in self._sequences.items():
             key = account.ljust(32, b"\0")
             slots.append(_Slot(_SEQUENCE, key, sequence, len(account)))

@@ -98,6 +98,7 @@ def test_four_validators_and_a_follower_agree(tmp_path, seed):
     async def main():
         _, nodes, wire = make_network(5, seed, tmp_path, loss=0.1 * seed, validators=4)
         async with alive(*nodes):
+            await until(lambda: all(node.voter.now for node in nodes[:4]))
             for turn in range(12):
                 await nodes[turn % 5].author.make(beat(turn))
                 await trio.sleep(0.5)
@@ -148,6 +149,7 @@ def test_any_are_killed_at_any_time_and_start_again(tmp_path, seed):
         _, nodes, wire = make_network(4, seed, tmp_path, loss=0.05, validators=4)
         source = wire.random
         async with alive(*nodes) as life:
+            await until(lambda: all(node.voter.now for node in nodes))
             for turn in range(20):
                 victim = source.randrange(4)
                 await nodes[(victim + 1) % 4].author.make(beat(turn))

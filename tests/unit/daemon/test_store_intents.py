@@ -17,6 +17,7 @@ RUN = b"r" * 32
 def log(tmp_path):
     log = IntentLog(tmp_path / "intents")
     assert log.fresh and not log.damaged
+    log.settle()
     return log
 
 
@@ -132,6 +133,12 @@ def test_a_lost_log_is_fresh(log, tmp_path):
     assert log.fresh
     log.raise_sequence_to(ACCOUNT, 9)  # what the peers said
     assert log.reserve_sequence(ACCOUNT) == 10
+    log = reopened(log, tmp_path)
+    assert log.fresh, "it ended before it knew what it had signed"
+    log.settle()
+    assert not log.fresh
+    log = reopened(log, tmp_path)
+    assert not log.fresh and log.sequence_of(ACCOUNT) == 10
     log.close()
 
 

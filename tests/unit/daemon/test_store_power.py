@@ -98,7 +98,7 @@ def check_promises(root, facts):
     log = IntentLog(root, medium=Quick(root))
     if log.damaged:
         yield "a power cut looks like damage"
-    if facts and log.fresh:
+    if facts and not (log.sequence_of(ACCOUNT) or log.highest_vote()):
         yield "the log is gone"
     for kind, number in facts:
         if kind == "sequence" and log.sequence_of(ACCOUNT) < number:
