@@ -61,7 +61,7 @@ def member_of(world, who, chaining=None, made=None, roles=None):
         world.ordered(payload, who)
 
     template = registration(who)
-    bits = roles if roles is not None else int(Role.SERVE | Role.VALIDATE)
+    bits = roles if roles is not None else int(Role.LEARN | Role.SERVE | Role.VALIDATE)
     return Member(
         who.account,
         Claims(who.public, bits, "eu", template.hardware),

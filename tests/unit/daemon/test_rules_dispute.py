@@ -14,6 +14,7 @@ from blyand.rules.model.dispute import DISPUTES, Stand, is_single, open_disputes
 from blyand.rules.model.model import heads_root
 from blyand.rules.records import GROUPS, MODELS, VERSIONS
 from blyand.rules.trust.offences import OFFENCES, unapplied
+from blyand.rules.trust.slashing import is_banned
 from tests.unit.daemon.chain_world import Training, key, roots, some
 
 GROUP = 3
@@ -48,7 +49,8 @@ def verdict(update, is_right):
 
 
 def offenders(world):
-    assert unapplied(world.view) == list(OFFENCES.scan(world.view))
+    assert unapplied(world.view) == [], "taken up at the end of the checkpoint"
+    assert all(is_banned(world.view, one.offender) for one in OFFENCES.scan(world.view))
     return {(one.offender, one.offence) for one in OFFENCES.scan(world.view)}
 
 
