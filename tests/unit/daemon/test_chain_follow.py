@@ -11,7 +11,7 @@ from blyan_proto.checkpoint import VoteStage
 from blyan_proto.codec import encode
 from blyan_proto.errors import ProtocolError
 from blyand.chain import follow
-from blyand.errors import Halted
+from blyand.errors import Halted, NotHere
 from blyand.net.gossip import Verdict
 from blyand.rules.chain.intake import check_final
 from blyand.rules.verdict import Reject
@@ -165,6 +165,22 @@ def test_a_peer_that_never_answers_holds_up_nothing(pair, what):
                 await node.follower.gossip_check("honest", encode(final))
             await until(lambda: node.machine.clock.height == 2, limit)
         assert not node.blamed
+
+    run(main)
+
+
+def test_a_peer_may_leave_while_it_is_asked(pair):
+    _, node = pair
+
+    async def main():
+        async def leave(height):
+            node.peers.remove("a")
+            node.follower._next_peer()  # somebody else is looked for meanwhile
+            raise NotHere("a is gone")
+
+        gives(node, "a")
+        node.finals_of["a"] = leave
+        assert not await node.follower._poll("a")
 
     run(main)
 
