@@ -9,6 +9,7 @@ they were current can still be punished.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from blyan_proto.block.block import Block
 from blyan_proto.block.economy import KeyRotation, RotationStatement
@@ -64,6 +65,7 @@ def is_first_key(key: bytes, account: bytes) -> bool:
     return address_of(key) == account
 
 
+@lru_cache(maxsize=4096)  # of every member, for every block that only members make
 def address_of(key: bytes) -> bytes | None:
     """Return the account that a key names, None for 33 bytes that are no key."""
     try:

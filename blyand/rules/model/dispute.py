@@ -116,18 +116,23 @@ def judge(
     liveness_ms: int,
 ) -> None:
     """Execute a validator's verdict; the one that makes more than 2/3 decides."""
-    voter = member_of(view, block.header.account)
     known = DISPUTES.get(view, payload.update)
     if known is None or known.stand is not Stand.OPEN:
         raise Reject("no such open dispute")
+    voter = member_of(view, block.header.account)
     if voter is None or not validators.weight_of(voter):
         raise Reject("only a validator judges")
     if voter in known.says_right or voter in known.says_false:
         raise Reject("this validator has said what it found")
+    # Who left the set counts no more, and makes room: a record holds one set's voters.
+    right, false = (
+        tuple(key for key in said if validators.weight_of(key))
+        for said in (known.says_right, known.says_false)
+    )
     if payload.is_right:
-        known = replace(known, says_right=(*known.says_right, voter))
+        known = replace(known, says_right=(*right, voter), says_false=false)
     else:
-        known = replace(known, says_false=(*known.says_false, voter))
+        known = replace(known, says_right=right, says_false=(*false, voter))
     DISPUTES.put(view, known, known.update)
     if _decides(validators, known.says_false):
         _uphold(view, known, block.id, liveness_ms)

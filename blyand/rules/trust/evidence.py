@@ -65,14 +65,33 @@ def punish(
         raise Reject("only a registered node reports an offence")
     try:
         shown = prove(evidence, block.header.network)
-    except FalseEvidence:
-        record(view, Offence.FALSE_EVIDENCE, reporter, block.id, height, block.id)
+    except FalseEvidence as error:
+        _note_false(view, reporter, block.id, height, now_ms, error)
         return
     check_punishable(view, evidence, shown, height, now_ms)
     if not record(
         view, evidence.offence, evidence.offender, shown.subject, height, block.id
     ):
         raise Reject("this offence is known")
+
+
+def _note_false(
+    view: Overlay,
+    reporter: bytes,
+    block: bytes,
+    height: int,
+    now_ms: int,
+    error: FalseEvidence,
+) -> None:
+    """Record that a reporter accused without proof: once in a checkpoint, and in a ban.
+
+    Reject otherwise: a reporter without a bond must not fill state for nothing.
+    """
+    false, subject = Offence.FALSE_EVIDENCE, height.to_bytes(8, "little")
+    if is_spent(view, reporter, false, height, now_ms) or not record(
+        view, false, reporter, subject, height, block
+    ):
+        raise Reject(f"the evidence shows nothing: {error}") from error
 
 
 def check_punishable(

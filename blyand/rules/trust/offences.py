@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 
 from blyan_proto.block.economy import Offence
 from blyan_proto.codec import U64, message
@@ -57,9 +58,9 @@ def record(
     return True
 
 
-def unapplied(view: View) -> list[Offending]:
-    """Return the offences that slashing has not taken up, ascending by id."""
-    found = [OFFENCES.get(view, due.id) for due in DUE.scan(view)]
+def unapplied(view: View, most: int) -> list[Offending]:
+    """Return at most `most` offences that slashing has not taken up, ascending by id."""
+    found = [OFFENCES.get(view, due.id) for due in islice(DUE.scan(view), most)]
     return [offending for offending in found if offending is not None]
 
 

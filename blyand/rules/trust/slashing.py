@@ -119,7 +119,7 @@ def is_spent(
 
 def apply_offences(view: Overlay, height: int, now_ms: int) -> None:
     """Take up what was recorded: at most 64 offences at one checkpoint."""
-    for offending in unapplied(view)[:APPLIED_AT_ONCE]:
+    for offending in unapplied(view, APPLIED_AT_ONCE):
         mark_applied(view, offending)
         offender, offence = offending.offender, offending.offence
         if not is_spent(view, offender, offence, offending.height, now_ms):

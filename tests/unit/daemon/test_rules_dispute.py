@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from blyan_proto.block.economy import Dispute, DisputeVerdict, Offence
 from blyan_proto.block.model import Snapshot
 from blyan_proto.checkpoint import beacon_link
-from blyan_proto.constants import FORMAT_VERSION
+from blyan_proto.constants import FORMAT_VERSION, MAX_VALIDATORS
 from blyan_proto.genesis import Setting
-from blyan_proto.validators import Validator
-from blyand.rules.model.dispute import DISPUTES, Stand, is_single, open_disputes
+from blyan_proto.validators import Validator, ValidatorSet
+from blyand.rules.model.dispute import (
+    DISPUTES,
+    Stand,
+    is_single,
+    judge,
+    open_disputes,
+)
 from blyand.rules.model.model import heads_root
 from blyand.rules.records import GROUPS, MODELS, VERSIONS
 from blyand.rules.trust.offences import OFFENCES, unapplied
 from blyand.rules.trust.slashing import is_banned
+from blyand.rules.view import Overlay
 from tests.unit.daemon.chain_world import Training, key, roots, some
 
 GROUP = 3
@@ -49,7 +58,7 @@ def verdict(update, is_right):
 
 
 def offenders(world):
-    assert unapplied(world.view) == [], "taken up at the end of the checkpoint"
+    assert unapplied(world.view, 1) == [], "taken up at the end of the checkpoint"
     assert all(is_banned(world.view, one.offender) for one in OFFENCES.scan(world.view))
     return {(one.offender, one.offence) for one in OFFENCES.scan(world.view)}
 
@@ -115,6 +124,21 @@ def test_a_false_update_goes_and_what_stands_on_it(world):
     world.move(run)
     assert world.group(GROUP).rounds == 4
     assert "void" in refusal(world, doubt(world, run, update=before.head))
+
+
+def test_verdicts_of_a_set_that_is_gone_make_room(world):
+    run = world.open()
+    world.move(run)
+    update = VERSIONS.get(world.view, run, 0, GROUP).update
+    assert refusal(world, doubt(world, run)) is None
+    view, own = Overlay(world.view), world.keys[0].public
+    gone = tuple(key(("gone", index)).public for index in range(MAX_VALIDATORS))
+    known = replace(DISPUTES.get(view, update), says_false=gone)
+    DISPUTES.put(view, known, update)
+    block = world.block(verdict(update, False), world.keys[0])
+    now = ValidatorSet((Validator(own, 1, bytes(32)), Validator(gone[0], 9, bytes(32))))
+    judge(view, block, block.content, now, 0)  # one more voter than a record holds
+    assert DISPUTES.get(view, update) is None, "and the old vote of a member counts"
 
 
 def test_a_wrong_dispute_costs_who_signed_it_and_clears_the_update():

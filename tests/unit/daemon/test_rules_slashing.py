@@ -34,6 +34,7 @@ from tests.unit.daemon.chain_world import (
     beat,
     child_of,
     key,
+    registration,
     sign_block,
 )
 from tests.unit.daemon.validators_world import (
@@ -193,7 +194,7 @@ def test_a_double_vote_costs_a_tenth_and_thirty_days():
     )
     assert sum(posting.micro for posting in world.ended) == 0
     (offending,) = OFFENCES.scan(world.view)
-    assert offending.applied and unapplied(world.view) == []
+    assert offending.applied and unapplied(world.view, 64) == []
     assert is_banned(world.view, one.account)
 
 
@@ -281,6 +282,22 @@ def test_false_evidence_costs_its_reporter():
     (slash,) = slashes(world)
     assert (slash.offence, slash.offender) == (Offence.FALSE_EVIDENCE, reporter.account)
     assert slash.banned_until_ms == world.time_ms + DAY_MS
+
+
+def test_false_evidence_without_a_bond_does_not_fill_state():
+    world = Validating()
+    good = sign_block(world.genesis, world.keys[1], beat())
+    reporter = world.new[0]
+    world.ordered(registration(reporter), reporter)
+
+    def false():
+        return world.block(invalid(good, good.payload), reporter)
+
+    first, *more = world.errors(*(false() for _ in range(100)))
+    assert first is None and all("shows nothing" in error for error in more)
+    assert "shows nothing" in world.errors(false())[0]  # while it is banned
+    assert len(list(OFFENCES.scan(world.view))) == 1
+    assert not unapplied(world.view, 1)
 
 
 def test_a_signed_block_that_is_invalid_costs_a_twentieth():
