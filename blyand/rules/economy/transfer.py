@@ -23,6 +23,8 @@ def transfer(
     source = block.header.account
     if payload.to == ISSUE:
         raise Reject("nobody owns the zero account; what is sent there would be lost")
+    if not payload.amount_micro:
+        raise Reject("nothing is sent")
     spend_key(view, block, payload, now_ms, genesis.setting("idempotency_span_ms"))
     if payload.amount_micro + payload.fee_micro > amount(view, source):
         raise Reject("the account owns less than it sends")

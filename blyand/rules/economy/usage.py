@@ -63,8 +63,10 @@ def count(view: Overlay, served: Served, time_ms: int) -> None:
     total = sum(calls for _, calls in served.calls)
     response_ms = min(MAX_RESPONSE_MS, served.response_ms)
     for group, called in served.calls:
-        calls = min(MAX_CALLS, called)
-        line = _line(view, model, group, server) if group in held and calls else None
+        calls, fee = min(MAX_CALLS, called), served.fee_micro * called // max(1, total)
+        if group not in held or not calls:
+            continue
+        line = _line(view, model, group, server, is_paid=fee > 0)
         if line is not None and line.calls <= MAX_LINE_CALLS:
             _put(
                 view,
@@ -73,17 +75,24 @@ def count(view: Overlay, served: Served, time_ms: int) -> None:
                     calls=line.calls + calls,
                     waited_ms=line.waited_ms + calls * response_ms,
                     quality=line.quality + calls * served.quality_ppm,
-                    fee_micro=line.fee_micro + served.fee_micro * called // total,
+                    fee_micro=line.fee_micro + fee,
                     last_ms=time_ms,
                 ),
             )
 
 
-def _line(view: Overlay, model: bytes, group: int, server: bytes) -> Line | None:
-    """Return the line as it stands; None where there is no room for another."""
+def _line(
+    view: Overlay, model: bytes, group: int, server: bytes, *, is_paid: bool
+) -> Line | None:
+    """Return the line as it stands; None where there is no room for another.
+
+    Only a fee begins one: without any it would earn nothing, and take others' room.
+    """
     line = USES.get(view, model, group, server)
     if line is not None:
         return line
+    if not is_paid:
+        return None
     tally = TALLY.get(view) or Tally(0)
     if tally.lines >= MAX_LINES:
         return None

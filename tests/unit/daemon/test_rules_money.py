@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blyan_proto.genesis import Balance
+from blyan_proto.types import Chain
 from blyand.rules.chain.execute import begin
 from blyand.rules.economy import book, fee, once, pools, price, stake, supply
 from blyand.rules.economy.book import MAX_SUPPLY_MICRO, MICRO, Purse, amount
 from blyand.rules.economy.due import DUES, MAX_STEPS, Due, Task, schedule, turn
+from blyand.rules.records import USED
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay
 from blyand.store.state import State
@@ -50,6 +52,13 @@ def test_splitting_a_fee_burns_neither_less_nor_more(fees):
         assert 0 <= part <= one
         paid, burnt = paid + one, burnt + part
     assert burnt == sum(fees) // 100
+
+
+def test_who_owns_nothing_leaves_nothing_in_state(world):
+    nobody = key("nobody")
+    (error,) = world.errors(world.block(world.pay(world.keys[0], 0), nobody))
+    assert error == "nothing is sent"
+    assert USED.get(world.view, nobody.account, bytes([Chain.LEDGER])) is None
 
 
 def test_a_network_may_ask_for_a_fee():
