@@ -2,13 +2,16 @@
 
 A chunk is taken from one peer from its start to its end, so that a false one has one to
 blame. Who lies is blamed and asked no more; who is silent or busy rests while others go
-on; a chunk that somebody did not finish is taken from another from its start.
+on; a chunk that somebody did not finish is taken from another from its start. So is one
+that comes too slowly for others that have nothing to do, each time with more patience:
+parts without an end must not stop a node from joining.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import trio
@@ -24,6 +27,7 @@ MAX_DONORS = 8
 STREAMS = 2  # of one donor: one travels while the other is written
 BUSY_S = 1.0  # until a busy donor is asked again; each time in a row twice as long
 SILENT_S = 60.0  # until one that fell silent is
+LATE_S = 30.0  # for one chunk, while others could give it; each time twice as long
 LOOK_S = 1.0
 
 
@@ -47,6 +51,14 @@ class Giving(Protocol):
     ) -> StatePart: ...
 
 
+@dataclass(frozen=True)
+class _Coming:
+    """A chunk under way."""
+
+    since_s: float
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
 class Gathering:
     """A state under way. `run` may be called once."""
 
@@ -62,7 +74,8 @@ class Gathering:
         self._giving, self._lane, self._blame = giving, lane, blame
         self._missing = list(arriving.missing())
         self._begun = {c for c in self._missing if arriving.after(c) is not None}
-        self._under_way: set[int] = set()
+        self._under_way: dict[int, _Coming] = {}
+        self._patience: dict[int, float] = {}  # chunk -> for whoever gives it next
         self._running: dict[str, int] = {}  # donor -> streams
         self._resting: dict[str, tuple[float, float]] = {}  # donor -> until, how long
         self._turn = trio.Lock()  # one part is written at a time
@@ -94,6 +107,7 @@ class Gathering:
                 now = trio.current_time()
                 for peer in able:
                     self._start(nursery, peer, now)
+                self._hurry(able, now)
                 if not self._running and not any(self._is_back_soon(p) for p in able):
                     self._ending = NotHere("nobody gives that state any more")
                     break
@@ -114,23 +128,41 @@ class Gathering:
             self._running[peer] = self._running.get(peer, 0) + 1
             nursery.start_soon(self._take, peer, self._claim())
 
+    def _hurry(self, able: Iterable[str], now: float) -> None:
+        """Take late chunks from who gives them, when others have nothing to do."""
+        idle = {
+            peer
+            for peer in able
+            if not self._running.get(peer)
+            and self._resting.get(peer, (0.0, 0.0))[0] <= now
+        }
+        for chunk, coming in self._under_way.items() if idle else ():
+            patience_s = self._patience.setdefault(chunk, LATE_S)
+            if now - coming.since_s > patience_s:
+                self._patience[chunk] = 2 * patience_s
+                coming.scope.cancel()
+
     def _next(self) -> int | None:
         return next((c for c in self._missing if c not in self._under_way), None)
 
     def _claim(self) -> int:
         chunk = self._next()
         assert chunk is not None
-        self._under_way.add(chunk)
+        self._under_way[chunk] = _Coming(trio.current_time())
         return chunk
 
     async def _take(self, peer: str, chunk: int) -> None:
         """Take chunks of one donor, `chunk` first, until there is no need or no use."""
         try:
             while True:
+                coming = self._under_way[chunk]
                 try:
-                    await self._take_chunk(peer, chunk)
+                    with coming.scope:
+                        await self._take_chunk(peer, chunk)
                 finally:
-                    self._under_way.discard(chunk)
+                    del self._under_way[chunk]
+                if coming.scope.cancelled_caught:
+                    raise TooSlow("a chunk that does not end")
                 self._resting.pop(peer, None)
                 self.gave[peer] = self.gave.get(peer, 0) + 1
                 self._notify()
@@ -149,7 +181,7 @@ class Gathering:
         except Busy:
             self._rest(peer, BUSY_S)
         except TooSlow:
-            logger.info("%s fell silent while giving a state", peer)
+            logger.info("%s is too slow in giving a state", peer)
             self._rest(peer, SILENT_S)
         except Unavailable as error:  # absent, pruned, or gone
             self.out[peer] = str(error)

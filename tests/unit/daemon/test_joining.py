@@ -9,6 +9,7 @@ import trio
 
 from blyan_proto.checkpoint import FinalCheckpoint
 from blyan_proto.protocols.sync import Checkpoints, Offers
+from blyan_proto.state import StatePair, StatePart, path_of
 from blyand.errors import Busy, ConfigFault, NotHere, TooSlow
 from blyand.rules.chain.intake import ParentUnknown
 from blyand.rules.chain.known import tip_place
@@ -217,6 +218,28 @@ def test_who_cannot_is_passed_over_and_not_blamed(tmp_path, error):
         assert is_joined(newcomer, source, 9)
         assert not newcomer.node.blamed
         assert not newcomer.joiner.told.gave.get("lame")
+
+    run(main)
+
+
+def test_chunks_without_an_end_hold_nothing_up(tmp_path):
+    async def main():
+        newcomer, source, *_ = await world(tmp_path, peers=("drip", "a"))
+        keys: dict[int, list[bytes]] = {}
+        for number in range(40_000):
+            key = number.to_bytes(4, "big")
+            keys.setdefault(path_of(key)[0], []).append(key)
+
+        async def drip(id, chunk, after):
+            await trio.sleep(8)  # within the deadline, each time
+            least = after or b""
+            _, key = min((path_of(k), k) for k in keys[chunk] if path_of(k) > least)
+            return StatePart(chunk, after, (StatePair(key, b"x"),), False)
+
+        newcomer.wire.hooks["drip", "part"] = drip
+        await join(newcomer)
+        assert is_joined(newcomer, source, 9)
+        assert not newcomer.joiner.told.gave.get("drip")
 
     run(main)
 
