@@ -323,6 +323,10 @@ class Agreement:
         return self._proposer_of(round) == proposal.proposer
 
     def _accuse(self, first: Vote | Proposal, second: Vote | Proposal) -> None:
+        """Tell once of each signer. One checkpoint under two valid rounds is no offence,
+        and must not hide one that is."""
+        if first.statement.checkpoint == second.statement.checkpoint:
+            return
         signer = signer_of(first)
         if signer not in self._accused:
             self._accused.add(signer)

@@ -315,6 +315,15 @@ def test_rule(rule: str) -> None:
     Stand(me).play(script)
 
 
+def test_one_checkpoint_under_two_valid_rounds_hides_no_offence() -> None:
+    stand = Stand("D")
+    stand.play("""
+        P 2 X 0    ->
+        P 2 X 1    ->
+        P 2 Y      -> evidence C
+        """)
+
+
 def test_evidence_is_the_two_signed_messages() -> None:
     stand = Stand()
     one, other = vote(PREVOTE, 3, "X", "A"), vote(PREVOTE, 3, "-", "A")
