@@ -32,6 +32,7 @@ from blyand.rules.records import (
 )
 from blyand.rules.table import Table
 from blyand.rules.trust import offences
+from blyand.rules.trust.slashing import is_banned
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay, View
 
@@ -88,6 +89,8 @@ def begin(view: Overlay, block: Block, payload: Dispute) -> None:
         raise Reject("it computes what the update claims")
     if DISPUTES.get(view, payload.update) is not None:
         raise Reject("that update is or was disputed")
+    if is_banned(view, author):
+        raise Reject("a banned node disputes nothing")
     if any(one.author == author for one in open_disputes(view)):
         raise Reject("the author has another open dispute")
     clock = CLOCK.get(view)

@@ -159,6 +159,18 @@ def test_a_wrong_dispute_costs_who_signed_it_and_clears_the_update():
     assert "no such open" in refusal(world, verdict(block.id, False))
 
 
+def test_who_was_wrong_doubts_nothing_while_banned():
+    world = Training(validators=many_validators(1))
+    run = world.open()
+    world.move(run)
+    world.ordered(doubt(world, run), world.keys[2])
+    update = VERSIONS.get(world.view, run, 0, GROUP).update
+    world.ordered(verdict(update, True), world.keys[0])
+    world.move(run)
+    assert "banned" in refusal(world, doubt(world, run, 1), world.keys[2])
+    assert refusal(world, doubt(world, run, 1), world.keys[1]) is None
+
+
 def many_validators(*weights):
     keys = [key(index) for index in range(len(weights))]
     tail = beacon_link(some("tail").randbytes(32))
