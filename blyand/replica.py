@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from blyan_proto import topics
 from blyan_proto.block.block import Block
@@ -21,7 +21,7 @@ from blyand.foundation import Base
 from blyand.net.identity import peer_id_of
 from blyand.protocols import blocks as blocks_ends
 from blyand.protocols import sync as sync_ends
-from blyand.rules.chain.known import is_known, tip_place
+from blyand.rules.chain.known import Known, tip_place
 from blyand.rules.records import NODES
 from blyand.rules.view import View
 from blyand.store.blocks import BlockStore
@@ -41,6 +41,7 @@ class Replica:
     blocks: BlockStore
     history: History
     receipts: Receipts
+    known: Known = field(default_factory=Known)
 
     @property
     def view(self) -> View:
@@ -53,7 +54,9 @@ class Replica:
         """
         if self.blocks.outcome(id) is not None:
             return True
-        return not self.history.is_whole and is_known(self.view, id)
+        if self.history.is_whole:
+            return False
+        return self.known.has(self.view, self.history.floor.joined, id)
 
     def peer_of(self, account: bytes) -> str | None:
         """Return the peer id of a registered account."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from blyan_proto.types import Chain
-from blyand.rules.chain.known import is_known, tip_place
+from blyand.rules.chain.known import Known, tip_place
 from tests.unit.daemon.chain_world import Training, World, beat
 
 
@@ -12,12 +12,22 @@ def test_tips_heads_and_what_blocks_name_are_known_others_are_not():
     run = world.open()
     world.move(run)
     group = world.group(0)
+    known = Known()
     for id in (world.model, world.dataset, run, group.head, group.snapshot):
-        assert is_known(world.view, id)
+        assert known.has(world.view, 1, id)
     old, new = world.ordered(beat()), world.ordered(beat())
     assert tip_place(world.view, new.id) == (Chain.LEDGER, new.header.height)
-    assert is_known(world.view, new.id)
-    assert not is_known(world.view, old.id) and tip_place(world.view, old.id) is None
+    assert not known.has(world.view, 1, new.id), "the disk knows it"
+    assert known.has(world.view, 2, new.id), "a state of later shows it"
+    assert not known.has(world.view, 2, old.id)
+    assert tip_place(world.view, old.id) is None
+
+
+def test_strangers_ids_cost_no_scan_each(monkeypatch):
+    world, known = Training(), Known()
+    assert not known.has(world.view, 1, bytes(32))
+    monkeypatch.setattr(world.view, "scan", None)
+    assert not known.has(world.view, 1, b"1" * 32)
 
 
 def test_a_block_that_is_ordered_twice_takes_effect_once():
