@@ -88,7 +88,8 @@ class Memory:
                 await self._lane.run(self._intents.raise_vote_floor, floor)
         elif height or self._is_lost or len(voters) > 1:
             await self._listen(lambda: self._chain.clock().height)
-        await self._remember()
+        if not self._is_lost:  # else sequences are lost, too, and come after this
+            await self._remember()
         self.is_learning = self._is_lost = False
 
     async def _remember(self) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
 
 from blyand import settling
+from blyand.finality.memory import Memory
 from blyand.home import create_home
+from blyand.store.intents import SLOT_BYTES, IntentLog
 from tests.unit.daemon.chain_node import Node, run, until
 from tests.unit.daemon.chain_world import beat
 
@@ -111,5 +114,28 @@ def test_peers_that_left_are_forgotten(tmp_path):
                 node.finals_of[peer], node.pending_of[peer] = [], []
                 await until(lambda: peer in node.follower._level)
             assert len(node.follower._level) == 1
+
+    run(main)
+
+
+def test_a_damaged_log_stays_damaged_until_sequences_are_known_too(tmp_path):
+    node = Node(tmp_path)
+    for _ in range(4):
+        node.intents.reserve_sequence(bytes(20))
+    node.intents.close()
+    log = tmp_path / "intents0" / "log"
+    raw = bytearray(log.read_bytes())
+    raw[-SLOT_BYTES - 20] ^= 1
+    log.write_bytes(raw)
+    intents = IntentLog(tmp_path / "intents0")
+
+    async def main():
+        chain: Any = SimpleNamespace(
+            view=lambda: node.machine.view, clock=lambda: node.machine.clock
+        )
+        mesh: Any = SimpleNamespace(say=lambda message: None)
+        pen: Any = SimpleNamespace(key_in=lambda voters: node.keys[0])
+        await Memory(chain, mesh, pen, intents, node.lane, is_lost=True).settle()
+        assert intents.damaged  # a kill here, and the next start asks again
 
     run(main)
