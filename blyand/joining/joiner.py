@@ -162,6 +162,7 @@ class Joiner:
             await trio.sleep(LOOK_S)
 
     def _follow(self) -> None:
+        self._prover = None  # it grows old; what is executed from now on is the anchor
         self._chain.hold(False)
         self.joined.set()
         self.told.phase, self.told.trouble = "following", ""

@@ -380,15 +380,31 @@ def test_a_height_that_is_only_claimed_holds_nothing_up(tmp_path):
 
         gives(node, "liar")
         node.finals_of["liar"] = silence
+        proved_from = []
+
+        def handovers(height):
+            proved_from.append(height)
+            return Checkpoints(0, ())
+
+        newcomer.wire.hooks["a", "handovers"] = handovers
         async with following(node), trio.open_nursery() as nursery:
             await nursery.start(newcomer.joiner.run)
             await newcomer.joiner.joined.wait()
             await until(lambda: node.machine.clock.height == 2)
-            for _ in range(20):
-                node.follower.peer_is_at("liar", 10**18)  # what any hello may say
-                await trio.sleep(0.5)
-                assert not node.follower.held
-            assert not newcomer.restores
+
+            async def claim():
+                for _ in range(20):
+                    node.follower.peer_is_at("liar", 10**18)  # what any hello may say
+                    await trio.sleep(0.5)
+                    assert not node.follower.held and not newcomer.restores
+
+            await claim()
+            async with source.running():
+                node.blocks_of["a"].append(block(source, 2))
+                await source.order(node.blocks_of["a"][-1])
+            await until(lambda: node.machine.clock.height == 3)
+            await claim()
+            assert proved_from[-1] == 4, "from what is executed now, not of once"
             nursery.cancel_scope.cancel()
 
     run(main)
