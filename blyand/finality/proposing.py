@@ -72,4 +72,5 @@ class Proposing:
                 return made
             except Poisoned as error:
                 self._pending.drop(error.identity)
+                await trio.sleep(AGAIN_S)  # it may be no block's fault
         return None

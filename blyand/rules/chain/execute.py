@@ -255,7 +255,8 @@ def execute(
     """Execute one checkpoint's blocks in order.
 
     Reject from a rule makes the block a no-op. Any other exception is a bug and leaves
-    this function; then the last of `begun` is the block that met it (DEC-C2).
+    this function; then the last of `begun` is the block that met it (DEC-C2), and none
+    where the checkpoint's end did.
     """
     state = Overlay(view)
     clock = CLOCK.get(view)
@@ -275,6 +276,7 @@ def execute(
         outcomes.append(_execute_one(state, block, moment))
     _advance_tips(state, blocks)
     by_blocks = len(state.journal)
+    begun.clear()  # no block is to blame for what comes now
     for ending in ENDINGS:
         ending(state, moment)
     return Executed(state.changes, tuple(outcomes), tuple(state.journal[by_blocks:]))

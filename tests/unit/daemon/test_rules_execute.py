@@ -239,3 +239,17 @@ def test_a_rule_that_raises_names_the_block_it_fell_over(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         execute(world.view, [fine, bad, after], moment, begun)
     assert begun == [fine, bad]
+
+
+def test_an_end_that_raises_blames_no_block(monkeypatch):
+    world = World()
+
+    def fall(view, at):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(execution, "ENDINGS", (fall,))
+    begun, fine = [], world.block(beat())
+    moment = Moment(1, world.time_ms + 1, world.genesis, key(0).public, bytes(32))
+    with pytest.raises(ZeroDivisionError):
+        execute(world.view, [fine], moment, begun)
+    assert begun == []
