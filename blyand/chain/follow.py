@@ -241,7 +241,7 @@ class Follower:
         top = self._top()
         if top >= self._machine.clock.height + MAX_WAITING // 2:
             return False
-        self._asked[peer] = asked_s = trio.current_time()
+        self._asked[peer] = trio.current_time()
         try:
             shown = await _in_time(self._remote.checkpoints, peer, top + 1)
             checked = await self._lane.run(
@@ -251,7 +251,7 @@ class Follower:
             logger.debug("%s did not say what is new: %s", peer, error)
             if not isinstance(error, Unavailable):
                 self._remote.blame(peer, error)
-            self._asked[peer] = asked_s + PATIENCE_S  # it rests
+            self._asked[peer] = trio.current_time() + PATIENCE_S  # it rests
             self._claims.pop(peer, None)
             return False
         for final in checked:

@@ -16,7 +16,7 @@ TASKS_PER_CONNECTION = 10
 
 
 def test_a_network_stays_whole_while_nodes_are_killed(tmp_path):
-    with network(tmp_path / "d", 6) as net:
+    with network(tmp_path / "d", 6, validators=1) as net:
         whole(net.nodes, tmp_path)
         first: dict[str, int] = {}
         for _ in range(2):

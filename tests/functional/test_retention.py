@@ -11,7 +11,6 @@ import pytest
 
 from blyan_proto.rpc import errors
 from blyan_proto.rpc.errors import RpcError
-from blyanctl import devnet
 from tests.functional.harness import Daemon, Network, wait_for
 
 pytestmark = pytest.mark.functional
@@ -24,14 +23,11 @@ GROUP = "layer0.trunk"
 def net(tmp_path_factory):
     """Two nodes of a network that forgets within seconds; the first archives."""
     directory = tmp_path_factory.mktemp("retention") / "d"
-    directory.mkdir()
-    devnet._found(directory, 2)
-    for home in directory.glob("node*"):
-        genesis = json.loads((home / "genesis.json").read_text())
-        genesis["parameters"]["retention_span_ms"] = WINDOW_MS
-        genesis["parameters"]["idle_interval_ms"] = 500
-        (home / "genesis.json").write_text(json.dumps(genesis))
-    made = Network(directory, 2)
+    genesis = (
+        f"--parameter=retention_span_ms={WINDOW_MS}",
+        "--parameter=idle_interval_ms=500",
+    )
+    made = Network(directory, 2, genesis)
     try:
         made.open()
         made.make_model()
