@@ -37,6 +37,9 @@ from blyand.rules.verdict import Reject
 
 MAX_FILE_BYTES = 4 << 20
 PARAMETERS = {one.name for one in fields(Parameters)}
+# A newcomer enters a set only where those known to sign are a quorum with it: of one
+# or two founders of its weight they would not be (docs/consensus.md section 11).
+FEW, FEW_WEIGHT = 3, 4
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,9 @@ def read_plan(path: Path) -> Plan:
 def found(plan: Plan, founders: Sequence[Registration]) -> Genesis:
     """Return the genesis of a plan. ConfigFault when it would not be a sound one.
 
-    Founders that validate are the validators, with weight 1 unless the plan says
-    otherwise; weight 0 leaves one out. The order of the founders does not count.
+    Founders that validate are the validators, each with weight 1, or where they are few
+    with `FEW_WEIGHT`, unless the plan says otherwise; weight 0 leaves one out. The order
+    of the founders does not count.
     """
     founders = sorted(founders, key=lambda founder: founder.key)
     if strange := set(plan.parameters) - PARAMETERS:
@@ -131,9 +135,10 @@ def found(plan: Plan, founders: Sequence[Registration]) -> Genesis:
 
 
 def _validators(plan: Plan, founders: Sequence[Registration]) -> Iterator[Validator]:
+    validating = [one for one in founders if one.roles & Role.VALIDATE]
+    usual = 1 if len(validating) >= FEW else FEW_WEIGHT
     for founder in founders:
-        validates = founder.roles & Role.VALIDATE
-        weight = plan.weights.get(founder.key, 1 if validates else 0)
+        weight = plan.weights.get(founder.key, usual if founder in validating else 0)
         if not weight:
             continue
         if founder.beacon_tail is None:
