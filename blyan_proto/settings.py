@@ -36,6 +36,9 @@ SETTINGS: dict[str, Known] = {
     "dispute_span_ms": Known(
         600_000, 1_000, 86_400_000, "a dispute that has no verdict by then is dropped"
     ),
+    "run_idle_span_ms": Known(
+        DAY_MS, 1_000, 3_650 * DAY_MS, "without an update so long, a run makes room"
+    ),
     "epoch_span_ms": Known(
         3_600_000, 1_000, 2_592_000_000, "consensus epoch: rewards, validator set"
     ),

@@ -19,6 +19,7 @@ from blyand.rpc.runs import changed, is_spread, missing, run_of
 from blyand.rules.model.dispute import is_single, open_disputes
 from blyand.rules.model.election import ranks
 from blyand.rules.model.model import layout_for
+from blyand.rules.model.places import open_runs
 from blyand.rules.model.schedule import next_round
 from blyand.rules.records import (
     DATASETS,
@@ -121,7 +122,7 @@ def bind(
 
 def open_run(view: View) -> RunRecord | None:
     """Return the run under way, as a learner finds it; None without one."""
-    return next((record for record in RUNS.scan(view) if not record.finished), None)
+    return next(open_runs(view), None)
 
 
 def _to_join(ordering: Ordering, params: spec.Start) -> RunRecord | None:
@@ -226,6 +227,8 @@ def state_of(learner: Learner | None, record: RunRecord | None) -> tuple[str, st
     if record is None:
         return "waiting", reason
     if record.finished:
+        if record.closed < record.run.rounds:
+            return "finished", "it stood still, and made room for another run"
         return "finished", f"all {record.closed} rounds are closed"
     if reason.startswith(("training", "handing in")) or "updates of round" in reason:
         return "learning", reason

@@ -25,11 +25,11 @@ from blyand.errors import ComputeFault, Unavailable
 from blyand.events import Broadcast, CheckpointFinalised, HeadMoved
 from blyand.rules.model.election import seat_of
 from blyand.rules.model.model import layout_for, require_model
+from blyand.rules.model.places import open_runs
 from blyand.rules.model.schedule import next_round
 from blyand.rules.records import (
     DATASETS,
     GROUPS,
-    RUNS,
     SCHEDULES,
     RunRecord,
 )
@@ -132,8 +132,8 @@ class Learner:
         """
         self._doing = "no run is open"
         turn = None
-        for record in RUNS.scan(self._view()):
-            if not record.finished and turn is None:
+        for record in open_runs(self._view()):
+            if turn is None:
                 turn = self._round_of(record)
         if turn is None or (self.paused and not turn.is_idle):
             return

@@ -111,7 +111,11 @@ EFFECTS: dict[type, Effect] = {
         view, block, payload, at.genesis.parameters.replication
     ),
     model.Run: lambda view, block, payload, at: run.start(
-        view, block, payload, at.genesis.parameters.liveness_span_ms
+        view,
+        block,
+        payload,
+        at.genesis.parameters.liveness_span_ms,
+        at.genesis.setting("run_idle_span_ms"),
     ),
     model.TileUpdate: _update,
     model.Snapshot: lambda view, block, payload, at: update.keep_snapshot(
@@ -124,7 +128,12 @@ EFFECTS: dict[type, Effect] = {
         view, block, payload
     ),
     economy.Registration: lambda view, block, payload, at: nodes.register(
-        view, block, payload, at.height, at.time_ms
+        view,
+        block,
+        payload,
+        at.height,
+        at.time_ms,
+        at.genesis.parameters.liveness_span_ms,
     ),
     economy.Heartbeat: lambda view, block, payload, at: nodes.beat(
         view, block, payload, at.time_ms

@@ -7,18 +7,26 @@ from dataclasses import replace
 from blyan_proto.block.block import Block
 from blyan_proto.block.economy import Heartbeat, Registration
 from blyan_proto.types import members
+from blyand.rules.chain.validators import signers, successors
 from blyand.rules.economy.bond import lock
+from blyand.rules.economy.book import amount
 from blyand.rules.economy.rotation import current_key, is_first_key, owner_of
 from blyand.rules.records import MODELS, NODES, Node
-from blyand.rules.trust.slashing import lift
+from blyand.rules.trust.slashing import BASE, lift
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay
 
 MAX_NODES = 1024
+ABSENT_SPANS = 360  # of liveness without a heartbeat: by default an hour
 
 
 def register(
-    view: Overlay, block: Block, payload: Registration, height: int, time_ms: int
+    view: Overlay,
+    block: Block,
+    payload: Registration,
+    height: int,
+    time_ms: int,
+    liveness_ms: int,
 ) -> None:
     """Execute a registration block of a new node, or of one that changes its claims.
 
@@ -30,13 +38,36 @@ def register(
             "a registration carries its own account's first key, or the present"
         )
     known = NODES.get(view, account)
-    if known is None and sum(1 for _ in NODES.scan(view)) >= MAX_NODES:
-        raise Reject(f"the network has its {MAX_NODES} nodes")
+    if known is None:
+        _make_room(view, time_ms - ABSENT_SPANS * liveness_ms)
     if owner_of(view, payload.key) != account:
         raise Reject("this key signs for another account")
     lock(view, account, payload.bond_micro)
     enroll(view, account, payload, height, time_ms, known)
     lift(view, account, time_ms)
+
+
+def _make_room(view: Overlay, since_ms: int) -> None:
+    """Forget a node that is gone and has nothing to lose, where there is no other place.
+
+    Of those not heard since `since_ms` the one that was heard longest ago.
+    """
+    nodes = list(NODES.scan(view))
+    if len(nodes) < MAX_NODES:
+        return
+    voting = (*signers(view), *successors(view))
+    seated = {owner_of(view, member.key) for member in voting}
+    gone = [
+        node
+        for node in nodes
+        if node.heartbeat_ms < since_ms and node.account not in seated
+    ]
+    gone.sort(key=lambda node: node.heartbeat_ms)
+    for node in gone:
+        if not any(amount(view, node.account, purse) for purse in BASE):
+            NODES.remove(view, node.account)
+            return
+    raise Reject(f"the network has its {MAX_NODES} nodes")
 
 
 def enroll(

@@ -20,7 +20,8 @@ from blyan_proto.signing import Purpose, account_of, check_signature
 from blyan_proto.types import Account, PublicKey
 from blyand.rules.chain.validators import is_member
 from blyand.rules.economy.book import Purse, amount
-from blyand.rules.records import NODES, RUNS, SCHEDULES
+from blyand.rules.model.places import open_runs
+from blyand.rules.records import NODES, SCHEDULES
 from blyand.rules.table import Table
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay, View
@@ -148,8 +149,8 @@ def _carry_over(view: Overlay, account: bytes, key: bytes) -> None:
     if node is None:
         return
     NODES.put(view, replace(node, key=key, beacon_tail=None), account)
-    for run in RUNS.scan(view):
-        if run.finished or run.run.model != node.model:
+    for run in open_runs(view):
+        if run.run.model != node.model:
             continue
         last = min(run.closed + run.run.rounds_ahead + 1, run.run.rounds)
         for round in range(run.closed, last):

@@ -9,6 +9,7 @@ from blyan_proto.block.model import Codec, Run
 from blyan_proto.constants import MAX_CONTRIBUTIONS, PPM
 from blyand.rules.model.dispute import open_disputes
 from blyand.rules.model.model import require_model
+from blyand.rules.model.places import finish, note_move, open_runs, take_place
 from blyand.rules.model.schedule import stuck_rounds, write_schedule
 from blyand.rules.records import (
     CLOCK,
@@ -22,13 +23,17 @@ from blyand.rules.records import (
     RunRecord,
 )
 from blyand.rules.verdict import Reject
-from blyand.rules.view import Overlay
+from blyand.rules.view import Overlay, View
 
 SETTINGS = {Codec.DENSE: range(1), Codec.LR4: range(1, 256)}  # LR4: the rank
 
 
-def start(view: Overlay, block: Block, run: Run, liveness_ms: int) -> None:
+def start(
+    view: Overlay, block: Block, run: Run, liveness_ms: int, idle_ms: int
+) -> None:
     """Execute a run block: check the numbers, open the run, schedule its first rounds."""
+    if NODES.get(view, block.header.account) is None:
+        raise Reject("only a registered node opens a run")
     record = require_model(view, run.model)
     if record.run is not None:
         raise Reject(f"the model has an open run {record.run.hex()[:16]}")
@@ -55,7 +60,7 @@ def start(view: Overlay, block: Block, run: Run, liveness_ms: int) -> None:
         counts=(),
         finished=False,
     )
-    RUNS.put(view, opened, block.id)
+    take_place(view, opened, _now_ms(view), idle_ms)
     MODELS.put(view, replace(record, run=block.id), record.id)
     for round in range(min(run.rounds_ahead + 1, run.rounds)):
         write_schedule(view, opened, round, liveness_ms)
@@ -97,15 +102,19 @@ def count_update(view: Overlay, record: RunRecord, round: int) -> RunRecord:
     counts[place] += 1
     counted = replace(record, counts=tuple(counts))
     RUNS.put(view, counted, record.id)
+    note_move(view, counted, _now_ms(view))
     return counted
 
 
 def close_rounds(view: Overlay, liveness_ms: int) -> None:
     """At the end of a checkpoint: close whole rounds, schedule the ones that may follow."""
-    for record in list(RUNS.scan(view)):
-        if record.finished:
-            continue
-        record = _reschedule(view, record, liveness_ms)
+    still_open = list(open_runs(view))
+    if still_open:  # one a checkpoint: it goes through all nodes and groups
+        clock = CLOCK.get(view)
+        assert clock is not None
+        turn = clock.height % len(still_open)
+        still_open[turn] = _reschedule(view, still_open[turn], liveness_ms)
+    for record in still_open:
         groups = require_model(view, record.run.model).groups
         counts, closed = list(record.counts), record.closed
         while counts and counts[0] == groups:
@@ -117,15 +126,10 @@ def close_rounds(view: Overlay, liveness_ms: int) -> None:
                 write_schedule(view, record, ahead, liveness_ms)
         if closed == record.closed:
             continue
-        finished = closed >= record.run.rounds
-        RUNS.put(
-            view,
-            replace(record, counts=tuple(counts), closed=closed, finished=finished),
-            record.id,
-        )
-        if finished:
-            model = require_model(view, record.run.model)
-            MODELS.put(view, replace(model, run=None), model.id)
+        record = replace(record, counts=tuple(counts), closed=closed)
+        RUNS.put(view, record, record.id)
+        if closed >= record.run.rounds:
+            finish(view, record)
 
 
 def _reschedule(view: Overlay, record: RunRecord, liveness_ms: int) -> RunRecord:
@@ -133,11 +137,10 @@ def _reschedule(view: Overlay, record: RunRecord, liveness_ms: int) -> RunRecord
 
     Only after a liveness span: when the chain stood still, nodes beat again one by one.
     """
-    clock = CLOCK.get(view)
-    assert clock is not None
+    now_ms = _now_ms(view)
     rounds = stuck_rounds(view, record, liveness_ms)
-    since = (record.stuck_ms or clock.time_ms) if rounds else 0
-    if rounds and clock.time_ms - since > liveness_ms:
+    since = (record.stuck_ms or now_ms) if rounds else 0
+    if rounds and now_ms - since > liveness_ms:
         for round in rounds:
             write_schedule(view, record, round, liveness_ms)
         since = 0
@@ -146,6 +149,12 @@ def _reschedule(view: Overlay, record: RunRecord, liveness_ms: int) -> RunRecord
     record = replace(record, stuck_ms=since)
     RUNS.put(view, record, record.id)
     return record
+
+
+def _now_ms(view: View) -> int:
+    clock = CLOCK.get(view)
+    assert clock is not None
+    return clock.time_ms
 
 
 def _forget(view: Overlay, record: RunRecord, closed: int) -> None:

@@ -88,6 +88,7 @@ from blyand.rpc.tally import Tally
 from blyand.rules.chain import intake as intake_rules
 from blyand.rules.model.model import add_weights
 from blyand.rules.model.model import create as create_model
+from blyand.rules.model.places import OPEN_RUNS, note_move
 from blyand.rules.model.schedule import write_schedule
 from blyand.rules.records import (
     CLOCK,
@@ -336,6 +337,10 @@ def open_run(world, record, dataset, **numbers):
 
 def put_run(overlay, record):
     RUNS.put(overlay, record, record.id)
+    if record.finished:
+        OPEN_RUNS.remove(overlay, record.id)
+    else:
+        note_move(overlay, record, 0)
     model_record = MODELS.get(overlay, record.run.model)
     open_one = None if record.finished else record.id
     MODELS.put(

@@ -154,6 +154,26 @@ def test_the_network_is_full(monkeypatch):
     world.ordered(registration(world.keys[0], region="eu"), world.keys[0])
 
 
+def test_who_is_gone_and_has_nothing_to_lose_makes_room(monkeypatch):
+    monkeypatch.setattr(nodes, "MAX_NODES", 4)
+    world = World(nodes=4)
+    validator, bonded, gone, later = world.keys
+    world.ordered(registration(bonded, bond_micro=1), bonded)
+    absent_ms = nodes.ABSENT_SPANS * world.genesis.parameters.liveness_span_ms
+    world.checkpoint(world.block(beat(), later), step_ms=absent_ms)
+    new = key("new"), key("another")
+    world.checkpoint(step_ms=STEP_MS)
+    world.ordered(registration(new[0]), new[0])
+    (error,) = world.errors(world.block(registration(new[1]), new[1]))
+    assert "has its 4 nodes" in error, "the others are bonded, vote, or were heard"
+    accounts = {node.account for node in NODES.scan(world.view)}
+    assert accounts == {k.account for k in (validator, bonded, later, new[0])}
+    world.checkpoint(world.block(beat(), new[0]), step_ms=absent_ms)
+    world.ordered(registration(gone), gone)
+    assert NODES.get(world.view, later.account) is None
+    assert NODES.get(world.view, gone.account).registered_height == world.height
+
+
 def test_a_heartbeat_says_what_is_held_at_the_checkpoints_time():
     world = Training()
     one = world.keys[1]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from blyan_proto.block.model import Codec, CodecChoice, RateStep, TensorClass
+from blyan_proto.genesis import Setting
 from blyan_proto.types import bitmap
+from blyand.rules.model import places
 from blyand.rules.model import run as run_rules
 from blyand.rules.model.election import ranks
+from blyand.rules.model.places import OPEN_RUNS, open_runs
 from blyand.rules.records import MODELS, RUNS, SCHEDULES, VERSIONS
 from tests.unit.daemon.chain_world import (
     Training,
@@ -362,3 +365,64 @@ def test_blocks_of_a_run_without_a_chain_of_parents_are_signed_blocks_too(world)
     payload = run_of(world.model, world.dataset)
     block = sign_block(world.genesis, world.keys[2], payload, sequence=99)
     assert world.errors(block) == [None]
+
+
+IDLE_MS = 5_000
+
+
+@pytest.fixture
+def crowded(monkeypatch):
+    """A network with two places for runs and three models."""
+    monkeypatch.setattr(places, "MAX_OPEN_RUNS", 2)
+    return Training(settings=(Setting("run_idle_span_ms", IDLE_MS),))
+
+
+def opened(world):
+    return {record.id for record in open_runs(world.view)}
+
+
+def test_a_stranger_opens_no_run(world):
+    block = world.block(run_of(world.model, world.dataset), key("stranger"))
+    assert world.errors(block) == ["only a registered node opens a run"]
+
+
+def test_a_run_that_stands_still_makes_room_when_every_place_is_taken(crowded):
+    world = crowded
+    second, third = (world.grow(name=name)[0] for name in ("second", "third"))
+    still, moving = world.open(model=second), world.open()
+    newcomer = run_of(third, world.dataset)
+    (error,) = world.errors(world.block(newcomer))
+    assert error == "2 runs are open, and none stands still"
+    world.checkpoint(step_ms=IDLE_MS - 1_000)
+    world.move(moving, 0)
+    world.checkpoint(step_ms=1_000)
+    new = world.ordered(newcomer).id
+    assert opened(world) == {moving, new}
+    assert RUNS.get(world.view, still).finished
+    assert MODELS.get(world.view, second).run is None
+    assert MODELS.get(world.view, third).run == new
+    again = run_of(second, world.dataset)
+    (error,) = world.errors(world.block(again))
+    assert error == "2 runs are open, and none stands still", "both moved lately"
+
+
+def test_a_finished_run_gives_its_place_back(crowded):
+    run = crowded.open(rounds=1)
+    assert opened(crowded) == {run}
+    crowded.move(run)
+    assert list(OPEN_RUNS.scan(crowded.view)) == []
+
+
+def test_one_open_run_a_checkpoint_is_searched_for_stuck_rounds(world, monkeypatch):
+    runs = sorted([world.open(), world.open(model=world.grow(name="second")[0])])
+    searched = []
+
+    def stuck(view, record, liveness_ms):
+        searched.append(record.id)
+        return []
+
+    monkeypatch.setattr(run_rules, "stuck_rounds", stuck)
+    for _ in range(4):
+        world.checkpoint()
+    assert len(searched) == 4 and searched[:2] == searched[2:]
+    assert sorted(searched[:2]) == runs
