@@ -9,10 +9,9 @@ from blyan_proto.block.economy import Heartbeat, Registration
 from blyan_proto.types import members
 from blyand.rules.chain.validators import signers, successors
 from blyand.rules.economy.bond import lock
-from blyand.rules.economy.book import amount
 from blyand.rules.economy.rotation import current_key, is_first_key, owner_of
 from blyand.rules.records import MODELS, NODES, Node
-from blyand.rules.trust.slashing import BASE, lift
+from blyand.rules.trust.slashing import at_stake, lift
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay
 
@@ -64,7 +63,7 @@ def _make_room(view: Overlay, since_ms: int) -> None:
     ]
     gone.sort(key=lambda node: node.heartbeat_ms)
     for node in gone:
-        if not any(amount(view, node.account, purse) for purse in BASE):
+        if not at_stake(view, node.account):
             NODES.remove(view, node.account)
             return
     raise Reject(f"the network has its {MAX_NODES} nodes")

@@ -32,9 +32,11 @@ from blyand.rules.records import (
 )
 from blyand.rules.table import Table
 from blyand.rules.trust import offences
-from blyand.rules.trust.slashing import is_banned
+from blyand.rules.trust.slashing import at_stake, is_banned
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay, View
+
+MAX_OPEN = 64  # disputes without a verdict, one of an author
 
 Voters = Annotated[tuple[PublicKey, ...], Size(0, MAX_VALIDATORS)]
 
@@ -91,8 +93,11 @@ def begin(view: Overlay, block: Block, payload: Dispute) -> None:
         raise Reject("that update is or was disputed")
     if is_banned(view, author):
         raise Reject("a banned node disputes nothing")
-    if any(one.author == author for one in open_disputes(view)):
+    opened = list(open_disputes(view))
+    if any(one.author == author for one in opened):
         raise Reject("the author has another open dispute")
+    if len(opened) >= MAX_OPEN:
+        _make_room(view, opened, author)
     clock = CLOCK.get(view)
     assert clock is not None
     disputed = Disputed(
@@ -109,6 +114,20 @@ def begin(view: Overlay, block: Block, payload: Dispute) -> None:
         says_false=(),
     )
     DISPUTES.put(view, disputed, payload.update)
+
+
+def _make_room(view: Overlay, opened: list[Disputed], author: bytes) -> None:
+    """Drop the dispute whose author risks least, for one who risks more.
+
+    Whoever registers for nothing fills no place that somebody with a bond needs. What
+    was dropped may be disputed again.
+    """
+    least = min(
+        opened, key=lambda one: (at_stake(view, one.author), -one.opened_ms, one.update)
+    )
+    if at_stake(view, least.author) >= at_stake(view, author):
+        raise Reject(f"{MAX_OPEN} disputes are open, of authors who risk as much")
+    _close(view, least)
 
 
 def judge(

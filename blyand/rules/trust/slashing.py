@@ -97,6 +97,11 @@ BANS = Table(b"ban", Ban)  # account
 PUNISHED = Table(b"punished", Punished)  # account, offence
 
 
+def at_stake(view: View, account: bytes) -> int:
+    """Return what a penalty can take from, micro-BLY."""
+    return sum(amount(view, account, purse) for purse in BASE)
+
+
 def is_banned(view: View, account: bytes) -> bool:
     """True until a node whose ban is over has registered again."""
     return BANS.get(view, account) is not None
@@ -132,7 +137,7 @@ def punish_silence(
     """Take what `spans` of downtime cost; nothing where there is no base."""
     subject = height.to_bytes(8, "little")
     id = offence_id(Offence.DOWNTIME, account, subject)
-    if not sum(amount(view, account, purse) for purse in BASE):
+    if not at_stake(view, account):
         return
     offending = Offending(id, account, Offence.DOWNTIME, height, bytes(32), True)
     share = min(PPM, PENALTIES[Offence.DOWNTIME].ppm * spans)

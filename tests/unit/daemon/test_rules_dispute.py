@@ -12,6 +12,7 @@ from blyan_proto.checkpoint import beacon_link
 from blyan_proto.constants import FORMAT_VERSION, MAX_VALIDATORS
 from blyan_proto.genesis import Setting
 from blyan_proto.validators import Validator, ValidatorSet
+from blyand.rules.model import dispute as disputes
 from blyand.rules.model.dispute import (
     DISPUTES,
     Stand,
@@ -24,7 +25,7 @@ from blyand.rules.records import GROUPS, MODELS, VERSIONS
 from blyand.rules.trust.offences import OFFENCES, unapplied
 from blyand.rules.trust.slashing import is_banned
 from blyand.rules.view import Overlay
-from tests.unit.daemon.chain_world import Training, key, roots, some
+from tests.unit.daemon.chain_world import Training, key, registration, roots, some
 
 GROUP = 3
 
@@ -169,6 +170,25 @@ def test_who_was_wrong_doubts_nothing_while_banned():
     world.move(run)
     assert "banned" in refusal(world, doubt(world, run, 1), world.keys[2])
     assert refusal(world, doubt(world, run, 1), world.keys[1]) is None
+
+
+def test_when_all_places_are_taken_who_risks_more_is_heard(monkeypatch):
+    monkeypatch.setattr(disputes, "MAX_OPEN", 2)
+    world = Training(nodes=5)
+    run = world.open(rounds=9)
+    for _ in range(3):
+        world.move(run)
+    rich, poor = world.keys[3:]
+    world.ordered(registration(rich, bond_micro=7), rich)
+    bonded = world.keys[2]
+    world.ordered(registration(bonded, bond_micro=5), bonded)
+    first = world.ordered(doubt(world, run, 0), bonded)
+    world.ordered(doubt(world, run, 1), world.keys[1])
+    full = "2 disputes are open, of authors who risk as much"
+    assert refusal(world, doubt(world, run, 2), poor) == full
+    last = world.ordered(doubt(world, run, 2), rich)
+    assert {one.dispute for one in open_disputes(world.view)} == {first.id, last.id}
+    assert refusal(world, doubt(world, run, 1), world.keys[1]) == full
 
 
 def many_validators(*weights):
