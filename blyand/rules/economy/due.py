@@ -14,11 +14,13 @@ from dataclasses import replace
 from typing import Annotated
 
 from blyan_proto.codec import U32, U64, Size, message
+from blyan_proto.constants import MAX_CHECKPOINT_BLOCKS
 from blyand.rules.table import Table
 from blyand.rules.view import Overlay
 
 SLOT_MS = 1_000
-MAX_STEPS = 1_024  # of one checkpoint: about 10 ms
+# Of one checkpoint, about 40 ms: no block is the cause of more than three tasks.
+MAX_STEPS = 4 * MAX_CHECKPOINT_BLOCKS
 
 
 class Task(enum.IntEnum):

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blyan_proto.constants import MAX_CHECKPOINT_BLOCKS
 from blyan_proto.genesis import Balance
 from blyan_proto.types import Chain
 from blyand.rules.chain.execute import begin
 from blyand.rules.economy import book, fee, once, pools, price, stake, supply
 from blyand.rules.economy.book import MAX_SUPPLY_MICRO, MICRO, Purse, amount
-from blyand.rules.economy.due import DUES, MAX_STEPS, Due, Task, schedule, turn
+from blyand.rules.economy.due import DUES, MAX_STEPS, WHEEL, Due, Task, schedule, turn
 from blyand.rules.records import USED
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay
@@ -134,6 +135,16 @@ def test_the_wheel_does_a_bounded_number_of_things_and_leaves_the_rest():
     turn(view, 5_001, done.append)
     assert [int.from_bytes(due.key, "big") for due in done] == [*range(MAX_STEPS + 100)]
     assert not list(view.scan(b""))
+
+
+def test_the_wheel_keeps_up_with_blocks_that_each_make_three_tasks():
+    view, due = Overlay(State()), Due(Task.KEY, b"one", 0)
+    for second in range(1, 4):
+        now_ms = second * 1_000
+        for _ in range(3 * MAX_CHECKPOINT_BLOCKS):
+            schedule(view, now_ms - 1, now_ms, due)
+        turn(view, now_ms, lambda due: None)
+        assert WHEEL.get(view) is None, "nothing waits for the next checkpoint"
 
 
 def test_a_task_may_schedule_another_even_for_now():
