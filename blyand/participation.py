@@ -31,7 +31,7 @@ from blyand.rpc.ordering import Ordering
 from blyand.rules.chain.validators import LINKS
 from blyand.rules.records import NODES
 from blyand.rules.trust.silence import silent_ms
-from blyand.rules.trust.slashing import SLASHES
+from blyand.rules.trust.slashing import TOLLS
 
 
 @dataclass(frozen=True)
@@ -192,12 +192,11 @@ def troubles(base: Base, replica: Replica, part: Participation) -> Iterator[str]
     ban = validator.ban_of(view, account)
     if ban:
         yield ban
-    own = [one for one in SLASHES.scan(view) if one.offender == account]
-    if own:
-        last = max(own, key=lambda one: one.height)
+    toll = TOLLS.get(view, account)
+    if toll is not None:
         yield (
-            f"{sum(one.taken_micro for one in own)} micro-BLY were slashed, last at "
-            f"checkpoint {last.height}; `blyanctl slash show {last.id.hex()}` says why"
+            f"{toll.taken_micro} micro-BLY were slashed; `blyanctl slash show "
+            f"{toll.last.hex()}` explains the newest penalty"
         )
     for one in base.keys:
         silent = silent_ms(view, one.public)

@@ -12,6 +12,9 @@ class ListSlashes:
 
     account: str = arg("only of this account: in hex, or me", default="")
     limit: int = arg("how many", default=50, low=1, high=1000)
+    before: Id | None = arg(
+        "only those before this one: the last of an earlier answer", default=None
+    )
 
 
 @record
@@ -34,7 +37,7 @@ class Slashes:
     slashes: list[Line] = arg("penalties, newest first")
 
 
-list_ = declare(Method("slash.list", ListSlashes, Slashes))
+list_ = declare(Method("slash.list", ListSlashes, Slashes, errors=(SLASH_UNKNOWN,)))
 
 
 @record

@@ -79,7 +79,9 @@ class Validator:
     needed_micro: int = arg("bond that it needs to be a candidate")
     banned_until_ms: int | None = arg("chain time; null: not banned")
     ban: str = arg("what it is banned for, and what ends it; empty when it is not")
-    slashes: list[Id] = arg("penalties, newest first; `slash show` explains one")
+    slashes: list[Id] = arg(
+        "the newest 50 penalties, newest first; `slash show` explains one"
+    )
 
 
 show = declare(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from blyan_proto.block.block import Block
@@ -32,7 +33,7 @@ from blyand.rules.records import CLOCK
 from blyand.rules.trust.censure import BALLOTS
 from blyand.rules.trust.evidence import FalseEvidence, check_punishable, prove
 from blyand.rules.trust.offences import offence_id
-from blyand.rules.trust.slashing import SLASHES, Slash
+from blyand.rules.trust.slashing import SLASHES, Slash, penalties
 from blyand.rules.verdict import Reject
 from blyand.store.blocks import BlockStore
 
@@ -61,13 +62,15 @@ def bind(
     @answers(spec.list_)
     async def slashes(params: spec.ListSlashes) -> spec.Slashes:
         only = account_called(params.account, account) if params.account else None
-        found = [
-            slash
-            for slash in SLASHES.scan(ordering.view)
-            if only in (None, slash.offender)
-        ]
-        found.sort(key=lambda slash: (slash.height, slash.id), reverse=True)
-        return spec.Slashes(slashes=[line_of(one) for one in found[: params.limit]])
+        if params.before is not None:
+            last = SLASHES.get(ordering.view, params.before)
+            if last is None or only not in (None, last.offender):
+                text = f"no such penalty {params.before.hex()}: leave out `--before`"
+                raise RpcError(SLASH_UNKNOWN, text)
+        found = penalties(ordering.view, only, params.before)
+        return spec.Slashes(
+            slashes=[line_of(one) for one in islice(found, params.limit)]
+        )
 
     @answers(spec.show)
     async def show(params: spec.GetSlash) -> spec.Slash:

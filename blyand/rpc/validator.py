@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from blyan_proto.block.block import Block
 from blyan_proto.block.economy import Bond, Registration
@@ -30,8 +31,10 @@ from blyand.rules.economy.epoch import running
 from blyand.rules.economy.rotation import owner_of
 from blyand.rules.records import CLOCK, NODES, Node
 from blyand.rules.trust.silence import silent_ms
-from blyand.rules.trust.slashing import BANS, SLASHES
+from blyand.rules.trust.slashing import BANS, penalties
 from blyand.rules.view import View
+
+SHOWN = 50  # penalties of one validator; `slash list` has all
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,6 @@ def validator_of(view: View, genesis: Genesis, node: Node) -> spec.Validator:
     """Return everything about one registered node."""
     account = node.account
     ban = BANS.get(view, account)
-    slashes = [slash for slash in SLASHES.scan(view) if slash.offender == account]
-    slashes.sort(key=lambda slash: (slash.height, slash.id), reverse=True)
     return spec.Validator(
         line=line_of(view, genesis, node),
         roles=[str(role.name).lower() for role in Role if role & node.roles],
@@ -164,7 +165,7 @@ def validator_of(view: View, genesis: Genesis, node: Node) -> spec.Validator:
         needed_micro=needed_micro(genesis, account),
         banned_until_ms=ban.until_ms if ban else None,
         ban=ban_of(view, account) or "",
-        slashes=[slash.id for slash in slashes],
+        slashes=[slash.id for slash in islice(penalties(view, account), SHOWN)],
     )
 
 

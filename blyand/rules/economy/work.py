@@ -13,7 +13,7 @@ from blyan_proto.genesis import Genesis
 from blyand.rules.economy import claims, duty, latency, reward, usage
 from blyand.rules.economy.epoch import Epoch
 from blyand.rules.economy.statement import Line, Service, Source
-from blyand.rules.trust.offences import OFFENCES
+from blyand.rules.trust.offences import is_guilty
 from blyand.rules.view import View
 
 JUDGING = (Source.VALIDATION, Source.DATASET)
@@ -88,14 +88,11 @@ def _services(
 ) -> list[Service]:
     """Return what is known of every validator that signed anything."""
     span_ms = genesis.setting("latency_span_ms")
-    guilty = {
-        one.offender for one in OFFENCES.scan(view) if one.height >= epoch.first_height
-    }
     return [
         Service(
             duty=one,
             latency_ms=latency.bound_ms(view, one.account, time_ms, span_ms),
-            is_faultless=one.account not in guilty,
+            is_faultless=not is_guilty(view, one.account, epoch.first_height),
         )
         for one in duty.running(view)
         if one.signed

@@ -32,8 +32,16 @@ class Due:
     id: Hash
 
 
+@message
+class Guilt:
+    """When an account last offended."""
+
+    height: U64  # of the checkpoint that recorded it
+
+
 OFFENCES = Table(b"offence", Offending)  # offence id
 DUE = Table(b"offence-due", Due)  # offence id
+GUILT = Table(b"guilt", Guilt)  # account
 
 
 def offence_id(offence: Offence, offender: bytes, subject: bytes) -> bytes:
@@ -55,7 +63,14 @@ def record(
         return False
     OFFENCES.put(view, Offending(id, offender, offence, height, proof, False), id)
     DUE.put(view, Due(id), id)
+    GUILT.put(view, Guilt(height), offender)
     return True
+
+
+def is_guilty(view: View, account: bytes, since: int) -> bool:
+    """True when an offence of the account was recorded at this height, or later."""
+    last = GUILT.get(view, account)
+    return last is not None and last.height >= since
 
 
 def unapplied(view: View, most: int) -> list[Offending]:

@@ -9,6 +9,7 @@ of that kind costs nothing: one fault of a machine can show a hundred times at o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from blyan_proto.block.economy import Offence
@@ -68,6 +69,8 @@ class Slash:
     taken_unbonding_micro: U64
     banned_until_ms: U64  # 0: no ban
     proof: BlockId | None  # the block that showed it; none for downtime
+    earlier: Hash | None  # the one before it: of anybody, and of the offender
+    earlier_own: Hash | None
 
     @property
     def taken_micro(self) -> int:
@@ -92,7 +95,17 @@ class Punished:
     until_ms: U64
 
 
+@message
+class Toll:
+    """What penalties came to, and the newest: from it `earlier` leads to all others."""
+
+    times: U32
+    taken_micro: U64
+    last: Hash
+
+
 SLASHES = Table(b"slash", Slash)  # offence id
+TOLLS = Table(b"toll", Toll)  # account; none: of everybody
 BANS = Table(b"ban", Ban)  # account
 PUNISHED = Table(b"punished", Punished)  # account, offence
 
@@ -120,6 +133,26 @@ def is_spent(
     """True when an offence of that height was paid for with an earlier one of its kind."""
     last = PUNISHED.get(view, account, bytes([offence]))
     return last is not None and (height <= last.height or now_ms < last.until_ms)
+
+
+def penalties(
+    view: View, account: bytes | None = None, before: bytes | None = None
+) -> Iterator[Slash]:
+    """Yield penalties, newest first: of everybody, or of one account.
+
+    Only those before the penalty `before`, which state has and which is one of them.
+    """
+    if before is None:
+        toll = TOLLS.get(view) if account is None else TOLLS.get(view, account)
+        id = toll.last if toll else None
+    else:
+        id = before
+    while id is not None:
+        slash = SLASHES.get(view, id)
+        assert slash is not None
+        if id != before:
+            yield slash
+        id = slash.earlier if account is None else slash.earlier_own
 
 
 def apply_offences(view: Overlay, height: int, now_ms: int) -> None:
@@ -158,26 +191,28 @@ def _punish(
         if taken[purse]:
             burn(view, (account, purse), taken[purse], why)
     until_ms = now_ms + penalty.ban_ms if penalty.ban_ms else 0
-    SLASHES.put(
-        view,
-        Slash(
-            id=offending.id,
-            offender=account,
-            offence=offending.offence,
-            height=height,
-            time_ms=now_ms,
-            ppm=penalty.ppm,
-            unclaimed_micro=held[Purse.UNCLAIMED],
-            bond_micro=held[Purse.BOND],
-            unbonding_micro=held[Purse.UNBONDING],
-            taken_unclaimed_micro=taken[Purse.UNCLAIMED],
-            taken_bond_micro=taken[Purse.BOND],
-            taken_unbonding_micro=taken[Purse.UNBONDING],
-            banned_until_ms=until_ms,
-            proof=offending.proof if any(offending.proof) else None,
-        ),
-        offending.id,
+    every, own = TOLLS.get(view), TOLLS.get(view, account)
+    slash = Slash(
+        id=offending.id,
+        offender=account,
+        offence=offending.offence,
+        height=height,
+        time_ms=now_ms,
+        ppm=penalty.ppm,
+        unclaimed_micro=held[Purse.UNCLAIMED],
+        bond_micro=held[Purse.BOND],
+        unbonding_micro=held[Purse.UNBONDING],
+        taken_unclaimed_micro=taken[Purse.UNCLAIMED],
+        taken_bond_micro=taken[Purse.BOND],
+        taken_unbonding_micro=taken[Purse.UNBONDING],
+        banned_until_ms=until_ms,
+        proof=offending.proof if any(offending.proof) else None,
+        earlier=every.last if every else None,
+        earlier_own=own.last if own else None,
     )
+    SLASHES.put(view, slash, slash.id)
+    TOLLS.put(view, _add(every, slash))
+    TOLLS.put(view, _add(own, slash), account)
     if until_ms:
         PUNISHED.put(
             view, Punished(height, until_ms), account, bytes([offending.offence])
@@ -185,3 +220,8 @@ def _punish(
         known = BANS.get(view, account)
         if known is None or known.until_ms < until_ms:
             BANS.put(view, Ban(until_ms, offending.offence), account)
+
+
+def _add(toll: Toll | None, slash: Slash) -> Toll:
+    known = toll or Toll(0, 0, slash.id)
+    return Toll(known.times + 1, known.taken_micro + slash.taken_micro, slash.id)

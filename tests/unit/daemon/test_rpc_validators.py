@@ -17,10 +17,12 @@ from blyan_proto.rpc.methods import methods_of
 from blyan_proto.signing import SigningKey
 from blyan_proto.types import Role
 from blyand.net.identity import peer_id_of
+from blyand.participation import troubles
 from blyand.rpc import key as key_answers
 from blyand.rpc import slash, validator
 from blyand.rpc.bind import Answers
 from blyand.rules.trust import evidence as rules
+from blyand.rules.trust import offences, slashing
 from tests.unit.daemon.chain_world import beat, key, registration, sign_block
 from tests.unit.daemon.test_rules_slashing import ONE, OTHER, invalid, voted_twice
 from tests.unit.daemon.validators_world import (
@@ -205,6 +207,49 @@ def test_a_slash_is_explained_down_to_the_signatures():
     assert "no penalty" in refused(
         node, slash_spec.GetSlash(bytes(32)), slash_spec.show
     )
+
+
+def test_slashes_are_told_page_by_page_without_reading_all(monkeypatch):
+    world = Validating()
+    node = Node(world, world.keys[0])
+    monkeypatch.setattr(slashing, "is_spent", lambda *given: False)  # bans spare nobody
+    monkeypatch.setattr(rules, "is_spent", lambda *given: False)
+    for offender in (*world.keys[1:], world.keys[1]):
+        world.checkpoint()
+        trio.run(node.make, voted_twice(world, offender, world.height))
+    for table in (slashing.SLASHES, offences.OFFENCES):
+        monkeypatch.setattr(table, "scan", None)
+
+    def page(**given):
+        asked = slash_spec.ListSlashes(**given)
+        return node.ask(asked, slash_spec.list_).slashes
+
+    lines = page()
+    who = [line.offender for line in lines]
+    one, two, three = (one.account for one in world.keys[1:])
+    assert who == [one, three, two, one]
+    first = page(limit=3)
+    assert [*first, *page(limit=3, before=first[-1].id)] == lines
+    assert page(before=lines[-1].id) == []
+    own = page(account=one.hex())
+    assert own == [lines[0], lines[3]]
+    assert page(account=one.hex(), before=own[0].id) == own[1:]
+    asked = slash_spec.ListSlashes(one.hex(), before=lines[1].id)
+    assert "no such penalty" in refused(node, asked, slash_spec.list_)
+    asked = slash_spec.ListSlashes(before=bytes(32))
+    assert "no such penalty" in refused(node, asked, slash_spec.list_)
+    told = node.ask(spec.GetValidator(one.hex()), spec.show)
+    assert told.slashes == [line.id for line in own]
+    base = SimpleNamespace(key=world.keys[1], keys=(), genesis=world.genesis)
+    part = SimpleNamespace(rotation=SimpleNamespace(trouble=None))
+    *_, trouble = troubles(base, SimpleNamespace(view=world.view), part)
+    assert own[0].id.hex() in trouble
+    assert str(sum(line.taken_micro for line in own)) in trouble
+    view, height = world.view, world.height
+    assert offences.is_guilty(view, one, height)
+    assert not offences.is_guilty(view, one, height + 1)
+    assert not offences.is_guilty(view, world.keys[0].account, 0)
+    world.epoch()  # rewards ask who offended
 
 
 @pytest.mark.parametrize("offence", ["proposal", "block", "false"])

@@ -27,7 +27,7 @@ from blyand.rules.trust import evidence as rules
 from blyand.rules.trust import slashing
 from blyand.rules.trust.evidence import FalseEvidence, prove
 from blyand.rules.trust.offences import OFFENCES, record, unapplied
-from blyand.rules.trust.slashing import PENALTIES, SLASHES, is_banned
+from blyand.rules.trust.slashing import PENALTIES, SLASHES, TOLLS, is_banned, penalties
 from blyand.rules.view import Overlay
 from tests.unit.daemon.chain_world import (
     Training,
@@ -497,7 +497,15 @@ def test_no_offences_take_more_than_the_base(deeds):
     burnt = supply(world.view).burnt_micro
     assert sum(b.micro for b in BALANCES.scan(world.view)) == supply(world.view).micro
     taken = {}
+    assert {s.id for s in penalties(world.view)} == {s.id for s in slashes(world)}
     for slash in slashes(world):
+        own = [s for s in slashes(world) if s.offender == slash.offender]
+        toll = TOLLS.get(world.view, slash.offender)
+        assert len(list(penalties(world.view, slash.offender))) == len(own)
+        assert (toll.times, toll.taken_micro) == (
+            len(own),
+            sum(s.taken_micro for s in own),
+        )
         assert (
             slash.taken_micro
             <= slash.bond_micro + slash.unbonding_micro + slash.unclaimed_micro
