@@ -42,6 +42,7 @@ class Priorities:
 SETS = Table(b"signers", Validators)
 TURNS = Table(b"turns", Priorities)
 LINKS = Table(b"link", Link)  # key of a validator
+LEFT = Table(b"link-left", Link)  # key, tail: of chains that it opened before
 
 
 def begin(view: Overlay, genesis: Genesis) -> None:
@@ -134,13 +135,16 @@ def _begin_chains(view: Overlay, signing: Validators) -> None:
     """From now on a member opens the chain whose tail is in the set.
 
     Not before: until the old set has signed its last checkpoint, the old chain counts.
-    Who comes back with the same tail goes on where it stopped: no link is opened twice.
+    Who comes back to an earlier tail goes on where it stopped: no link is opened twice.
     """
     for member in signing.members:
-        link = LINKS.get(view, member.key)
-        if link is None or link.tail != member.beacon_tail:
-            tail = member.beacon_tail
-            LINKS.put(view, Link(tail, tail), member.key)
+        link, tail = LINKS.get(view, member.key), member.beacon_tail
+        if link is not None and link.tail == tail:
+            continue
+        if link is not None:
+            LEFT.put(view, link, member.key, link.tail)
+        earlier = LEFT.get(view, member.key, tail)
+        LINKS.put(view, earlier or Link(tail, tail), member.key)
 
 
 def _set(view: View, place: int) -> ValidatorSet:

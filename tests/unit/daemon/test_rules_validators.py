@@ -12,6 +12,7 @@ from blyan_proto.genesis import DEVNET, Setting
 from blyan_proto.types import Role
 from blyand.rules.chain import validators
 from blyand.rules.chain.appointment import MAX_WEIGHT, voters
+from blyand.rules.chain.validators import LINKS
 from blyand.rules.economy import bond as bonds
 from blyand.rules.economy.book import BALANCES, MICRO, Purse, supply
 from blyand.rules.economy.rotation import (
@@ -306,6 +307,22 @@ def test_who_comes_back_goes_on_where_its_chain_stopped():
     world.checkpoint(proposer=world.keys[1])
     assert one.public in world.signing()
     assert validators.revealed_by(world.view, one.public) == stopped
+
+
+def test_who_comes_back_to_a_tail_after_another_opens_no_link_twice():
+    world = Validating()
+    one = world.keys[0]
+    revealed = {}
+    for name in ("next", 0, "next"):
+        world.epoch(world.block(world.enlist(one, beacon_tail=tail_of(name)), one))
+        world.epoch()
+        left = LINKS.get(world.view, one.public)
+        revealed[left.tail] = left.revealed
+        world.checkpoint(proposer=world.keys[1])
+        begun = LINKS.get(world.view, one.public)
+        assert begun.tail == tail_of(name) != left.tail
+        assert begun.revealed == revealed.get(begun.tail, begun.tail)
+    assert all(link != tail for tail, link in revealed.items()), "it has proposed"
 
 
 def test_tails_are_counted():
