@@ -13,6 +13,7 @@ from blyand.rules.chain.intake import check_final
 from blyand.rules.verdict import Reject
 from blyand.store.blocks import BlockStore
 from blyand.store.checkpoints import CheckpointStore
+from blyand.store.schema import Outcome
 from blyand.store.sets import SetStore
 
 
@@ -109,6 +110,24 @@ def check_checkpoint(
         if not blocks.has(id):
             return f"it orders block {id.hex()[:16]}, which is not here"
         outcome = blocks.outcome(id)
-        if outcome is None or (outcome.height, outcome.position) != (height, position):
+        if outcome is None or not _agrees(checkpoints, id, outcome, height, position):
             return f"block {id.hex()[:16]} is not noted as ordered by it"
     return None
+
+
+def _agrees(
+    checkpoints: CheckpointStore,
+    id: bytes,
+    outcome: Outcome,
+    height: int,
+    position: int,
+) -> bool:
+    """Whether a block's outcome is of that place, or of an earlier one that ordered it."""
+    if outcome.height >= height:
+        return (outcome.height, outcome.position) == (height, position)
+    try:
+        first = checkpoints.at(outcome.height)
+    except StorageFault:
+        return False
+    at = outcome.position
+    return first is not None and first.checkpoint.blocks[at : at + 1] == (id,)

@@ -26,7 +26,7 @@ from blyand.chain.machine import Machine
 from blyand.chain.pool import Pool
 from blyand.chain.swarm import Remote, Swarm
 from blyand.compute import Threads
-from blyand.errors import Halted, TooSlow, Unavailable
+from blyand.errors import Halted, Pruned, TooSlow, Unavailable
 from blyand.net.gossip import Verdict
 from blyand.rules.chain.intake import check_final
 from blyand.rules.chain.validators import signers, successors
@@ -361,19 +361,23 @@ class Follower:
         return True
 
     def _load(self, final: FinalCheckpoint) -> list[Block]:
-        """Return the checkpoint's blocks. Missing when some are not here. Blocking."""
+        """Return the checkpoint's blocks. Missing when some are not here. Blocking.
+
+        One may have been ordered before: a quorum that joined by a state could not see
+        it. Its sequence is spent, so it stays a no-op.
+        """
         ids = final.checkpoint.blocks
-        if any(self._is_ordered(id, final.checkpoint.height) for id in ids):
-            raise Reject("the checkpoint orders a block a second time")
-        blocks = [self._pool.get(id) or self._blocks.get(id) for id in ids]
+        blocks = [self._find(id) for id in ids]
         missing = [id for id, block in zip(ids, blocks) if block is None]
         if missing:
             raise Missing(missing)
         return [block for block in blocks if block is not None]
 
-    def _is_ordered(self, id: bytes, height: int) -> bool:
-        outcome = self._blocks.outcome(id)
-        return outcome is not None and outcome.height < height
+    def _find(self, id: bytes) -> Block | None:
+        try:
+            return self._pool.get(id) or self._blocks.get(id)
+        except Pruned:  # it was ordered before, long ago
+            return None
 
 
 class Missing(Unavailable):

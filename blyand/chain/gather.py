@@ -139,7 +139,7 @@ class Gatherer:
             found = self._swarm.look(id)
             if found is not None:
                 batch[id] = found
-            elif id in self._pool or self._blocks.has(id):  # it came another way
+            elif id in self._pool or self._blocks.is_whole(id):  # it came another way
                 self._swarm.forget([id])
             else:
                 self._swarm.want([id])  # another part may have given it up

@@ -99,7 +99,11 @@ class Groups:
     async def store(self, group: Sequence[Arrived]) -> dict[bytes, Refusal]:
         """Store those of a group, ascending by height, whose parents are here."""
         await self._undisturbed(group)
-        fresh = {one.id: one for one in group if not self._blocks.has(one.id)}
+        fresh = {
+            one.id: one
+            for one in group
+            if not self._blocks.serves(one.id, one.is_final)
+        }
         done = trio.Event()
         for id in fresh:
             self._under_way[id] = done

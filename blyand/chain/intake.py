@@ -168,7 +168,7 @@ class Intake:
         for place, block in enumerate(blocks):
             if block.id in self._poison and not is_final:
                 refused[place] = Ignore("this node fell over on the block before")
-            elif not self._blocks.has(block.id):
+            elif not self._blocks.serves(block.id, is_final):
                 waiting.append(place)
         waiting.sort(key=lambda place: blocks[place].header.height)
         for start in range(0, len(waiting), GROUP):

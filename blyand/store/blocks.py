@@ -103,6 +103,10 @@ class BlockStore:
         """True when the block is here with its payload."""
         return self.has(block) and self._store.get(PAYLOAD + block) is not None
 
+    def serves(self, block: bytes, is_final: bool) -> bool:
+        """True when the block need not come; one to be executed needs its payload."""
+        return self.is_whole(block) if is_final else self.has(block)
+
     def signed_header(self, block: bytes) -> SignedHeader | None:
         """Return the header and signature, which are kept for ever."""
         raw = self._header(block)

@@ -83,9 +83,10 @@ class CheckpointStore:
         """Return the writes of an executed checkpoint.
 
         `changes` are those of the executed state (None deletes); `outcomes` are (code,
-        text) of each of the checkpoint's blocks in its order; `rows` are what
-        `State.writes` gave for the changes, None: made here. StorageFault when another
-        checkpoint of this height is final.
+        text) of each of the checkpoint's blocks in its order, kept where none is: of a
+        block that is ordered again the first one stays; `rows` are what `State.writes`
+        gave for the changes, None: made here. StorageFault when another checkpoint of
+        this height is final.
         """
         blocks = final.checkpoint.blocks
         if len(outcomes) != len(blocks):
@@ -93,8 +94,9 @@ class CheckpointStore:
         height = final.checkpoint.height
         writes: Batch = [self.entry(final), (META_EXECUTED, u64(height))]
         for position, (block, (code, text)) in enumerate(zip(blocks, outcomes)):
-            outcome = Outcome(height, position, code, _shortened(text))
-            writes.append((ORDERED + block, encode(outcome)))
+            if self._store.get(ORDERED + block) is None:
+                outcome = Outcome(height, position, code, _shortened(text))
+                writes.append((ORDERED + block, encode(outcome)))
             writes.append((PENDING + block, None))
         writes += handovers.rows(final.checkpoint)
         return writes + (self._rows(changes) if rows is None else rows)

@@ -110,10 +110,11 @@ class History:
         self._write(writes, floor)
 
     def _places(self, final: FinalCheckpoint) -> Batch:
-        """Return the rows that say where a checkpoint ordered its blocks."""
+        """Return the rows that say where a checkpoint ordered its blocks first."""
         writes: Batch = []
         for position, id in enumerate(final.checkpoint.blocks):
-            if self._blocks.outcome(id) is None:
+            known = self._blocks.outcome(id)
+            if known is None or known.height > final.checkpoint.height:
                 outcome = Outcome(final.checkpoint.height, position, UNKNOWN, "")
                 writes += [(ORDERED + id, encode(outcome)), (PENDING + id, None)]
         return writes

@@ -11,10 +11,12 @@ from blyan_proto.checkpoint import VoteStage
 from blyan_proto.codec import encode
 from blyan_proto.errors import ProtocolError
 from blyand.chain import follow
+from blyand.chain.audit import check_checkpoint
 from blyand.errors import Halted, NotHere
 from blyand.net.gossip import Verdict
 from blyand.rules.chain.intake import check_final
 from blyand.rules.verdict import Reject
+from blyand.store.checkpoints import TOOK_EFFECT
 from tests.unit.daemon.chain_node import (
     Node,
     block,
@@ -217,7 +219,9 @@ def test_a_checkpoint_orders_blocks_whose_time_we_would_not_take(pair):
     run(main)
 
 
-def test_a_checkpoint_that_orders_a_block_again_is_refused(pair):
+@pytest.mark.parametrize("is_pruned", [False, True])
+def test_a_block_that_is_ordered_again_takes_effect_once(pair, is_pruned):
+    """A quorum that joined by a state cannot see the first time; nobody stops for it."""
     source, node = pair
 
     async def main():
@@ -225,12 +229,24 @@ def test_a_checkpoint_that_orders_a_block_again_is_refused(pair):
         gives(node, "a", finals, blocks)
         async with following(node):
             await until(lambda: node.machine.clock.height == 1, 10)
-            twice = await source.final(blocks[0])
+            if is_pruned:
+                node.store.write_batch(node.blocks.prune([blocks[0].id], 9), sync=True)
+            fresh = block(source, 1)
+            await source.intake.submit(fresh)
+            twice = await source.final(blocks[0], fresh)
+            node.blocks_of["a"] += [fresh]
+            node.finals_of["a"] += [twice]
             await node.follower.gossip_check("a", encode(twice))
-            await until(lambda: not node.follower._waiting, 5)
-        assert not node.blamed, "who forwards cannot know"
-        assert node.blocks.outcome(blocks[0].id).height == 1
-        assert node.machine.clock.height == 1 and node.machine.halted is None
+            await until(lambda: node.machine.clock.height == 2, 10)
+        assert not node.blamed and node.machine.halted is None
+        outcome = node.blocks.outcome(blocks[0].id)
+        assert (outcome.height, outcome.code) == (1, TOOK_EFFECT), "the first stays"
+        assert node.blocks.outcome(fresh.id).code == TOOK_EFFECT
+        for height in (1, 2):
+            audited = check_checkpoint(
+                node.blocks, node.checkpoints, node.sets, node.genesis, height
+            )
+            assert audited is None
 
     run(main)
 

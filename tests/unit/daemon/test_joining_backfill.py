@@ -75,6 +75,20 @@ def test_all_that_lies_below_comes_and_is_sound(tmp_path):
     run(main)
 
 
+def test_of_a_block_that_was_ordered_twice_the_first_time_is_noted(tmp_path):
+    async def main():
+        newcomer, source, finals, blocks = await world(tmp_path)
+        async with source.running():
+            await source.order(blocks[0])
+        await join(newcomer)
+        node = newcomer.node
+        assert node.blocks.outcome(blocks[0].id).height == 10
+        await fill(newcomer)
+        assert node.blocks.outcome(blocks[0].id).height == 1
+
+    run(main)
+
+
 def test_a_kill_in_the_middle_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(backfilling, "AT_ONCE", 2)
 
