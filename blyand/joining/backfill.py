@@ -11,27 +11,24 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import trio
 
-from blyan_proto.block.block import Block
-from blyan_proto.block.header import SignedHeader
-from blyan_proto.block.model import Model, Run
-from blyan_proto.block.payload import KINDS
 from blyan_proto.checkpoint import FinalCheckpoint
 from blyan_proto.codec import encode
 from blyan_proto.errors import BadSignature, ProtocolError
 from blyan_proto.genesis import Genesis
 from blyan_proto.protocols.blocks import MAX_IDS
 from blyan_proto.protocols.sync import Checkpoints
-from blyan_proto.signing import Purpose, check_signature
 from blyan_proto.validators import ValidatorSet
 from blyand.compute import Threads
-from blyand.errors import Unavailable
-from blyand.rules.chain.intake import Checked, check_final, check_ordered
-from blyand.rules.chain.retention import NAMING, is_past
+from blyand.errors import TooSlow, Unavailable
+from blyand.joining import piece
+from blyand.joining.piece import Piece
+from blyand.rules.chain.intake import check_final
+from blyand.rules.chain.retention import is_past
 from blyand.rules.chain.trust import Pin
 from blyand.rules.verdict import Reject
 from blyand.store.blocks import BlockStore
@@ -51,29 +48,13 @@ RATES = 20  # steps over which the rate is taken
 
 Fill = Callable[[str | None], Awaitable[bool]]
 
-NEEDED = NAMING | {
-    kind.code for kind in KINDS.values() if kind.payload in (Model, Run)
-}  # kinds of which state may need an old payload
 
-
-class Given(Protocol):
-    """Blocks that a peer gave, and those whose payload it dropped."""
-
-    blocks: list[Block]
-    pruned: list[bytes]
-    answered: int  # of the ids asked for, from the first on
-
-
-class Asking(Protocol):
+class Asking(piece.Asking, Protocol):
     """What backfilling asks of a peer."""
 
     async def before(self, peer: str, height: int, count: int) -> Checkpoints: ...
 
     async def validators(self, peer: str, root: bytes) -> ValidatorSet: ...
-
-    async def headers(self, peer: str, ids: Sequence[bytes]) -> list[SignedHeader]: ...
-
-    async def blocks(self, peer: str, ids: Sequence[bytes]) -> Given: ...
 
 
 @dataclass(frozen=True)
@@ -116,6 +97,8 @@ class Backfill:
         self._archives, self._pin = archives, pin
         self._ordered, self._whole, self._is_busy = ordered, whole, is_busy
         self._turn = self._owed = 0
+        self._piece: Piece | None = None
+        self._share: dict[str, int] = {}  # peer -> by what it is asked for less
         self._done: deque[tuple[float, int]] = deque(maxlen=RATES)
         self.blocks = self.bytes = 0  # fetched so far
         self.trouble = ""
@@ -166,22 +149,37 @@ class Backfill:
         if await fill(None):
             return True
         peers = list(self._peers())
+        self._share = {p: share for p, share in self._share.items() if p in peers}
+        had = self.bytes
         for _ in peers:
             peer = peers[self._turn % len(peers)]
-            if await self._ask(fill, peer):
+            is_done = await self._ask(fill, peer)
+            await self._rest()
+            if is_done:
                 self.trouble = ""
-                await self._rest()
                 return True
             self._turn += 1
         lowest = floor.checkpoints if floor.checkpoints > 1 else floor.blocks
-        self.trouble = f"no connected peer gives what lies below checkpoint {lowest}"
+        no_one = f"no connected peer gives what lies below checkpoint {lowest}"
+        self.trouble = no_one if self.bytes == had else ""
         return False
 
     async def _ask(self, fill: Fill, peer: str) -> bool:
+        """Give a peer its turn; True when it brought the next piece to its end.
+
+        One that brings nothing in time may be slow, or far away: it is asked for less.
+        """
+        had, share = self.bytes, self._share.get(peer, 1)
         try:
             with trio.move_on_after(PATIENCE_S):
-                return await fill(peer)
-            logger.info("%s lets history wait", peer)
+                came = await fill(peer)
+                self._share[peer] = max(1, share // 2)
+                return came
+            raise TooSlow(f"{peer} took more than {PATIENCE_S:g} s")
+        except TooSlow as error:
+            logger.info("history comes slowly: %s", error)
+            if self.bytes == had:
+                self._share[peer] = min(2 * share, MAX_IDS)
         except Unavailable as error:
             logger.debug("%s gives no history: %s", peer, error)
         except (ProtocolError, Reject) as error:
@@ -204,7 +202,8 @@ class Backfill:
         if peer is None:
             finals = await self._lane.run(self._here, height)
         else:
-            shown = await self._asking.before(peer, height, AT_ONCE)
+            count = max(1, AT_ONCE // self._share.get(peer, 1))
+            shown = await self._asking.before(peer, height, count)
             finals = list(shown.checkpoints)
             if not finals or finals[-1].checkpoint.height != height - 1:
                 return False  # it has no more itself
@@ -264,25 +263,35 @@ class Backfill:
         """Bring in the blocks of the next checkpoints below; those here without a peer."""
         finals = await self._lane.run(self._next)
         missing = await self._lane.run(self._missing, finals)
-        fetched = _Fetched()
-        if missing:
-            if peer is None:
-                return False
-            await self._fetch(peer, missing, fetched)
-            if not fetched.ids >= missing.keys():
-                return False
-        headers = [
-            fetched.headers[i] for i in fetched.headers if i not in fetched.whole
-        ]
+        coming = self._coming(finals[0].checkpoint.height)
+        if peer is not None:
+            at_once = max(1, MAX_IDS // self._share.get(peer, 1))
+            await coming.fetch(peer, missing, at_once)
+        if coming.lacks(missing):
+            return False
         await self._lane.run(
             self._disk.history.put_blocks,
             finals[-1].checkpoint.height,
-            list(fetched.whole.values()),
-            headers,
+            list(coming.whole.values()),
+            coming.headers,
             self._now_ms(),
         )
+        self._piece = None
         self.blocks += len(missing)
         return True
+
+    def _coming(self, height: int) -> Piece:
+        """Return what came so far of the blocks from that height downwards."""
+        if self._piece is None or self._piece.height != height:
+            self._piece = Piece(
+                height,
+                self._genesis,
+                self._asking,
+                self._lane,
+                self._count,
+                archives=self._archives,
+            )
+        return self._piece
 
     def _next(self) -> list[FinalCheckpoint]:
         """Return the next checkpoints below, descending, as many as one request asks."""
@@ -309,65 +318,7 @@ class Backfill:
             if not has(id)
         }
 
-    async def _fetch(
-        self, peer: str, missing: dict[bytes, bool], fetched: _Fetched
-    ) -> None:
-        """Fetch blocks, of old ones that nothing needs the headers alone."""
-        old = [id for id, is_old in missing.items() if is_old]
-        await self._fetch_headers(peer, old, fetched)
-        needed = {i for i, one in fetched.headers.items() if one.header.kind in NEEDED}
-        wanted = [id for id, is_old in missing.items() if not is_old or id in needed]
-        pruned: list[bytes] = []
-        while wanted:
-            given = await self._asking.blocks(peer, wanted[:MAX_IDS])
-            for checked in await self._lane.run(_check_blocks, given.blocks):
-                fetched.whole[checked.id] = checked
-            self._count(given.blocks)
-            pruned += given.pruned
-            wanted = wanted[given.answered :]
-            if not given.answered:
-                return
-        if not self._archives:
-            lacking = [id for id in pruned if id not in fetched.headers]
-            await self._fetch_headers(peer, lacking, fetched)
-
-    async def _fetch_headers(
-        self, peer: str, ids: Sequence[bytes], fetched: _Fetched
-    ) -> None:
-        for start in range(0, len(ids), MAX_IDS):
-            given = await self._asking.headers(peer, ids[start : start + MAX_IDS])
-            await self._lane.run(_check_headers, given, self._genesis)
-            fetched.headers.update((signed.header.id, signed) for signed in given)
-            self._count(given)
-
     def _count(self, given: Sequence[Any]) -> None:
         size = sum(len(encode(one)) for one in given)
         self.bytes += size
         self._owed += size
-
-
-@dataclass
-class _Fetched:
-    """What a peer gave of some blocks."""
-
-    whole: dict[bytes, Checked] = field(default_factory=dict)
-    headers: dict[bytes, SignedHeader] = field(default_factory=dict)
-
-    @property
-    def ids(self) -> set[bytes]:
-        return self.whole.keys() | self.headers.keys()
-
-
-def _check_blocks(blocks: Sequence[Block]) -> list[Checked]:
-    return [check_ordered(block) for block in blocks]
-
-
-def _check_headers(headers: Sequence[SignedHeader], genesis: Genesis) -> None:
-    for signed in headers:
-        check_signature(
-            Purpose.BLOCK,
-            genesis.id,
-            signed.header,
-            signed.header.author,
-            signed.signature,
-        )

@@ -75,6 +75,39 @@ def test_all_that_lies_below_comes_and_is_sound(tmp_path):
     run(main)
 
 
+@pytest.mark.parametrize("what", ["before", "blocks", "headers"])
+def test_a_slow_link_brings_it_in_small_pieces(tmp_path, what, monkeypatch):
+    """Nothing that came is asked for again, and what takes too long is asked in parts."""
+    monkeypatch.setattr(backfilling, "AT_ONCE", 32)
+
+    async def main():
+        newcomer, source, finals, blocks = await joined(tmp_path, peers=("mute", "a"))
+        if what == "headers":
+            newcomer.backfill._now_ms = lambda: finals[8].checkpoint.time_ms + DAY_MS
+        usual, given = getattr(Wire, what), []
+
+        async def mute(*args):
+            await trio.sleep_forever()
+
+        async def slow(*args):
+            plain = Wire()
+            plain.givers, plain.newcomer = newcomer.wire.givers, newcomer.node
+            answer = await usual(plain, "a", *args)
+            one = answer if what == "headers" else None
+            one = one or getattr(answer, "checkpoints", None) or answer.blocks
+            await trio.sleep(2.2 * len(one))  # all of them take longer than is waited
+            given.extend(one)
+            return answer
+
+        newcomer.wire.hooks["mute", what] = mute
+        newcomer.wire.hooks["a", what] = slow
+        await fill(newcomer, 1000)
+        assert len(given) == (8 if what == "before" else 9)
+        assert not newcomer.node.blamed and not newcomer.backfill.trouble
+
+    run(main)
+
+
 def test_of_a_block_that_was_ordered_twice_the_first_time_is_noted(tmp_path):
     async def main():
         newcomer, source, finals, blocks = await world(tmp_path)
