@@ -34,6 +34,7 @@ from blyand.endpoints import serve_streams
 from blyand.errors import ComputeFault, Unavailable
 from blyand.events import Broadcast
 from blyand.foundation import Base
+from blyand.guard.forks import Forks
 from blyand.home import Home, read_or_none, replace_file
 from blyand.metrics import Metrics
 from blyand.net.calls import open_calls
@@ -184,6 +185,7 @@ async def run(home: Home, config: Config) -> None:
             )
             mesh = Mesh(host, dialer.dial, events, random.Random())
             reporter = participation.build_reporter(base, replica)
+            forks = participation.build_forks(base, replica, reporter)
             voter = None
             if validates(base):
                 is_lost = base.is_amnesic or newcomer.aim.must
@@ -261,6 +263,7 @@ async def run(home: Home, config: Config) -> None:
                 Service("rotation", part.rotation.run),
                 Service("surveyor", part.surveyor.run),
                 Service("reporter", part.reporter.run),
+                Service("forks", forks.run),
             ]
             if voter is not None:
                 adopter = Adopter(
@@ -303,13 +306,14 @@ async def run(home: Home, config: Config) -> None:
             services.append(
                 Service("rpc", functools.partial(serve, _socket(base), answers))
             )
-            await _run_services(base, replica, models, services, stop)
+            await _run_services(base, replica, models, forks, services, stop)
 
 
 async def _run_services(
     base: Base,
     replica: Replica,
     models: Models,
+    forks: Forks,
     services: list[Service],
     stop: trio.Event,
 ) -> None:
@@ -322,7 +326,7 @@ async def _run_services(
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch_signals, stop)
-        base.meeting.start(greeter, functools.partial(heard, base, replica))
+        base.meeting.start(greeter, functools.partial(heard, base, replica, forks))
         await base.host.gossip.listen(topics.BLOCK, replica.intake.gossip_check)
         await base.host.gossip.listen(topics.CHECKPOINT, replica.follower.gossip_check)
         await base.host.gossip.listen(topics.RECEIPT, replica.receipts.gossip_check)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from blyan_proto.checkpoint import FinalCheckpoint
 from blyan_proto.signing import SigningKey
 from blyan_proto.validators import ValidatorSet
 from blyand import keystore
@@ -19,11 +20,13 @@ from blyand.finality.beacon import LINKS as CHAIN_LINKS
 from blyand.finality.beacon import BeaconChain, chain_of
 from blyand.foundation import Base
 from blyand.guard.evidence import Reporter
+from blyand.guard.forks import Forks, Places
 from blyand.home import Home
 from blyand.initialise import hardware
 from blyand.net.identity import peer_id_of
 from blyand.parts import Models
 from blyand.presence import roles, validates
+from blyand.protocols import sync as sync_ends
 from blyand.replica import Replica
 from blyand.rpc import key, slash, validator
 from blyand.rpc.bind import Answers
@@ -79,6 +82,32 @@ def build_reporter(base: Base, replica: Replica) -> Reporter:
     return Reporter(
         base.genesis.id, lambda: replica.view, replica.author.make, Random()
     )
+
+
+def build_forks(base: Base, replica: Replica, reporter: Reporter) -> Forks:
+    """Return what looks at second final checkpoints, and let the follower tell it."""
+    client = sync_ends.Client(base.host)
+
+    async def theirs(peer: str, height: int) -> FinalCheckpoint | None:
+        shown = await client.before(peer, height + 1, 1)
+        return shown.checkpoints[0] if shown.checkpoints else None
+
+    stores = base.stores
+    forks = Forks(
+        base.genesis,
+        Places(
+            stores.checkpoints.at,
+            lambda: stores.history.floor.checkpoints,
+            stores.sets.at,
+            theirs,
+        ),
+        reporter.report,
+        base.alarms,
+        base.blame,
+        base.chain_lane,
+    )
+    replica.follower.compare = forks.see
+    return forks
 
 
 def build_participation(

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-
 import blyand
 from blyan_proto.protocols.hello import MAX_ADDRESSES, Greeting
 from blyan_proto.signing import account_of
 from blyan_proto.types import Role, bitmap
 from blyand.foundation import Base
+from blyand.guard.forks import Forks
 from blyand.initialise import role_bits
 from blyand.parts import Models
 from blyand.replica import Replica
 from blyand.rules.records import MODELS
-
-logger = logging.getLogger(__name__)
-
-MAX_ALARMS = 16
 
 
 def validates(base: Base) -> bool:
@@ -57,18 +52,10 @@ def greeting(base: Base, replica: Replica, models: Models) -> Greeting:
     )
 
 
-def heard(base: Base, replica: Replica, peer: str, greeting: Greeting) -> None:
-    """Catch up with a peer that is further; alarm when it has another history."""
+def heard(
+    base: Base, replica: Replica, forks: Forks, peer: str, greeting: Greeting
+) -> None:
+    """Catch up with a peer that is further; look when it has another history."""
     base.reach.met(peer)
-    height = greeting.finalised
-    replica.follower.peer_is_at(peer, height)
-    final = base.stores.checkpoints.at(height)
-    if final is not None and final.checkpoint.id != greeting.checkpoint:
-        base.alarms[height] = (
-            f"{peer} has another checkpoint {height}: more than a third of the validators "
-            "signed twice, or one of the two homes was made up; trust neither before you "
-            "know which"
-        )
-        logger.error("alarm: %s", base.alarms[height])
-        while len(base.alarms) > MAX_ALARMS:
-            base.alarms.pop(next(iter(base.alarms)))
+    replica.follower.peer_is_at(peer, greeting.finalised)
+    forks.claimed(peer, greeting.finalised, greeting.checkpoint)

@@ -19,7 +19,7 @@ from blyan_proto.errors import ProtocolError
 from blyan_proto.genesis import Genesis
 from blyan_proto.validators import ValidatorSet
 from blyand.chain.expiry import Expiry
-from blyand.chain.gather import Gatherer
+from blyand.chain.gather import Gatherer, Missing
 from blyand.chain.intake import Intake
 from blyand.chain.levelling import Levelling
 from blyand.chain.machine import Machine
@@ -40,6 +40,7 @@ PATIENCE_S = 10.0  # how long one answer may take before another peer is asked
 MAX_WAITING = 256  # checkpoints ahead of ours kept in memory
 
 T = TypeVar("T")
+Compare = Callable[[FinalCheckpoint | None, FinalCheckpoint], Awaitable[None]]
 Sets = tuple[
     int, ValidatorSet, ValidatorSet
 ]  # our height; of the next, of the one after
@@ -66,6 +67,7 @@ class Follower:
         self._lane = lane
         self._remote = remote
         self.swarm = swarm
+        self.compare: Compare = _nothing  # a final checkpoint with another one
         self.held = False  # follow nothing: this node is about to join by a state
         self._waiting: dict[int, tuple[FinalCheckpoint, str]] = {}
         self._wake = trio.Event()  # there may be something to apply
@@ -158,6 +160,7 @@ class Follower:
             final = await self._lane.run(_decoded, raw)
             height = final.checkpoint.height
             if height <= self._machine.clock.height or height in self._waiting:
+                await self.compare(self._waiting.get(height, (None, ""))[0], final)
                 return Verdict.IGNORE
             is_final = await self._lane.run(self._check, final, self._sets())
         except (ProtocolError, Reject) as error:
@@ -380,19 +383,15 @@ class Follower:
             return None
 
 
-class Missing(Unavailable):
-    """Blocks of a checkpoint are not here yet."""
-
-    def __init__(self, ids: Sequence[bytes]) -> None:
-        super().__init__(f"{len(ids)} blocks are not here")
-        self.ids = ids
-
-
 async def _in_time(ask: Callable[..., Awaitable[T]], *args: object) -> T:
     """Await a peer's answer; TooSlow when it does not come."""
     with trio.move_on_after(PATIENCE_S):
         return await ask(*args)
     raise TooSlow(f"no answer within {PATIENCE_S:g} s")
+
+
+async def _nothing(ours: FinalCheckpoint | None, theirs: FinalCheckpoint) -> None:
+    return None
 
 
 def _decoded(raw: bytes) -> FinalCheckpoint:

@@ -20,7 +20,7 @@ from blyand.chain.intake import Intake
 from blyand.chain.pool import Pool
 from blyand.chain.swarm import Swarm
 from blyand.compute import Threads
-from blyand.errors import DiskFull
+from blyand.errors import DiskFull, Unavailable
 from blyand.rules.verdict import Reject
 from blyand.store.blocks import BlockStore
 
@@ -32,6 +32,14 @@ BATCH = 256  # taken in at once
 IDLE_S = 1.0
 
 Waiting = Callable[[int], tuple[FinalCheckpoint, str] | None]
+
+
+class Missing(Unavailable):
+    """Blocks of a checkpoint are not here yet."""
+
+    def __init__(self, ids: Sequence[bytes]) -> None:
+        super().__init__(f"{len(ids)} blocks are not here")
+        self.ids = ids
 
 
 class Gatherer:

@@ -32,7 +32,7 @@ from blyand.rules.view import View
 
 logger = logging.getLogger(__name__)
 
-WAITING = 64  # pairs that wait for their block; the oldest goes
+WAITING = 128  # pairs that wait for their block, one of each validator; the oldest goes
 SEEN = 1024  # pairs that are not looked at again
 PATIENCE_S = 2.0  # others saw it as well: who waits longest finds it done
 AGAIN_S = 5.0
