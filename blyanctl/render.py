@@ -10,10 +10,11 @@ from blyan_proto.rpc.spec import JsonObject
 
 MAX_LIST_CHARACTERS = 60  # of a list inside a table
 PROSE_CHARACTERS = 100  # of a text with words that no column holds
-DATES = ("time_ms", "pruned_ms", "began_ms", "ended_ms", "due_ms", "now_ms") + (
-    "rotated_ms",
-    "epoch_ends_ms",
-)
+A_DATE_MS = 10**12  # a number of milliseconds from here on is a date: 2001 and later
+NEVER_MS = 253_402_300_800_000  # the year 10000
+INLINE = frozenset(("line", "session"))  # records that a result only adds to
+POOL_MARK = b"blyan ".hex()  # how the account of a pool begins
+NOBODY = "00" * 20  # the other side of what is issued or burnt
 UNITS = (
     "_bytes",
     "_micro",
@@ -60,7 +61,8 @@ def _gather(
 ) -> None:
     for name, value in record.items():
         if isinstance(value, dict):
-            _gather(f"{prefix}{label(name)} ", value, plain, tables)
+            inner = "" if name in INLINE else label(name) + " "
+            _gather(prefix + inner, value, plain, tables)
         elif isinstance(value, list) and all(isinstance(v, dict) for v in value):
             if value or name in TABLES:
                 tables.append((prefix + label(name), value))
@@ -76,7 +78,8 @@ def _gather(
 # Lists that are the point of their result: an empty one is said to be empty.
 TABLES = frozenset(
     "peers bans chains blocks experts models datasets tiles groups options protocols "
-    "versions kinds problems pins recipients leaders windows".split()
+    "versions kinds problems pins recipients leaders windows slashes sessions "
+    "lines".split()
 )
 
 
@@ -121,6 +124,8 @@ def label(name: str) -> str:
         if name.endswith(unit):
             name = name[: -len(unit)]
             break
+    if name == "micro":
+        name = "amount"
     return name.replace("_", " ")
 
 
@@ -137,21 +142,34 @@ def cell(name: str, value: Any) -> str:
             f"{label(key)} {cell(key, item)}" for key, item in value.items()
         )
     text = value if isinstance(value, str) else str(value)
+    if name == "other":
+        text = _called(text)
     # what a peer wrote must not steer the terminal
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return (
+        "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+        or "-"
+    )
+
+
+def _called(account: str) -> str:
+    """Return the name of a pool, - for nobody, other accounts as they are."""
+    if not account.startswith(POOL_MARK):
+        return "-" if account == NOBODY else account
+    name = bytes.fromhex(account[len(POOL_MARK) :]).rstrip(b"\0")
+    return name.decode("ascii", "replace")
 
 
 def _number(name: str, value: int | float) -> str:
     if name == "bytes" or name.endswith("_bytes") or name.startswith("bytes_"):
         return size(value)
-    if name in DATES or name.endswith("until_ms"):
-        return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(value / 1000))
-    if name.endswith("_micro"):
+    if name.endswith("_ms") and value >= A_DATE_MS:
+        return date(value)
+    if name == "micro" or name.endswith("_micro"):
         return f"{value / 1_000_000:,.6f}".rstrip("0").rstrip(".") + " BLY"
     if name.endswith("_ppm"):
         return f"{value / 10_000:g} %"
     if name.endswith("_ms"):
-        return f"{value:.1f} ms"
+        return f"{value:.1f} ms" if value < 1000 else duration(value / 1000)
     if name.endswith("per_s"):
         return f"{value:.1f}"
     if name.endswith("_s") or name == "seconds":
@@ -159,6 +177,13 @@ def _number(name: str, value: int | float) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     return str(value)
+
+
+def date(ms: float) -> str:
+    """Return a moment, in milliseconds since 1970, as people write it, in UTC."""
+    if ms >= NEVER_MS:
+        return "never"
+    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(ms / 1000))
 
 
 def size(count: float) -> str:

@@ -46,10 +46,14 @@ def test_a_list_alone_has_no_title_and_an_empty_one_says_so() -> None:
     assert render({"peer_id": "x", "holders": []}) == "peer id  x\nholders  -"
 
 
+def test_a_record_that_is_only_added_to_gives_its_fields_no_prefix() -> None:
+    assert render({"line": {"weight": 1}, "needed": 2}) == "weight  1\nneeded  2"
+
+
 def test_records_with_sentences_stand_one_below_the_other() -> None:
     why = "because " * 20
     parts = [{"source": "a", "why": why}, {"source": "b", "why": ""}]
-    shown = f"source  a\nwhy     {why}\n\nsource  b\nwhy     "
+    shown = f"source  a\nwhy     {why}\n\nsource  b\nwhy     -"
     assert render({"parts": parts}) == shown
 
 
@@ -58,14 +62,19 @@ def test_records_with_sentences_stand_one_below_the_other() -> None:
     [
         ("bytes", 1023, "1023 B"),
         ("bytes_up", 2048, "2.0 KiB"),
-        ("time_ms", 0, "1970-01-01 00:00:00Z"),
+        ("year_began_ms", 1_795_887_048_125, "2026-11-28 17:30:48Z"),
         ("latency_ms", 1.234, "1.2 ms"),
         ("held_out_ppm", 125_000, "12.5 %"),
         ("paid_micro", 1_234_500_000, "1,234.5 BLY"),
         ("paid_micro", 10_000_000, "10 BLY"),
         ("paid_micro", 1, "0.000001 BLY"),
         ("paid_micro", 0, "0 BLY"),
-        ("ended_ms", 0, "1970-01-01 00:00:00Z"),
+        ("banned_until_ms", 2**63, "never"),
+        ("silent_ms", 90_000, "1m 30s"),
+        ("micro", 400_000_000, "400 BLY"),
+        ("other", b"blyan treasury".hex() + "00" * 6, "treasury"),
+        ("other", "00" * 20, "-"),
+        ("ban", "", "-"),
         ("loss", 1.23456, "1.2346"),
         ("height", 7, "7"),
         ("note", "a\x1b[31m", "a\N{REPLACEMENT CHARACTER}[31m"),
