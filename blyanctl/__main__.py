@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from blyan_proto.rpc.errors import RpcError
+from blyan_proto.rpc.errors import INVALID_PARAMS, RpcError
 from blyan_proto.rpc.spec import JsonObject
 from blyanctl import live, parser
 from blyanctl.client import Client, NoAnswer, NoDaemon
@@ -37,7 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except RpcError as error:
-        return _fail(f"{error.message.rstrip('.')}. (error {error.code})", EXIT_FAILED)
+        method = getattr(arguments, "method", None)
+        if error.code == INVALID_PARAMS.code and method is not None:
+            return _misused(arguments, parser.told(method, error.message))
+        text = error.message.rstrip(".")
+        end = "" if text.endswith("?") else "."
+        return _fail(f"{text}{end} (error {error.code})", EXIT_FAILED)
     except NoAnswer as error:
         return _fail(str(error), EXIT_FAILED)
     except NoDaemon as error:
@@ -60,6 +65,11 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
+def _misused(arguments: argparse.Namespace, why: str) -> int:
+    usage = f"blyanctl {arguments.command} {arguments.verb}"
+    return _fail(f"{usage}: {why}; see `{usage} --help`.", EXIT_USAGE)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.command in parser.LOCAL:
         module = importlib.import_module(f"blyanctl.{arguments.command}")
@@ -73,8 +83,7 @@ def _run(arguments: argparse.Namespace) -> int:
         try:
             params = parser.params_of(arguments, arguments.method)
         except ValueError as error:
-            usage = f"blyanctl {arguments.command} {arguments.verb}"
-            return _fail(f"{usage}: {error}; see `{usage} --help`.", EXIT_USAGE)
+            return _misused(arguments, str(error))
     plain = raw or getattr(arguments, "json", False)
     streaming = getattr(arguments, "stream", False)
     home, timeout_s = getattr(arguments, "home", None), getattr(

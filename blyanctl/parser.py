@@ -11,6 +11,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -37,6 +38,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`.\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and refuse here what is not known: so the sentence names the command."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
 
 def build(argv: Sequence[str]) -> Parser:
@@ -178,11 +186,11 @@ def _metavar(field: Field) -> str:
 def _reader(field: Field) -> Callable[[str], Any]:
     """Return the function that turns one word into the JSON value of a field."""
     if field.name.endswith("_micro"):
-        return _bly
+        return _amount(field.about.low)
     schema = field.shape.schema
     kind = _kind(schema.get("items", schema))
     if kind == "string":
-        return str
+        return _path if field.about.path else str
     if kind == "integer":
         return _integer
     return _number if kind == "number" else _value
@@ -197,13 +205,30 @@ def _integer(word: str) -> int:
 
 def _bly(word: str) -> int:
     """Read an amount in BLY, as 1.5, exactly: micro-BLY."""
-    match = re.fullmatch(r"(\d{1,13})(?:\.(\d{1,6}))?", word)
+    match = re.fullmatch(r"(\d{1,12})(?:\.(\d{1,6}))?", word)
     if match is None:
         raise argparse.ArgumentTypeError(
             f"{word!r} is not an amount of BLY, as 12 or 0.000001"
         )
     whole, part = match.groups()
     return int(whole) * 1_000_000 + int((part or "").ljust(6, "0"))
+
+
+def _amount(low: float | None) -> Callable[[str], int]:
+    """Return the function that reads an amount of at least `low` micro-BLY."""
+
+    def read(word: str) -> int:
+        micro = _bly(word)
+        if low is not None and micro < low:
+            raise argparse.ArgumentTypeError("it must be more than 0")
+        return micro
+
+    return read
+
+
+def _path(word: str) -> str:
+    """Return a path as the daemon wants it: absolute."""
+    return os.path.abspath(word) if word else word
 
 
 def _number(word: str) -> float:
@@ -243,5 +268,17 @@ def params_of(arguments: argparse.Namespace, method: Method) -> JsonObject:
     try:
         method.read_params(params)
     except RpcError as error:
-        raise ValueError(error.message.partition(": ")[2]) from None
+        raise ValueError(told(method, error.message)) from None
     return params
+
+
+def told(method: Method, message: str) -> str:
+    """Return what a method says about its params in the words of the command line."""
+    message = message.removeprefix(f"{method.name}: ")
+    for field in fields_of(method.params):
+        name, word = field.name, word_of(field.name)
+        word = word.upper() if field.about.positional else f"--{word}"
+        message = re.sub(f"^'?{name}'?(?=: | is missing )", word, message)
+        if "_" in name:  # others are ordinary words too
+            message = re.sub(rf"\b{name}\b", word, message)
+    return message

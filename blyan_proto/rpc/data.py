@@ -28,6 +28,7 @@ class AddDataset:
         "folder on the daemon's machine; default: the text that comes with its Python",
         default=None,
         positional=True,
+        path=True,
     )
     max_mb: int = arg("most text to take, MB", default=16, low=1, high=2048)
     name: str | None = arg("its name; default: from the folder", default=None)

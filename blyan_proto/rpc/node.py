@@ -120,7 +120,7 @@ class Backup:
     """
 
     directory: str = arg(
-        "new folder on the daemon's machine, as an absolute path", positional=True
+        "new folder on the daemon's machine", positional=True, path=True
     )
 
 

@@ -38,6 +38,7 @@ class Arg:
     high: float | None = None
     choices: tuple[str, ...] = ()
     positional: bool = False  # the CLI also takes it by place
+    path: bool = False  # absolute, on the daemon's machine; the CLI makes it so
 
 
 def arg(
@@ -48,9 +49,10 @@ def arg(
     high: float | None = None,
     choices: tuple[str, ...] = (),
     positional: bool = False,
+    path: bool = False,
 ) -> Any:
     """Declare a field: its help, and its default if it may be left out."""
-    about = Arg(help, low, high, choices, positional)
+    about = Arg(help, low, high, choices, positional, path)
     return dataclasses.field(default=default, metadata={"arg": about})
 
 

@@ -123,7 +123,8 @@ def _method(method: Method) -> list[str]:
     if fields:
         rows = [
             f"| `{field.name}` | {field.shape.words} | {_default(field)} "
-            f"| {field.about.help}{_bounds(field)} |"
+            f"| {field.about.help}{_bounds(field)}"
+            f"{' (an absolute path)' if field.about.path else ''} |"
             for field in fields
         ]
         lines += _table("| param | type | default | meaning |", rows)

@@ -29,6 +29,8 @@ def sample(field: Field) -> object:
     value: object = {"string": "word", "integer": int(number), "number": 0.5}.get(kind)
     if kind == "boolean":
         value = True
+    if field.about.path:
+        value = "/a/word"
     if kind == "number" and field.about.low is not None:
         value = max(0.5, float(field.about.low))
     return [value, value] if many else value
@@ -90,6 +92,33 @@ def test_what_is_not_given_is_not_sent() -> None:
     assert parse("chain", "block", "ab" * 32, "--no-payload")["payload"] is False
 
 
+def test_a_path_is_made_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    assert parse("data", "add", "usr/../etc") == {"directory": "/etc"}
+    assert parse("slash", "submit", "--file", "found") == {"file": "/found"}
+    assert parse("data", "add", "") == {"directory": ""}
+
+
+def test_what_the_daemon_says_of_params_is_told_in_words_of_the_command_line() -> None:
+    stake = methods_of("ledger")["ledger.stake"]
+    said = "ledger.stake: give either lock_micro or unlock_micro"
+    assert parser.told(stake, said) == "give either --lock or --unlock"
+
+
+@pytest.mark.parametrize("tail", ["me", "--nope"])
+def test_what_is_unknown_is_refused_by_the_command_that_does_not_know_it(
+    tail: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("key", "show", tail)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said == (
+        f"blyanctl key show: unrecognized arguments: {tail}; "
+        "see `blyanctl key show --help`.\n"
+    )
+
+
 def test_general_options_stand_before_and_after() -> None:
     for argv in (
         ["--home", "/h", "--json", "node", "status"],
@@ -103,11 +132,12 @@ def test_general_options_stand_before_and_after() -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["chain", "block"], "'id' is missing"),
-        (["chain", "block", "xyz"], "id: expected hex of 32 bytes"),
+        (["chain", "block"], "ID is missing"),
+        (["chain", "block", "xyz"], "ID: expected hex of 32 bytes"),
         (["chain", "log", "--limit", "0"], "limit: expected 1 to 1000"),
         (["chain", "log", "--chain", "E"], "chain: expected one of A, B, C, D"),
         (["chain", "block", "00", "--id", "00"], "id is given twice"),
+        (["ledger", "send", "me"], "AMOUNT is missing"),
     ],
 )
 def test_wrong_values(argv: list[str], says: str) -> None:
