@@ -92,9 +92,9 @@ class Submit:
     """
 
     file: str = arg(
-        "file with canonical evidence, or hex of it, on the daemon's machine, as an "
-        "absolute path",
+        "file with canonical evidence, or hex of it, on the daemon's machine",
         positional=True,
+        path=True,
     )
 
 

@@ -106,6 +106,8 @@ def bind(
         if account not in voters(ordering.view):
             raise RpcError(EVIDENCE_REFUSED, "only a validator votes for a censure")
         offender = account_called(params.account, account)
+        if offender == account:
+            raise RpcError(EVIDENCE_REFUSED, "this node would vote against itself")
         block = await ordered(Censure(FORMAT_VERSION, offender, params.reason[:500]))
         voting, known = signers(ordering.view), BALLOTS.get(ordering.view, offender)
         cast = known.cast if known else ()
@@ -118,11 +120,16 @@ def bind(
 
 def read(path: str) -> bytes:
     """Return what a file holds. RpcError EVIDENCE_INVALID. Blocking."""
+    if not Path(path).is_absolute() or "\0" in path:
+        raise RpcError(EVIDENCE_INVALID, f"{path!r} is not an absolute path")
     try:
         with open(path, "rb", opener=_regular) as file:
             raw = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise RpcError(EVIDENCE_INVALID, f"cannot read {path}: {error}") from error
+        raise RpcError(
+            EVIDENCE_INVALID,
+            f"cannot read {path}: {error.strerror}; name a file on the daemon's machine",
+        ) from error
     if len(raw) > MAX_FILE_BYTES:
         raise RpcError(EVIDENCE_INVALID, f"{Path(path).name} is too large for evidence")
     return raw
@@ -142,7 +149,10 @@ def evidence_in(raw: bytes) -> Evidence:
     try:
         return decode(Evidence, raw, MAX_PAYLOAD_BYTES)
     except ProtocolError as error:
-        raise RpcError(EVIDENCE_INVALID, f"not canonical evidence: {error}") from error
+        raise RpcError(
+            EVIDENCE_INVALID,
+            f"the file holds no evidence, neither canonical bytes nor hex of them: {error}",
+        ) from error
 
 
 def line_of(slash: Slash) -> spec.Line:

@@ -282,7 +282,7 @@ def test_evidence_from_a_file_is_checked_before_it_costs(tmp_path):
         return slash_spec.Submit(str(file))
 
     for raw, why in (
-        (b"junk", "not canonical evidence"),
+        (b"junk", "holds no evidence"),
         (encode(invalid(good, good.payload)), "proves nothing"),
         (encode(voted_twice(world, key("x"))), "not punishable"),
         (bytes(200_001), "too large"),
@@ -290,6 +290,9 @@ def test_evidence_from_a_file_is_checked_before_it_costs(tmp_path):
         assert why in refused(node, submit(raw), slash_spec.submit)
     assert "cannot read" in refused(
         node, slash_spec.Submit(str(tmp_path / "none")), slash_spec.submit
+    )
+    assert "not an absolute path" in refused(
+        node, slash_spec.Submit("none"), slash_spec.submit
     )
     assert world.purse(world.keys[0]) == BOND_MICRO
     made = node.ask(submit(encode(evidence).hex().encode() + b"\n"), slash_spec.submit)
@@ -301,6 +304,8 @@ def test_a_censure_counts_votes():
     world = Validating()
     accused = world.keys[3].account.hex()
     first = Node(world, world.keys[0])
+    own = slash_spec.Censure("me", "why not")
+    assert "against itself" in refused(first, own, slash_spec.censure)
     told = first.ask(
         slash_spec.Censure(accused, "they were left out"), slash_spec.censure
     )
