@@ -31,7 +31,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "file", metavar="FILE", help="what `--json chain prove` printed"
     )
     parser.add_argument(
-        "--checkpoint", type=_id, metavar="ID", help="believe this checkpoint"
+        "--checkpoint",
+        type=_checkpoint,
+        metavar="[HEIGHT:]ID",
+        help="believe this checkpoint, as `sync checkpoint` shows it",
     )
     parser.add_argument(
         "--genesis", type=Path, metavar="FILE", help="believe its first validators"
@@ -50,7 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
         believed = _believed(arguments)
         attested = _read(Path(arguments.file))
         value = verify_attested(attested, **believed)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        text = f"Cannot read {error.filename}: {error.strerror}."
+        return _fail(text, EXIT_USAGE)
+    except ValueError as error:
         return _fail(f"Cannot check {arguments.file}: {error}.", EXIT_USAGE)
     except ProtocolError as error:
         return _fail(f"The proof does not hold: {error}.", EXIT_REFUSED)
@@ -73,6 +79,10 @@ def _id(text: str) -> bytes:
     if len(raw) != 32:
         raise argparse.ArgumentTypeError(f"{text!r} is not 32 bytes in hex")
     return raw
+
+
+def _checkpoint(text: str) -> bytes:
+    return _id(text.rpartition(":")[2])  # the id alone says which it is
 
 
 def _believed(arguments: argparse.Namespace) -> dict[str, bytes | None]:

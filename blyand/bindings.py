@@ -239,6 +239,7 @@ def bind_all(
     prove.bind(
         answers,
         genesis=base.genesis,
+        account=base.key.account,
         state=stores.state,
         checkpoints=stores.checkpoints,
         lane=base.disk_lane,

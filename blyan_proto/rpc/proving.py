@@ -19,7 +19,7 @@ from blyan_proto.rpc.spec import (
     record,
 )
 
-PURSES = ("free", "bond", "unbonding", "held", "unclaimed")
+PURSES = ("free", "bond", "unbonding", "held", "unclaimed", "staked", "unstaking")
 
 
 @record
@@ -35,7 +35,8 @@ class ProveState:
         choices=("balance", "expert", "record"),
     )
     name: str = arg(
-        "account, hex; group, as layer0.expert3; table/key, the key in hex",
+        "account in hex, name of a pool, or me; group, as layer0.expert3; table/key, the "
+        "key in hex",
         positional=True,
     )
     model: str | None = arg("the expert's model, by name or id", default=None)

@@ -22,6 +22,7 @@ from blyan_proto.state import MAX_KEY_BYTES, StateProof
 from blyan_proto.untyped import read_untyped
 from blyan_proto.validators import Validators
 from blyand.compute import Threads
+from blyand.rpc.accounts import account_called
 from blyand.rpc.bind import Answers
 from blyand.rpc.resolve import group_called, model_called
 from blyand.rules.chain.validators import predecessors
@@ -30,8 +31,6 @@ from blyand.rules.records import GROUPS
 from blyand.rules.view import View
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.state import State
-
-ACCOUNT_BYTES = 20
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,12 @@ def bind(
     answers: Answers,
     *,
     genesis: Genesis,
+    account: bytes,
     state: State,
     checkpoints: CheckpointStore,
     lane: Threads,
 ) -> None:
-    """Bind chain.prove. `lane` reads the database."""
+    """Bind chain.prove. `account`: this node's. `lane` reads the database."""
 
     @answers(spec.prove)
     async def prove(params: proving.ProveState) -> proving.Proved:
@@ -59,7 +59,7 @@ def bind(
         if final is None:
             text = "no checkpoint is final yet, so nothing vouches for the state"
             raise RpcError(CHECKPOINT_UNKNOWN, text)
-        wanted = _wanted(frozen, params)
+        wanted = _wanted(frozen, params, account)
         proof: StateProof = await lane.run(frozen.prove, wanted.key)
         signed_by = predecessors(frozen)
         members = Validators(signed_by.members)
@@ -81,12 +81,10 @@ def bind(
         )
 
 
-def _wanted(view: View, params: proving.ProveState) -> _Wanted:
+def _wanted(view: View, params: proving.ProveState, own: bytes) -> _Wanted:
     """Return what a caller asks for. RpcError."""
     if params.what == "balance":
-        account = _hex(params.name.removeprefix("0x"), "an account")
-        if len(account) != ACCOUNT_BYTES:
-            raise RpcError(INVALID_PARAMS, "an account is 20 bytes in hex")
+        account = account_called(params.name, own)
         parts = account, bytes([Purse[params.purse.upper()]])
         return _Wanted(BALANCES.key(*parts), BALANCES.get(view, *parts))
     if params.what == "expert":
@@ -95,17 +93,14 @@ def _wanted(view: View, params: proving.ProveState) -> _Wanted:
         places = model.id, group.index
         return _Wanted(GROUPS.key(*places), GROUPS.get(view, *places))
     table, _, rest = params.name.partition("/")
-    key = table.encode() + b"/" + _hex(rest, "the part behind the table and `/`")
+    try:
+        key = table.encode() + b"/" + bytes.fromhex(rest)
+    except ValueError:
+        text = "write the record as its table, `/`, and the key in hex, as balance/00ff"
+        raise RpcError(INVALID_PARAMS, text) from None
     if len(key) > MAX_KEY_BYTES:
         raise RpcError(INVALID_PARAMS, f"a key has at most {MAX_KEY_BYTES} bytes")
     return _Wanted(key)
-
-
-def _hex(text: str, what: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        raise RpcError(INVALID_PARAMS, f"{what} is in hex, as 00ff") from None
 
 
 def _shown(wanted: _Wanted, value: bytes | None) -> JsonObject | None:

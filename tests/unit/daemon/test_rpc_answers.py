@@ -589,6 +589,7 @@ def bind_chain(world):
     prove.bind(
         world.answers,
         genesis=GENESIS,
+        account=b"a" * 20,
         state=world.state,
         checkpoints=world.checkpoints,
         lane=world.lane,

@@ -32,6 +32,7 @@ def bound(node):
     prove.bind(
         answers,
         genesis=node.genesis,
+        account=node.keys[0].account,
         state=node.machine.view,
         checkpoints=node.checkpoints,
         lane=Threads("test", 1),
@@ -52,6 +53,16 @@ def ask(node, what, name, **more):
         return await bound(node)(proving.ProveState(what=what, name=name, **more))
 
     return trio.run(run)
+
+
+def test_an_account_is_called_as_everywhere(node):
+    trio.run(paid, node)
+    own, free = node.keys[0].account.hex(), "00"
+    assert ask(node, "balance", "me").key.hex().endswith(own + free)
+    assert ask(node, "balance", "0x" + own).key == ask(node, "balance", "me").key
+    assert ask(node, "balance", "me", purse="staked").value is None
+    with pytest.raises(RpcError, match="is not an account"):
+        ask(node, "balance", "nobody")
 
 
 def test_a_balance_is_proved_and_checked_without_a_daemon(node, tmp_path, capsys):
@@ -123,7 +134,7 @@ def test_any_record_by_its_key(node):
         ask(node, "record", "clock/zz")
     with pytest.raises(RpcError, match="at most 256 bytes"):
         ask(node, "record", "clock/" + "00" * 300)
-    with pytest.raises(RpcError, match="20 bytes"):
+    with pytest.raises(RpcError, match="is not an account"):
         ask(node, "balance", "00")
     with pytest.raises(RpcError, match="there is no model yet"):
         ask(node, "expert", "layer0.expert0")
