@@ -272,8 +272,10 @@ class Joiner:
             self._prover = self._prover_from(pin.height, signers)
             self.told.trouble = ""
             return self._prover
-        self.told.trouble = self._why_no_pin(pin)
-        logger.warning("%s", self.told.trouble)
+        why = self._why_no_pin(pin)
+        if why != self.told.trouble:  # asked every second; said once
+            logger.warning("%s", why)
+        self.told.trouble = why
         return None
 
     def _check_pin(self, pin: Pin, final: FinalCheckpoint) -> None:
