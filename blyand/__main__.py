@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from blyan_proto.codec import to_plain
 from blyand import founding_commands
@@ -46,8 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(MISUSED, f"{self.prog}: {message}; see `{self.prog} --help`.\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    home = argparse.ArgumentParser(add_help=False)
+    home = Parser(add_help=False)
     home.add_argument(
         "--home",
         type=Path,
@@ -67,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     home.add_argument("--roles", metavar="ROLE,…", help="learn, serve, archive")
     home.add_argument("--daemons-on-host", type=int, metavar="N")
     home.add_argument("--max-per-group", type=int, metavar="N")
-    parser = argparse.ArgumentParser(prog="blyand", description=__doc__)
-    commands = parser.add_subparsers(required=True)
+    parser = Parser(prog="blyand", description="A node of a Blyan network.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     init = commands.add_parser(
         "init", parents=[home], help="make config.toml, an encrypted key, a genesis"
     )

@@ -105,6 +105,11 @@ def found(plan: Plan, founders: Sequence[Registration]) -> Genesis:
     founders = sorted(founders, key=lambda founder: founder.key)
     if strange := set(plan.parameters) - PARAMETERS:
         raise ConfigFault(f"there is no parameter {min(strange)!r}")
+    if not any(plan.balances.values()):
+        raise ConfigFault(
+            "this gives nobody any money, so nothing could ever be paid: add --balance "
+            "ACCOUNT=MICRO, or balances to the plan"
+        )
     settings = {one.name: one.value for one in DEVNET_SETTINGS} | dict(plan.settings)
     if missing := set(plan.weights) - {founder.key for founder in founders}:
         raise ConfigFault(f"{min(missing).hex()} has a weight and is no founder")
@@ -194,7 +199,8 @@ def _text(path: Path) -> str:
             raise ConfigFault(f"{path} is too large")
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigFault(f"cannot read {path}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigFault(f"cannot read {path}: {why}") from error
 
 
 def _numbers(table: Any) -> dict[str, int]:

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from blyan_proto.codec import to_plain
@@ -144,7 +145,7 @@ def _lines(genesis: Genesis) -> Iterator[str]:
     founders = genesis.founders
     yield f"network     {genesis.id.hex()}"
     yield f"name        {genesis.name}"
-    yield f"began       {genesis.time_ms} ms"
+    yield f"began       {_date(genesis.time_ms)}"
     yield f"supply      {_bly(sum(one.micro for one in genesis.balances))}"
     yield f"validators  {len(founders)}, weight {founders.total}"
     for one in founders:
@@ -167,6 +168,14 @@ def _lines(genesis: Genesis) -> Iterator[str]:
 
 def _bly(micro: int) -> str:
     return f"{micro // MICRO:,}.{micro % MICRO:06} BLY"
+
+
+def _date(ms: int) -> str:
+    try:
+        when = datetime.fromtimestamp(ms / 1000, UTC)
+    except (ValueError, OverflowError):
+        return f"{ms} ms"
+    return f"{when:%Y-%m-%d %H:%M:%SZ}"
 
 
 def _pairs(texts: list[str], option: str) -> dict[str, int]:

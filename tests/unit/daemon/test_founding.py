@@ -174,6 +174,20 @@ def test_the_commands_from_the_homes_to_a_common_genesis(tmp_path, capsys):
     assert genesis_file.load(made).parameters == DEVNET
 
 
+def test_wrong_usage_is_one_sentence_and_code_2(capsys):
+    for argv in (["genesis", "create", "g.json"], ["walk"], ["run", "--nope"]):
+        with pytest.raises(SystemExit) as caught:
+            blyand.main(argv)
+        assert caught.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("blyand") and said.count("\n") == 1 and "--help" in said
+
+
+def test_a_genesis_that_gives_nobody_anything_says_what_to_add():
+    with pytest.raises(ConfigFault, match="--balance"):
+        found(Plan(), founders(1))
+
+
 def test_what_is_no_registration_is_refused_in_a_sentence(tmp_path):
     file = tmp_path / "founder.json"
     for wrong in ("[]", '{"registration": {"version": 1}}', "nothing"):
