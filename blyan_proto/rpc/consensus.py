@@ -15,7 +15,7 @@ class Member:
     """One validator of the set that signs the next checkpoint."""
 
     key: Key = arg("the key that it votes with")
-    peer_id: str = arg("its libp2p peer id, as long as it has not changed its key")
+    peer_id: str = arg("its libp2p peer id, by the newest key of its account")
     weight: int = arg("weight of its vote")
     me: bool = arg("it is this node")
     connected: bool = arg("a stream to it is open; true of this node itself")

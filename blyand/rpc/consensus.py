@@ -14,6 +14,7 @@ from blyand.finality.voter import Voter
 from blyand.net.identity import peer_id_of
 from blyand.rpc.bind import Answers
 from blyand.rules.chain.validators import signers
+from blyand.rules.economy.rotation import current_key, owner_of
 
 
 def bind(
@@ -29,7 +30,9 @@ def bind(
     """Bind consensus.*. `connected`: peers that hear our votes; `me`: our peer id."""
 
     def member_of(part: Part) -> spec.Member:
-        peer = peer_id_of(part.member.key)
+        key = part.member.key
+        owner = owner_of(machine.view, key)  # its key may have changed since
+        peer = peer_id_of((current_key(machine.view, owner) if owner else None) or key)
         return spec.Member(
             key=part.member.key,
             peer_id=peer,
