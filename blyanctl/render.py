@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from blyan_proto.amounts import bly
 from blyan_proto.rpc.spec import JsonObject
 
 MAX_LIST_CHARACTERS = 60  # of a list inside a table
@@ -124,8 +125,7 @@ def label(name: str) -> str:
         if name.endswith(unit):
             name = name[: -len(unit)]
             break
-    if name == "micro":
-        name = "amount"
+    name = {"micro": "amount", "ppm": "share"}.get(name, name)
     return name.replace("_", " ")
 
 
@@ -165,8 +165,8 @@ def _number(name: str, value: int | float) -> str:
     if name.endswith("_ms") and value >= A_DATE_MS:
         return date(value)
     if name == "micro" or name.endswith("_micro"):
-        return f"{value / 1_000_000:,.6f}".rstrip("0").rstrip(".") + " BLY"
-    if name.endswith("_ppm"):
+        return bly(round(value))
+    if name == "ppm" or name.endswith("_ppm"):
         return f"{value / 10_000:g} %"
     if name.endswith("_ms"):
         return f"{value:.1f} ms" if value < 1000 else duration(value / 1000)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from blyan_proto.amounts import bly
 from blyan_proto.codec import to_plain
 from blyan_proto.genesis import Genesis
 from blyan_proto.settings import SETTINGS
@@ -20,7 +21,6 @@ from blyand.founding import Plan, found, problems_of, read_founder, read_plan
 from blyand.home import Home
 
 UNSOUND = 1
-MICRO = 1_000_000  # micro-BLY in one BLY
 
 
 def configure(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
@@ -146,7 +146,7 @@ def _lines(genesis: Genesis) -> Iterator[str]:
     yield f"network     {genesis.id.hex()}"
     yield f"name        {genesis.name}"
     yield f"began       {_date(genesis.time_ms)}"
-    yield f"supply      {_bly(sum(one.micro for one in genesis.balances))}"
+    yield f"supply      {bly(sum(one.micro for one in genesis.balances))}"
     yield f"validators  {len(founders)}, weight {founders.total}"
     for one in founders:
         yield f"  {one.key.hex()}  weight {one.weight}"
@@ -157,17 +157,13 @@ def _lines(genesis: Genesis) -> Iterator[str]:
         yield f"  {founder.key.hex()}  0x{account}  {roles}"
     yield "balances"
     for balance in genesis.balances:
-        yield f"  0x{balance.account.hex()}  {_bly(balance.micro)}"
+        yield f"  0x{balance.account.hex()}  {bly(balance.micro)}"
     yield "parameters"
     for name, value in to_plain(genesis.parameters).items():
         yield f"  {name} = {value}"
     yield "settings"
     for name, known in SETTINGS.items():
         yield f"  {name} = {genesis.setting(name)}  ({known.meaning})"
-
-
-def _bly(micro: int) -> str:
-    return f"{micro // MICRO:,}.{micro % MICRO:06} BLY"
 
 
 def _date(ms: int) -> str:

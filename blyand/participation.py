@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from blyan_proto.amounts import bly
 from blyan_proto.checkpoint import FinalCheckpoint
 from blyan_proto.signing import SigningKey
 from blyan_proto.validators import ValidatorSet
@@ -224,7 +225,7 @@ def troubles(base: Base, replica: Replica, part: Participation) -> Iterator[str]
     toll = TOLLS.get(view, account)
     if toll is not None:
         yield (
-            f"{toll.taken_micro} micro-BLY were slashed; `blyanctl slash show "
+            f"{bly(toll.taken_micro)} were slashed; `blyanctl slash show "
             f"{toll.last.hex()}` explains the newest penalty"
         )
     for one in base.keys:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
+from blyan_proto.amounts import bly
 from blyand.compute import Threads
 from blyand.errors import Busy
 from blyand.events import Broadcast, CheckpointFinalised
@@ -134,7 +135,7 @@ class Auditor:
         )
         text = (
             f"the ledger of this node is wrong at checkpoint {finding.height}: purses "
-            f"hold {finding.sum_micro} micro-BLY of {finding.supply_micro}"
+            f"hold {bly(finding.sum_micro)} of {bly(finding.supply_micro)}"
             + (f"; accounts {named}" if named else "")
             + ". Run `blyanctl ledger audit`, keep the home, and ask the developers"
         )

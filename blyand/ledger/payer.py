@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from blyan_proto.amounts import bly
 from blyan_proto.block.ledger import (
     Capture,
     DeliveryStatement,
@@ -77,7 +78,7 @@ class Payer:
             return await self._sessions.fail(session, Failure.TTL_EXPIRED, text)
         has = amount(self._hands.view(), self._hands.account)
         if statement.amount_micro + fee_micro > has:
-            text = f"this account has {has} micro-BLY, less than the quote and its fee"
+            text = f"this account has {bly(has)}, less than the quote and its fee"
             return await self._sessions.fail(session, Failure.INSUFFICIENT, text)
         life_ms = min(LIFE_MS, self._genesis.setting("escrow_span_ms"))
         payload = Reserve(

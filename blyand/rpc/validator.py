@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from blyan_proto.amounts import bly
 from blyan_proto.block.block import Block
 from blyan_proto.block.economy import Bond, Registration
 from blyan_proto.constants import FORMAT_VERSION
@@ -89,6 +90,12 @@ def bind(
                 "this node does not vote: put validate into node.roles and start it again",
             )
         view = ordering.view
+        banned, clock = BANS.get(view, hands.account), CLOCK.get(view)
+        if banned and clock and banned.until_ms > clock.time_ms:
+            raise RpcError(
+                VALIDATOR_REFUSED,
+                f"{ban_of(view, hands.account)}; register again when that is over",
+            )
         node = NODES.get(view, hands.account)
         needed = needed_micro(genesis, hands.account)
         bond = needed if params.bond_micro is None else params.bond_micro
@@ -96,7 +103,7 @@ def bind(
         if bond > owned:
             raise RpcError(
                 VALIDATOR_REFUSED,
-                f"a bond of {bond} micro-BLY is more than the account has ({owned})",
+                f"a bond of {bly(bond)} is more than the account has, {bly(owned)}",
             )
         roles = Role(node.roles if node else int(Role.SERVE)) | Role.VALIDATE
         block = await ordered(await hands.registration(roles, bond))

@@ -6,6 +6,7 @@ small fees are carried on, so that splitting a payment burns neither less nor mo
 
 from __future__ import annotations
 
+from blyan_proto.amounts import bly
 from blyan_proto.codec import U64, message
 from blyand.rules.economy import pools
 from blyand.rules.economy.book import Purse, burn, move
@@ -41,7 +42,7 @@ def burnt_of(before_micro: int, fee_micro: int) -> int:
 def charge(view: Overlay, payer: bytes, fee_micro: int, least_micro: int) -> None:
     """Take a fee out of the payer's free money. Reject below the network's least."""
     if fee_micro < least_micro:
-        raise Reject(f"the fee is below this network's {least_micro} micro-BLY")
+        raise Reject(f"the fee is below this network's {bly(least_micro)}")
     if not fee_micro:
         return
     before = paid(view)

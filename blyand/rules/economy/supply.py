@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from blyan_proto.amounts import bly
 from blyan_proto.codec import U32, U64, message
 from blyand.rules.economy import book, pools
 from blyand.rules.economy.book import MAX_SUPPLY_MICRO, Purse
@@ -83,7 +84,7 @@ def issue(
     """Issue new money. Reject when the year's limit has less left."""
     left = room(view, now_ms)
     if micro > left:
-        raise Reject(f"only {left} micro-BLY may still be issued this year")
+        raise Reject(f"only {bly(left)} may still be issued this year")
     year = YEAR.get(view)
     assert year is not None
     book.mint(view, target, micro, why)

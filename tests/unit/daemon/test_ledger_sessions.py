@@ -224,7 +224,7 @@ def test_a_payer_cannot_overdraw_LEDGER_13(two, amount, fee, fits):
         else:
             with _Refusal(Failure.INSUFFICIENT) as refused:
                 await payer.payer.authorize(quote, fee)
-            assert "has 1000 micro-BLY" in refused.text
+            assert "has 0.001 BLY" in refused.text
 
     trio.run(main)
 

@@ -153,6 +153,7 @@ def test_one_validator_in_full():
     world.ordered(voted_twice(world, one), world.keys[0])
     told = node.ask(spec.GetValidator("me"), spec.show)
     assert told.line.status == "leaving" and "banned for double vote" in told.ban
+    assert "banned for double vote" in refused(node, spec.Register(), spec.register)
     assert told.needed_micro == 1_000_000_000 and len(told.slashes) == 1
     assert [release.micro for release in told.releases] == [700]
     assert told.unbonding_micro == 700

@@ -66,7 +66,7 @@ def test_a_network_may_ask_for_a_fee():
     world = LedgerWorld(transfer_fee_micro=3)
     one, two, _ = world.keys
     for payload in (world.pay(two, 1, 2), world.reserve(two, 1, fee_micro=2)):
-        assert "below this network's 3" in world.refused(payload, one)
+        assert "below this network's 0.000003 BLY" in world.refused(payload, one)
     world.ordered(world.pay(two, 1, 3), one)
     world.ordered(world.reserve(two, 1, fee_micro=3), one)
 
@@ -178,7 +178,7 @@ def test_a_year_issues_a_tenth_of_what_circulates_TOKEN_02():
     to = (one.account, Purse.UNCLAIMED)
     assert supply.room(view, START_MS) == 100_000
     supply.issue(view, to, 60_000, "reward", START_MS)
-    with pytest.raises(Reject, match="only 40000 micro-BLY"):
+    with pytest.raises(Reject, match="only 0.04 BLY"):
         supply.issue(view, to, 40_001, "reward", START_MS + YEAR - 1)
     supply.issue(view, to, 40_000, "reward", START_MS + YEAR - 1)
     assert supply.room(view, START_MS + YEAR - 1) == 0
@@ -201,7 +201,7 @@ def test_the_cap_holds_TOKEN_01():
     view, (one,) = overlay(MAX_SUPPLY_MICRO - 5)
     to = (one.account, Purse.FREE)
     assert supply.room(view, START_MS) == 5
-    with pytest.raises(Reject, match="only 5"):
+    with pytest.raises(Reject, match="only 0.000005 BLY"):
         supply.issue(view, to, 6, "reward", START_MS)
     supply.issue(view, to, 5, "reward", START_MS)
     with pytest.raises(Reject, match="1,000,000,000"):
