@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from blyan_proto.rpc.spec import JsonObject
 from blyanctl.graph import draw
-from blyanctl.render import cell, duration, size
+from blyanctl.render import cell, duration, render, size
 
 BAR_CELLS = 24
 
@@ -190,6 +190,10 @@ def ending(method: str, result: JsonObject, streamed: bool) -> tuple[str, str] |
     """Return what ends a call in place of the plain result: (stdout, stderr) text."""
     if method == "chain.export":
         return "", f"{result['blocks']} blocks"
+    if method == "chain.prove":
+        shown = {k: v for k, v in result.items() if k not in ("value", "proof")}
+        note = "With --json it is printed whole, for `blyanctl verify`."
+        return render(shown), note
     if method == "chain.log" and result["blocks"]:
         return draw(result["blocks"]), ""
     if method == "node.metrics":
