@@ -195,9 +195,11 @@ async def _covered(ordering: Ordering, model: ModelRecord, liveness_ms: int) -> 
         )
     except TooSlow:
         lacking = missing(ordering.view, model, liveness_ms)
+        others = len(lacking) - 1
+        more = f" and {others} other groups" if others else ""
         raise Unavailable(
-            f"no live learner holds {lacking[0]} and {len(lacking) - 1} other groups; "
-            "is a node with the role learn up, and has it fetched the model?"
+            f"no live learner that is not banned holds {lacking[0]}{more}; is a node with "
+            "the role learn up, and has it fetched the model?"
         ) from None
 
 
