@@ -157,7 +157,8 @@ class Client:
                 text = f"There is no home at {self.home}: create it with `blyand init"
                 text += f" --home {self.home}`, or name another with --home."
             elif isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
-                text = f"No daemon runs at {self.home}: {start}."
+                text = f"No daemon runs at {self.home}: {start}, or wait a moment if "
+                text += "that is done already."
             else:
                 text = f"Cannot reach the daemon at {self.home}: {error.strerror}."
             raise NoDaemon(text) from None
