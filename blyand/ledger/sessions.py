@@ -203,6 +203,9 @@ class Sessions:
             if escrow is not None:
                 changed["reversed_micro"] = escrow.reversed_micro
             session = await self.move(session, state, **changed)
+        given_back = escrow.reversed_micro if escrow is not None else 0
+        if given_back > session.reversed_micro:  # a part: that is no other state
+            session = await self.note(session, reversed_micro=given_back)
         return session
 
     async def _took_effect(self, session: Session) -> bool:

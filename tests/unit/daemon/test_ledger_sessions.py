@@ -125,6 +125,8 @@ def test_the_happy_path_and_back_LEDGER_04(two):
         assert money(chain) == [810, 1_190]
         part = await payee.payee.reverse(id, 40, "")
         assert (part.state, part.reversed_micro) == (SessionState.CREDITED, 40)
+        await payer.settle()
+        assert payer.session(id).reversed_micro == 40
         whole = await payee.payee.reverse(id, None, "")
         assert whole.state is SessionState.REVERSED
         await payer.settle()
