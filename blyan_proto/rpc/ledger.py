@@ -123,7 +123,12 @@ class GetHistory:
     """List what moved on an account, the newest first."""
 
     account: str = arg(ACCOUNT_HELP, default="me", positional=True)
-    limit: int = arg("most lines to list", default=20, low=1, high=1000)
+    limit: int = arg(
+        "movements to list; all lines of one transaction count as one",
+        default=20,
+        low=1,
+        high=1000,
+    )
     before: str = arg("begin behind this place: `next` of a page", default="")
 
 
