@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import trio
 
+from blyan_proto.amounts import bly
 from blyan_proto.block.economy import Bond
 from blyan_proto.codec import encode
 from blyan_proto.rpc import key as key_spec
@@ -245,7 +246,7 @@ def test_slashes_are_told_page_by_page_without_reading_all(monkeypatch):
     part = SimpleNamespace(rotation=SimpleNamespace(trouble=None))
     *_, trouble = troubles(base, SimpleNamespace(view=world.view), part)
     assert own[0].id.hex() in trouble
-    assert str(sum(line.taken_micro for line in own)) in trouble
+    assert bly(sum(line.taken_micro for line in own)) in trouble
     view, height = world.view, world.height
     assert offences.is_guilty(view, one, height)
     assert not offences.is_guilty(view, one, height + 1)
