@@ -190,7 +190,7 @@ async def run(home: Home, config: Config) -> None:
             if validates(base):
                 is_lost = base.is_amnesic or newcomer.aim.must
                 seat = Seat(
-                    functools.partial(participation.key_in, base),
+                    base.key_in,
                     functools.partial(participation.reveal, base, replica),
                     reporter.report,
                 )
@@ -342,7 +342,7 @@ async def _run_services(
 
 def _turn_of(base: Base, view: View, height: int) -> int | None:
     """Return how many validators come before this node for a duty of all of them."""
-    own = participation.key_in(base, signers(view))
+    own = base.key_in(signers(view))
     return turn_of(own.public, view, height) if own else None
 
 

@@ -10,6 +10,7 @@ import trio
 from blyan_proto.genesis import Genesis
 from blyan_proto.signing import SigningKey
 from blyan_proto.types import Role
+from blyan_proto.validators import ValidatorSet
 from blyand.clock import Clock
 from blyand.compute import Threads
 from blyand.config import Config
@@ -55,6 +56,15 @@ class Base:
     tile_lane: Threads
     disk_lane: Threads
     infer_lane: Threads
+
+    def key_in(self, voters: ValidatorSet) -> SigningKey | None:
+        """Return this node's key in a set: an old one until the set has the new one."""
+        return next((one for one in self.keys if voters.weight_of(one.public)), None)
+
+    def decides(self, voters: ValidatorSet) -> bool:
+        """True when a set makes nothing final without this node."""
+        own = self.key_in(voters)
+        return own is not None and voters.exceeds_third(voters.weight_of(own.public))
 
     def peers(self) -> list[str]:
         """Return the peers that said hello."""

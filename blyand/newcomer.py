@@ -43,8 +43,6 @@ class Newcomer:
 def aim_of(base: Base, replica: Replica) -> Aim:
     """Return how this node begins. ConfigFault when it must not without a checkpoint."""
     chosen, parameters = base.config.sync.checkpoint, base.genesis.parameters
-    who = signers(replica.view)
-    decides = who.exceeds_third(who.weight_of(base.key.public))
     try:
         pin = parse_pin(chosen) if chosen not in ("", OWN) else None
         known = _known(base, pin)
@@ -54,14 +52,13 @@ def aim_of(base: Base, replica: Replica) -> Aim:
             base.clock.now_ms(),
             parameters.trust_span_ms,
             vouched=chosen == OWN,
-            decides=decides,
+            decides=base.decides(signers(replica.view)),
         )
     except Refused as error:
         raise ConfigFault(str(error)) from error
     return Aim(
         pin=pin,
         must=start is Start.JOIN,
-        decides=decides,
         far=base.config.sync.far,
         span_ms=parameters.trust_span_ms,
         retention_ms=parameters.retention_span_ms,
@@ -104,7 +101,7 @@ class _Chain:
     """What the joiner sees and moves of this node's chain."""
 
     def __init__(self, base: Base, replica: Replica) -> None:
-        self._stores, self._replica = base.stores, replica
+        self._base, self._stores, self._replica = base, base.stores, replica
 
     @property
     def known(self) -> Known:
@@ -115,6 +112,10 @@ class _Chain:
     @property
     def signers(self) -> ValidatorSet:
         return signers(self._replica.view)
+
+    @property
+    def decides(self) -> bool:
+        return self._base.decides(self.signers)
 
     @property
     def claimed(self) -> int:

@@ -11,7 +11,6 @@ from random import Random
 from blyan_proto.amounts import bly
 from blyan_proto.checkpoint import FinalCheckpoint
 from blyan_proto.signing import SigningKey
-from blyan_proto.validators import ValidatorSet
 from blyand import keystore
 from blyand.config import Config
 from blyand.election.members import Chains, Claims, Member
@@ -57,11 +56,6 @@ def passphrase_of(config: Config) -> Path | None:
 def keys_of(home: Home, config: Config) -> tuple[SigningKey, ...]:
     """Return all keys of this node's account, the current one first. Blocking."""
     return tuple(keystore.versions(home, passphrase_of(config)))
-
-
-def key_in(base: Base, voters: ValidatorSet) -> SigningKey | None:
-    """Return this node's key in a set: an old one until the set has the new one."""
-    return next((one for one in base.keys if voters.weight_of(one.public)), None)
 
 
 def reveal(base: Base, replica: Replica, public: bytes) -> bytes:

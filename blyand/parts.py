@@ -209,7 +209,7 @@ def build_models(
         base.threads,
     )
     judge = Judge(
-        base.key.public,
+        base.key_in,
         view,
         stores.blocks.get,
         holder.is_right,

@@ -67,6 +67,11 @@ class Chain(Protocol):
         ...
 
     @property
+    def decides(self) -> bool:
+        """Nothing more becomes final without this node, so it is not behind."""
+        ...
+
+    @property
     def claimed(self) -> int:
         """The height that the peers say they are at."""
         ...
@@ -92,7 +97,6 @@ class Aim:
 
     pin: Pin | None  # what the operator vouches for, if it is ahead of this node
     must: bool  # not to follow from what is here
-    decides: bool  # nothing becomes final without this node, so it is never behind
     far: int  # checkpoints behind that are worth a state
     span_ms: int  # trust
     retention_ms: int  # what peers keep for sure; nothing older can be followed
@@ -169,7 +173,7 @@ class Joiner:
 
     async def _hear(self) -> None:
         """Give a fresh node's peers a moment to say how far they are."""
-        if not self._chain.known.height and not self._aim.decides:
+        if not self._chain.known.height and not self._chain.decides:
             with trio.move_on_after(FIRST_WORD_S):
                 while not self._peers():
                     await trio.sleep(LOOK_S / 20)
@@ -178,7 +182,7 @@ class Joiner:
         """True when a state is the better way to a checkpoint of that height."""
         known = self._chain.known
         behind = height - known.height
-        if behind <= 0 or self._aim.decides:
+        if behind <= 0 or self._chain.decides:
             return False
         old = self._clock.now_ms() - known.time_ms > self._aim.retention_ms
         return behind >= self._aim.far or (old and behind > 1)

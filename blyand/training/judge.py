@@ -12,6 +12,8 @@ from blyan_proto.block.economy import DisputeVerdict
 from blyan_proto.block.model import TileUpdate
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.errors import ProtocolError
+from blyan_proto.signing import SigningKey
+from blyan_proto.validators import ValidatorSet
 from blyand.errors import Unavailable
 from blyand.events import Broadcast, CheckpointFinalised
 from blyand.rules.chain.validators import signers
@@ -30,15 +32,15 @@ class Judge:
 
     def __init__(
         self,
-        public: bytes,
+        key_in: Callable[[ValidatorSet], SigningKey | None],
         view: Callable[[], View],
         block: Callable[[bytes], Block | None],
         is_right: Callable[[Block], Awaitable[bool]],
         make: Callable[..., Awaitable[object]],
         events: Broadcast,
     ) -> None:
-        """`public`: this node's key. `is_right(block)` recomputes an update."""
-        self._public = public
+        """`key_in`: this node's key in a set. `is_right(block)` recomputes an update."""
+        self._key_in = key_in
         self._view = view
         self._block = block
         self._is_right = is_right
@@ -55,7 +57,7 @@ class Judge:
             async with trio.open_nursery() as nursery:
                 task_status.started()
                 while True:
-                    if signers(self._view()).weight_of(self._public):
+                    if self._key_in(signers(self._view())):
                         for one in open_disputes(self._view()):
                             if one.update not in self._judging:
                                 self._judging.add(one.update)
@@ -74,12 +76,12 @@ class Judge:
 
     def _is_asked(self, disputed: Disputed) -> bool:
         """True while the dispute is open and our verdict did not come to be."""
+        own = self._key_in(signers(self._view()))
         found = (one for one in open_disputes(self._view()))
         now = next((one for one in found if one.dispute == disputed.dispute), None)
-        return now is not None and self._public not in (
-            *now.says_right,
-            *now.says_false,
-        )
+        if own is None or now is None:
+            return False
+        return own.public not in (*now.says_right, *now.says_false)
 
     async def _say(self, disputed: Disputed) -> bool:
         """Recompute and publish; False when something was lacking."""

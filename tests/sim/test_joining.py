@@ -39,6 +39,10 @@ class Chain:
         return signers(self.node.machine.view)
 
     @property
+    def decides(self) -> bool:
+        return False
+
+    @property
     def claimed(self) -> int:
         return self.node.follower.known
 
@@ -90,7 +94,7 @@ def test_a_state_travels_from_two_nodes_and_the_newcomer_follows(tmp_path):
                 await until(lambda: second.machine.clock.height >= BLOCKS)
                 await nursery.start(_run, newcomer)
                 client = Client(newcomer.host, InlineLane())
-                aim = Aim(None, False, False, 3, 86_400_000, 3_600_000)
+                aim = Aim(None, False, 3, 86_400_000, 3_600_000)
                 joiner = Joiner(
                     genesis,
                     aim,

@@ -182,7 +182,7 @@ class TrainNode(SimNode):
             self.events,
         )
         self.judge = Judge(
-            self.key.public,
+            lambda voters: self.key if voters.weight_of(self.key.public) else None,
             view,
             self.blocks.get,
             self.holder.is_right,

@@ -149,6 +149,7 @@ class Newcomer:
 
     def __init__(self, home: Path, wire: Wire, me: int = 2, **aim: Any) -> None:
         self.node = node = Node(home, me=me)
+        self.decides = False
         self.wire = wire
         self.aim = aim
         self.open()
@@ -171,7 +172,6 @@ class Newcomer:
         fields: dict[str, Any] = dict(
             pin=None,
             must=False,
-            decides=False,
             far=3,
             span_ms=parameters.trust_span_ms,
             retention_ms=parameters.retention_span_ms,

@@ -94,6 +94,24 @@ def test_a_node_that_is_not_far_behind_follows_instead(tmp_path):
     run(main)
 
 
+def test_who_decided_alone_joins_once_it_does_not_any_more(tmp_path):
+    """A validator that left the set may fall behind like anybody else."""
+
+    async def main():
+        newcomer, source, *_ = await world(tmp_path)
+        newcomer.decides = True
+        async with trio.open_nursery() as nursery:
+            await nursery.start(newcomer.joiner.run)
+            await newcomer.joiner.joined.wait()
+            await trio.sleep(60)
+            assert newcomer.node.machine.clock.height == 0 and not newcomer.restores
+            newcomer.decides = False
+            await until(lambda: is_joined(newcomer, source, 9))
+            nursery.cancel_scope.cancel()
+
+    run(main)
+
+
 def test_a_pin_is_joined_by_even_when_it_is_near(tmp_path):
     async def main():
         source, finals, blocks = await long_chain(tmp_path / "source", 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,23 +11,29 @@ import trio
 import trio.testing
 
 from blyan_proto.block.economy import Evidence, Heartbeat, LatencyClass, Registration
+from blyan_proto.block.model import TileUpdate
 from blyan_proto.checkpoint import Proposal
 from blyan_proto.signing import SigningKey
 from blyan_proto.types import Role
+from blyan_proto.validators import Validator, ValidatorSet
 from blyand.election.members import Chains, Claims, Member
 from blyand.election.rotation import KeyFiles, Rotation
 from blyand.election.surveyor import Surveyor
 from blyand.errors import KeyChanged
 from blyand.events import Broadcast, CheckpointFinalised
 from blyand.finality.beacon import BeaconChain
+from blyand.foundation import Base
 from blyand.guard.evidence import Reporter
-from blyand.participation import key_in, reveal
+from blyand.participation import reveal
 from blyand.rules.chain import validators
 from blyand.rules.chain.validators import signers
 from blyand.rules.economy.rotation import current_key
+from blyand.rules.model.dispute import DISPUTES, Disputed, Stand
 from blyand.rules.records import NODES
 from blyand.rules.trust.slashing import SLASHES
 from blyand.rules.verdict import Ignore
+from blyand.rules.view import Overlay
+from blyand.training.judge import Judge
 from tests.unit.daemon.chain_world import beat, key, registration
 from tests.unit.daemon.validators_world import (
     HOUR_MS,
@@ -149,7 +156,7 @@ def test_the_key_in_the_set_votes_and_opens_its_own_chain(monkeypatch):
     world.checkpoint(block, proposer=world.keys[1])
     base = base_of(world, new, old)
     replica = SimpleNamespace(view=world.view)
-    assert key_in(base, signers(world.view)) is old
+    assert Base.key_in(base, signers(world.view)) is old
     link = reveal(base, replica, old.public)
     assert validators.opens(world.view, old.public, link)
     assert chain.left(chain.tail) == 1024 and chain.left(link) == 1023
@@ -157,6 +164,50 @@ def test_the_key_in_the_set_votes_and_opens_its_own_chain(monkeypatch):
         reveal(base, replica, new.public)
     with pytest.raises(ValueError, match="not made by this node"):
         reveal(base_of(world, world.keys[1]), replica, world.keys[1].public)
+
+
+def test_a_third_of_the_weight_decides_with_the_key_that_is_in_the_set():
+    old, new, other = key("old"), key("new"), key("other")
+    base = object.__new__(Base)
+    object.__setattr__(base, "keys", (new, old))
+    for weight, decides in ((1, False), (2, True)):
+        voters = ValidatorSet(
+            (Validator(old.public, weight, ONE), Validator(other.public, 2, ONE))
+        )
+        assert base.decides(voters) is decides
+    assert not base.decides(ValidatorSet((Validator(other.public, 1, ONE),)))
+
+
+@pytest.mark.parametrize("is_member", [True, False])
+def test_who_changed_its_key_judges_as_long_as_the_old_one_is_in_the_set(is_member):
+    world, said = Validating(), []
+    own = world.keys[0] if is_member else key("stranger")
+    base, view = base_of(world, key("rotated"), own), Overlay(world.view)
+    some = bytes(32)
+    DISPUTES.put(
+        view,
+        Disputed(some, some, some, 0, 0, some, bytes(20), 0, Stand.OPEN, (), ()),
+        some,
+    )
+
+    async def is_right(block):
+        return True
+
+    async def make(payload):
+        said.append(payload)
+        known = DISPUTES.get(view, some)
+        DISPUTES.put(view, replace(known, says_right=(own.public,)), some)
+
+    judge = Judge(
+        lambda voters: Base.key_in(base, voters),
+        lambda: view,
+        lambda id: SimpleNamespace(content=object.__new__(TileUpdate)),
+        is_right,
+        make,
+        Broadcast(),
+    )
+    run_for(judge, 60)
+    assert len(said) == is_member, "once, and then it is counted"
 
 
 # Changing the key
