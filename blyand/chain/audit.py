@@ -110,24 +110,19 @@ def check_checkpoint(
         if not blocks.has(id):
             return f"it orders block {id.hex()[:16]}, which is not here"
         outcome = blocks.outcome(id)
-        if outcome is None or not _agrees(checkpoints, id, outcome, height, position):
+        place = None if outcome is None else (outcome.height, outcome.position)
+        if place == (height, position):
+            continue
+        if outcome is None or not _is_noted(checkpoints, id, outcome):
             return f"block {id.hex()[:16]} is not noted as ordered by it"
     return None
 
 
-def _agrees(
-    checkpoints: CheckpointStore,
-    id: bytes,
-    outcome: Outcome,
-    height: int,
-    position: int,
-) -> bool:
-    """Whether a block's outcome is of that place, or of an earlier one that ordered it."""
-    if outcome.height >= height:
-        return (outcome.height, outcome.position) == (height, position)
+def _is_noted(checkpoints: CheckpointStore, id: bytes, outcome: Outcome) -> bool:
+    """Whether a block was ordered where its outcome says; it may be so elsewhere, too."""
     try:
-        first = checkpoints.at(outcome.height)
+        final = checkpoints.at(outcome.height)
     except StorageFault:
         return False
     at = outcome.position
-    return first is not None and first.checkpoint.blocks[at : at + 1] == (id,)
+    return final is not None and final.checkpoint.blocks[at : at + 1] == (id,)

@@ -8,6 +8,7 @@ from blyan_proto.checkpoint import MAX_FINAL_CHECKPOINT_BYTES, FinalCheckpoint
 from blyan_proto.codec import encode
 from blyand.errors import StorageFault
 from blyand.store import handovers
+from blyand.store.blocks import SMALL_BYTES
 from blyand.store.buckets import Changes, area_of, remove, touch, tree_of
 from blyand.store.db import Store
 from blyand.store.schema import (
@@ -83,8 +84,8 @@ class CheckpointStore:
         """Return the writes of an executed checkpoint.
 
         `changes` are those of the executed state (None deletes); `outcomes` are (code,
-        text) of each of the checkpoint's blocks in its order, kept where none is: of a
-        block that is ordered again the first one stays; `rows` are what `State.writes`
+        text) of each of the checkpoint's blocks in its order; of a block that is ordered
+        again the first one stays, unless only this one takes effect; `rows` are what `State.writes`
         gave for the changes, None: made here. StorageFault when another checkpoint of
         this height is final.
         """
@@ -94,12 +95,20 @@ class CheckpointStore:
         height = final.checkpoint.height
         writes: Batch = [self.entry(final), (META_EXECUTED, u64(height))]
         for position, (block, (code, text)) in enumerate(zip(blocks, outcomes)):
-            if self._store.get(ORDERED + block) is None:
-                outcome = Outcome(height, position, code, _shortened(text))
+            outcome = Outcome(height, position, code, _shortened(text))
+            if self._is_news(block, outcome):
                 writes.append((ORDERED + block, encode(outcome)))
             writes.append((PENDING + block, None))
         writes += handovers.rows(final.checkpoint)
         return writes + (self._rows(changes) if rows is None else rows)
+
+    def _is_news(self, block: bytes, outcome: Outcome) -> bool:
+        raw = self._store.get(ORDERED + block)
+        if raw is None:
+            return True
+        earlier = decode_own(Outcome, raw, SMALL_BYTES)
+        # A refused block did not spend its sequence.
+        return (earlier.code, outcome.code) == (REFUSED, TOOK_EFFECT)
 
     def commit_checkpoint(
         self,

@@ -16,7 +16,7 @@ from blyan_proto.codec import U64, encode, message
 from blyand.rules.chain.intake import Checked
 from blyand.store import handovers
 from blyand.store.blocks import BlockStore
-from blyand.store.checkpoints import UNKNOWN, CheckpointStore
+from blyand.store.checkpoints import TOOK_EFFECT, UNKNOWN, CheckpointStore
 from blyand.store.db import Store
 from blyand.store.schema import (
     META_FLOOR,
@@ -110,11 +110,16 @@ class History:
         self._write(writes, floor)
 
     def _places(self, final: FinalCheckpoint) -> Batch:
-        """Return the rows that say where a checkpoint ordered its blocks first."""
+        """Return the rows that say where a checkpoint ordered its blocks.
+
+        Of one that is ordered twice, where it took effect, or else the first time.
+        """
         writes: Batch = []
         for position, id in enumerate(final.checkpoint.blocks):
             known = self._blocks.outcome(id)
-            if known is None or known.height > final.checkpoint.height:
+            if known is None or (
+                known.code != TOOK_EFFECT and known.height > final.checkpoint.height
+            ):
                 outcome = Outcome(final.checkpoint.height, position, UNKNOWN, "")
                 writes += [(ORDERED + id, encode(outcome)), (PENDING + id, None)]
         return writes

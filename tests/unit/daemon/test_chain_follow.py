@@ -26,7 +26,7 @@ from tests.unit.daemon.chain_node import (
     run,
     until,
 )
-from tests.unit.daemon.chain_world import beat, key, sign_block
+from tests.unit.daemon.chain_world import beat, key, registration, sign_block
 
 
 @pytest.fixture(autouse=True)
@@ -247,6 +247,29 @@ def test_a_block_that_is_ordered_again_takes_effect_once(pair, is_pruned):
                 node.blocks, node.checkpoints, node.sets, node.genesis, height
             )
             assert audited is None
+
+    run(main)
+
+
+def test_a_block_that_was_refused_may_take_effect_when_it_is_ordered_again(pair):
+    """Its sequence was not spent; what is noted of it is what it did."""
+    source, node = pair
+
+    async def main():
+        early = sign_block(node.genesis, key("new"), beat(), sequence=5)
+        joins = sign_block(
+            node.genesis, key("new"), registration(key("new")), sequence=2
+        )
+        finals = [await source.order(one) for one in (early, joins, early, early)]
+        gives(node, "a", finals, [early, joins])
+        async with following(node):
+            await until(lambda: node.machine.clock.height == 4, 10)
+        for one in source, node:
+            outcome = one.blocks.outcome(early.id)
+            assert (outcome.height, outcome.code) == (3, TOOK_EFFECT)
+            for height in (1, 3, 4):
+                args = one.blocks, one.checkpoints, one.sets, one.genesis, height
+                assert check_checkpoint(*args) is None
 
     run(main)
 

@@ -114,3 +114,38 @@ def test_blocks_that_come_and_cannot_be_taken_in_are_not_asked_for_in_a_hot_loop
         assert 5 < asked <= 12
 
     run(main)
+
+
+def test_a_block_that_was_ordered_before_gets_no_vote(tmp_path):
+    """Followers would take it, once it is final; who knows of it does not help it there."""
+    node = Node(tmp_path)
+
+    async def main():
+        async with node.running():
+            one = block(node, 0)
+            await node.order(one)
+            again = (await node.final(one)).checkpoint
+        machine = node.machine
+        chain: Any = SimpleNamespace(
+            view=lambda: machine.view,
+            last_id=lambda: machine.last_id,
+            check=machine.check,
+        )
+        pending: Any = SimpleNamespace(find=node.blocks.get, peers=lambda: [])
+
+        async def take(receipts):
+            await trio.lowlevel.checkpoint()
+
+        for is_seen in (True, False):
+            availability: Any = SimpleNamespace(
+                is_ordered=lambda id: is_seen,
+                may_order=lambda block: True,
+                take_receipts=take,
+            )
+            lane: Any = InlineLane()
+            scrutiny = Scrutiny(node.genesis, chain, pending, availability, lane)
+            at = ProposalStatement(1, 2, 0, None, again.id)
+            proposal = Proposal(at, again, again.proposer, bytes(64))
+            assert await scrutiny.is_valid(proposal) is not is_seen
+
+    run(main)
