@@ -216,6 +216,9 @@ def troubles(base: Base, replica: Replica, part: Participation) -> Iterator[str]
     ban = validator.ban_of(view, account)
     if ban:
         yield ban
+    lack = validator.lack_of(view, base.genesis, account)
+    if lack:
+        yield lack
     toll = TOLLS.get(view, account)
     if toll is not None:
         yield (

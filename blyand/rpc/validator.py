@@ -198,6 +198,21 @@ def needed_micro(genesis: Genesis, account: bytes) -> int:
     return min(least, founding.bond_micro) if founding else least
 
 
+def lack_of(view: View, genesis: Genesis, account: bytes) -> str | None:
+    """Return what bond a node that wants to validate lacks; None when nothing."""
+    node = NODES.get(view, account)
+    if node is None or not node.roles & Role.VALIDATE:
+        return None
+    has, needed = amount(view, account, Purse.BOND), needed_micro(genesis, account)
+    if has >= needed:
+        return None
+    return (
+        f"the bond is {bly(has)} and a validator needs {bly(needed)}: `blyanctl validator "
+        "register` adds what is missing from free money; without it the next set goes on "
+        "without this node"
+    )
+
+
 def line_of(view: View, genesis: Genesis, node: Node) -> spec.Line:
     """Return one node's line."""
     return next(line for line in _lines(view, genesis, (node,)))

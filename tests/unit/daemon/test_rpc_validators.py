@@ -164,6 +164,23 @@ def test_one_validator_in_full():
     assert "is not an account" in refused(node, spec.GetValidator("x"), spec.show)
 
 
+def test_a_bond_that_is_no_longer_whole_is_told_and_made_whole_by_registering():
+    world = Validating()
+    who = world.new[0]
+    node = Node(world, who)
+
+    def lack():
+        return validator.lack_of(world.view, world.genesis, who.account)
+
+    node.ask(spec.Register(), spec.register)
+    assert lack() is None
+    world.ordered(Bond(1, 0, 1_000_000), who)
+    assert "is 999 BLY and a validator needs 1,000 BLY" in lack()
+    assert node_line(node, who).status == "bond"
+    assert node.ask(spec.Register(), spec.register).bond_micro == 1_000_000_000
+    assert lack() is None
+
+
 def test_registering_retiring_and_the_bond():
     world = Validating()
     node = Node(world, world.new[0])
