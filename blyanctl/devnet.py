@@ -23,6 +23,7 @@ from blyanctl.client import Client, NoAnswer, NoDaemon
 from blyanctl.render import table
 
 STATE = "devnet.json"
+NODES = 4  # of a devnet, unless somebody says otherwise
 START_S = 90.0
 STOP_S = 15.0
 LOOPBACK = "/ip4/127.0.0.1/tcp/{port}"
@@ -64,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         made.add_argument("--dir", type=Path, default=Path(".devnet"), help="where")
         made.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
         if verb == "up":
-            made.add_argument("--nodes", type=int, default=4, help="how many (4)")
+            made.add_argument("--nodes", type=int, help=f"how many ({NODES})")
             made.add_argument(
                 "--validators",
                 type=int,
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.verb == "up":
             nodes = up(
                 arguments.dir,
-                arguments.nodes,
+                NODES if arguments.nodes is None else arguments.nodes,
                 sys.stderr.write,
                 arguments.validators,
                 [f"--setting={one}" for one in arguments.setting]
@@ -99,6 +100,11 @@ def run(arguments: argparse.Namespace) -> int:
     except Failed as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    if getattr(arguments, "nodes", None) not in (None, len(nodes)):
+        sys.stderr.write(
+            f"The devnet in {arguments.dir} was made with {len(nodes)} nodes and keeps "
+            "them: for another number name another --dir.\n"
+        )
     show(nodes, getattr(arguments, "json", False))
     return 0
 
