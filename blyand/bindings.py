@@ -218,6 +218,7 @@ def bind_all(
     )
     explorer.bind(
         answers,
+        account=base.key.account,
         machine=replica.machine,
         seen=chains,
         tally=tally,

@@ -201,8 +201,8 @@ block = declare(
 class GetEvidence:
     """List the proofs that an author made two blocks under one sequence of a chain."""
 
-    account: Address | None = arg(
-        "only against this account", default=None, positional=True
+    account: str = arg(
+        "only against this account: in hex, or me", default="", positional=True
     )
     limit: int = arg("most proofs to list", default=100, low=1, high=1000)
 

@@ -15,6 +15,7 @@ from blyan_proto.rpc import chain as spec
 from blyan_proto.types import Chain
 from blyand.chain.machine import Machine
 from blyand.compute import Threads
+from blyand.rpc.accounts import account_called
 from blyand.rpc.bind import Answers, Emit
 from blyand.rpc.chain import ChainView, newest, pending, plain
 from blyand.rpc.tally import Tally
@@ -28,6 +29,7 @@ EXPORTED_AT_ONCE = 256
 def bind(
     answers: Answers,
     *,
+    account: bytes,
     machine: Machine,
     seen: ChainView,
     tally: Tally,
@@ -35,7 +37,10 @@ def bind(
     state_entries: Callable[[], int],
     lane: Threads,
 ) -> None:
-    """Bind chain.stats, chain.evidence and chain.export. `lane` reads the database."""
+    """Bind chain.stats, chain.evidence and chain.export.
+
+    `account`: this node's. `lane` reads the database.
+    """
 
     @answers(spec.stats)
     async def stats(params: spec.GetStats) -> spec.Stats:
@@ -69,7 +74,8 @@ def bind(
     @answers(spec.evidence)
     async def evidence(params: spec.GetEvidence) -> spec.Evidence:
         held = seen.blocks.equivocations
-        return await lane.run(evidence_of, held, params.account, params.limit)
+        only = account_called(params.account, account) if params.account else None
+        return await lane.run(evidence_of, held, only, params.limit)
 
     @answers(spec.export)
     async def export(params: spec.ExportChain, emit: Emit) -> spec.Exported:

@@ -581,6 +581,7 @@ def bind_chain(world):
     chain.bind(world.answers, **shared, lane=world.lane)
     explorer.bind(
         world.answers,
+        account=b"a" * 20,
         **shared,
         blobs=world.blobs,
         state_entries=lambda: len(world.state),
@@ -674,8 +675,10 @@ def test_two_blocks_under_one_sequence_are_shown_with_what_proves_them(world):
             assert header.id == half.id and header.author == half.author
             network, author = header.network, header.author
             check_signature(Purpose.BLOCK, network, header, author, half.signature)
-        assert await world.ask("chain.evidence", account=KEY.account) == found
-        assert (await world.ask("chain.evidence", account=OTHER.account)).total == 0
+        assert await world.ask("chain.evidence", account=KEY.account.hex()) == found
+        with pytest.raises(errors.RpcError, match="is not an account"):
+            await world.ask("chain.evidence", account="nobody")
+        assert (await world.ask("chain.evidence", account=OTHER.account.hex())).total == 0
         assert (await world.ask("chain.stats")).equivocations == 1
 
     trio.run(main)
