@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.functional.harness import Daemon, network, wait_for
+from tests.long import long
 
 pytestmark = pytest.mark.functional
 KILLED = (1, 2)
@@ -15,6 +16,7 @@ HELD = ("connections", "tasks", "files", "resident_bytes")
 TASKS_PER_CONNECTION = 10
 
 
+@long
 def test_a_network_stays_whole_while_nodes_are_killed(tmp_path):
     with network(tmp_path / "d", 6, validators=1) as net:
         whole(net.nodes, tmp_path)
