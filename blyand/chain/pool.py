@@ -187,6 +187,7 @@ class Pool:
         else is unknown.
         """
         taken: dict[bytes, Block] = {}
+        stale: list[bytes] = []
         load = Load()
         for _, _, _, id in self._keys:
             pending = self._pending[id]
@@ -195,10 +196,15 @@ class Pool:
                 continue
             if not all(_is_early(taken.get(one), pending, one) for one in waits):
                 continue
+            if is_ordered(id):  # it came in again while a checkpoint took it
+                stale.append(id)
+                continue
             if not load.take(pending.block, limits):
                 break
             taken[id] = pending.block
         self._chosen = set(taken)
+        for id in stale:
+            self.remove(id)
         return list(taken.values())
 
     def _waits(

@@ -142,6 +142,14 @@ def test_blobs_are_asked_for_only_where_nothing_else_is_unknown():
     assert asked == [known.id]
 
 
+def test_what_a_checkpoint_took_meanwhile_is_not_offered_again():
+    first, second = chain_of(2)
+    pool = filled(first, second)
+    assert ready(pool, ordered={first.id}) == []
+    assert ready(pool, ordered={first.id}) == [second]
+    assert first.id not in pool
+
+
 def test_one_account_has_a_bounded_share(monkeypatch):
     monkeypatch.setattr(pools, "MAX_PENDING_PER_AUTHOR", 3)
     pool = filled(*chain_of(3))

@@ -678,7 +678,9 @@ def test_two_blocks_under_one_sequence_are_shown_with_what_proves_them(world):
         assert await world.ask("chain.evidence", account=KEY.account.hex()) == found
         with pytest.raises(errors.RpcError, match="is not an account"):
             await world.ask("chain.evidence", account="nobody")
-        assert (await world.ask("chain.evidence", account=OTHER.account.hex())).total == 0
+        assert (
+            await world.ask("chain.evidence", account=OTHER.account.hex())
+        ).total == 0
         assert (await world.ask("chain.stats")).equivocations == 1
 
     trio.run(main)
