@@ -19,6 +19,7 @@ from blyan_proto.rpc.errors import (
 )
 from blyand.compute import Threads
 from blyand.net.identity import public_key_of
+from blyand.rpc.accounts import account_called
 from blyand.rpc.bind import Answers
 from blyand.rpc.origins import Origins
 from blyand.rpc.reasons import answered, part_lines, state_of
@@ -79,7 +80,7 @@ def bind(
     @answers(spec.explain)
     async def explain(params: spec.Explain) -> spec.Explained:
         state = view()
-        who = account_called(state, params.who, account)
+        who = recipient_called(state, params.who, account)
         closed, shares = closed_epoch(state, params.epoch)
         found = [share for share in shares.shares if share.account == who]
         if not found:
@@ -106,7 +107,7 @@ def bind(
     @answers(spec.stats)
     async def stats(params: spec.GetStats) -> spec.Stats:
         state = view()
-        who = account_called(state, params.who, account)
+        who = recipient_called(state, params.who, account)
         return await lane.run(stats_of, state, who)
 
     @answers(spec.leaderboard)
@@ -144,20 +145,18 @@ def closed_epoch(view: View, number: int) -> tuple[Closed, Shares]:
     return closed, shares
 
 
-def account_called(view: View, who: str, own: bytes) -> bytes:
-    """Return the account that a caller names. RpcError RECIPIENT_INVALID."""
-    if who == "me":
-        return own
-    plain = who.removeprefix("0x")
-    if len(plain) == 40:
-        try:
-            return bytes.fromhex(plain)
-        except ValueError:
-            pass
+def recipient_called(view: View, who: str, own: bytes) -> bytes:
+    """Return the account that a caller names, or whose peer id it is.
+
+    RpcError RECIPIENT_INVALID.
+    """
     try:
         owner = owner_of(view, public_key_of(who))
-    except DecodeError:
-        owner = None
+    except DecodeError:  # no peer id
+        try:
+            return account_called(who, own)
+        except RpcError:
+            owner = None
     if owner is None:
         text = f"{who[:80]!r} is neither a peer id nor an account of 40 hex digits"
         raise RpcError(RECIPIENT_INVALID, text)

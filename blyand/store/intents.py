@@ -74,7 +74,7 @@ class IntentLog:
         fd = self._medium.open(NAME, write=True)
         if fd is None:
             self.fresh = True
-            fd = self._rewrite()
+            fd = self._rewrite(fresh=True)
         self._fd = fd
         self._load()
 
@@ -99,13 +99,8 @@ class IntentLog:
     def settle(self) -> None:
         """Forget that records were lost: the peers have told what was signed."""
         with self._lock:
-            was_fresh, self.fresh = self.fresh, False
-            try:
-                self._compact()
-            except BaseException:
-                self.fresh = was_fresh
-                raise
-            self.damaged = False
+            self._compact(fresh=False)
+            self.fresh = self.damaged = False
 
     def vote_at(
         self, height: int, round: int, stage: VoteStage
@@ -227,7 +222,7 @@ class IntentLog:
             raise StorageFault("the intent log is closed or failed before")
         try:
             if self._slots >= max(COMPACT_SLOTS, 2 * self._compacted):
-                self._compact()
+                self._compact(fresh=self.fresh)
             raw, at = slot.pack(self._slots), self._slots * SLOT_BYTES
             self._medium.write(self._fd, at, raw)
             self._sync(self._fd)
@@ -273,14 +268,14 @@ class IntentLog:
         self._slots = count - last_is_torn
         if not self._slots:  # torn while it was made
             self.fresh = True
-            self._compact()
+            self._compact(fresh=True)
         elif len(raw) != self._slots * SLOT_BYTES:
             self._medium.truncate(self._fd, self._slots * SLOT_BYTES)
         # A kill may have left slots that are visible and not durable.
         self._medium.sync(self._fd)
         self._medium.sync_folder("")
 
-    def _compact(self) -> None:
+    def _compact(self, *, fresh: bool) -> None:
         if self._votes:
             newest = max(height for height, _, _ in self._votes)
             self._vote_floor = max(self._vote_floor, newest - HEIGHTS_KEPT)
@@ -297,12 +292,12 @@ class IntentLog:
             for place, value in self._heads.items()
             if place[1] >= self._head_floors[place[0]]
         }
-        replaced, self._fd = self._fd, self._rewrite()
+        replaced, self._fd = self._fd, self._rewrite(fresh=fresh)
         self._medium.close_file(replaced)
 
-    def _rewrite(self) -> int:
+    def _rewrite(self, *, fresh: bool) -> int:
         """Write what is known to a new file, put it in the log's place, return it."""
-        opening = _Slot(_OPENING, a=_VERSION, b=int(self.fresh))
+        opening = _Slot(_OPENING, a=_VERSION, b=int(fresh))
         slots = [opening, _Slot(_VOTE_FLOOR, a=self._vote_floor)]
         for account, sequence in self._sequences.items():
             key = account.ljust(32, b"\0")
