@@ -186,6 +186,7 @@ async def run(home: Home, config: Config) -> None:
             mesh = Mesh(host, dialer.dial, events, random.Random())
             reporter = participation.build_reporter(base, replica)
             forks = participation.build_forks(base, replica, reporter)
+            watch = participation.build_watch(base, replica, reporter)
             voter = None
             if validates(base):
                 is_lost = base.is_amnesic or newcomer.aim.must
@@ -264,6 +265,7 @@ async def run(home: Home, config: Config) -> None:
                 Service("surveyor", part.surveyor.run),
                 Service("reporter", part.reporter.run),
                 Service("forks", forks.run),
+                Service("watch", watch.run),
             ]
             if voter is not None:
                 adopter = Adopter(

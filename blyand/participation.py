@@ -21,6 +21,7 @@ from blyand.finality.beacon import BeaconChain, chain_of
 from blyand.foundation import Base
 from blyand.guard.evidence import Reporter
 from blyand.guard.forks import Forks, Places
+from blyand.guard.watch import Watch
 from blyand.home import Home
 from blyand.initialise import hardware
 from blyand.net.identity import peer_id_of
@@ -103,6 +104,14 @@ def build_forks(base: Base, replica: Replica, reporter: Reporter) -> Forks:
     )
     replica.follower.compare = forks.see
     return forks
+
+
+def build_watch(base: Base, replica: Replica, reporter: Reporter) -> Watch:
+    """Return what sees offences in blocks, and let intake tell it what it refuses."""
+    blocks = base.stores.blocks
+    watch = Watch(lambda: replica.view, reporter, blocks.get, base.events)
+    replica.intake.refused = watch.refused
+    return watch
 
 
 def build_participation(

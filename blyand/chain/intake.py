@@ -104,6 +104,7 @@ class Intake:
         self._orphans = Orphans()
         self._connecting: set[str] = set()
         self._nursery: trio.Nursery | None = None
+        self.refused: Callable[[Block], None] = lambda block: None  # told of offences
 
     @property
     def waiting(self) -> int:
@@ -120,6 +121,7 @@ class Intake:
 
         Raises ProtocolError or Reject for what the forwarder should have refused.
         """
+        block = None
         try:
             if len(raw) <= SMALL_BYTES:
                 block = decode_block(raw)
@@ -136,6 +138,8 @@ class Intake:
             self._send.send_nowait(Arrived(checked, peer))
         except (ProtocolError, Reject) as error:
             logger.info("refused a block of %s: %s", peer, error)
+            if block is not None:
+                self.refused(block)
             raise
         except (Ignore, trio.WouldBlock):
             return Verdict.IGNORE
@@ -189,10 +193,14 @@ class Intake:
                     arrived[verdict.id] = Arrived(verdict, peer, is_final)
                 except (Reject, Ignore) as error:
                     refused[place] = error
+                    if isinstance(error, Reject):
+                        self.refused(blocks[place])
             errors = await self._admit(arrived.values())
             for place in group:
                 if why := errors.get(blocks[place].id):
                     refused.setdefault(place, why)
+                    if isinstance(why, Reject):
+                        self.refused(blocks[place])
         return [
             Admission(block.id, refused.get(place))
             for place, block in enumerate(blocks)
@@ -246,6 +254,7 @@ class Intake:
             error = errors.get(one.id)
             if isinstance(error, Reject):
                 author = one.checked.block.header.author
+                self.refused(one.checked.block)
                 self._sources.blame(peer_id_of(author), error)
             elif error is not None:
                 logger.debug("block %s waits: %s", one.id.hex()[:16], error)

@@ -16,7 +16,13 @@ import trio
 import trio.testing
 
 from blyan_proto import codec, merkle
-from blyan_proto.block.block import MAX_BLOCK_BYTES, decode_block, encode_block
+from blyan_proto.block.block import (
+    MAX_BLOCK_BYTES,
+    Block,
+    check_wellformed,
+    decode_block,
+    encode_block,
+)
 from blyan_proto.block.data import MAX_INDEX_BYTES, ArchiveIndex
 from blyan_proto.block.economy import Evidence
 from blyan_proto.block.header import Header
@@ -281,9 +287,16 @@ SHAPE = (24, 16)
 TENSOR = np.arange(24 * 16, dtype=np.float32).reshape(SHAPE) / 64
 SIGNED = made.KEY.public + sample("hello").signature
 
+
+def wellformed(raw: bytes) -> Block:
+    block = decode_block(raw)
+    check_wellformed(block)
+    return block
+
+
 TARGETS: dict[str, Target] = {
     "block": Target(
-        decode_block, encode_block, tuple(map(encode_block, made.BLOCKS.values()))
+        wellformed, encode_block, tuple(map(encode_block, made.BLOCKS.values()))
     ),
     "header": message(
         Header, MAX_BLOCK_BYTES, *(block.header for block in made.BLOCKS.values())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from blyan_proto.block.block import Block
 from blyan_proto.block.economy import Evidence, Offence
 from blyan_proto.block.header import INLINE, Header, SignedHeader
-from blyan_proto.block.model import SignedClaim
+from blyan_proto.block.model import SignedClaim, UpdateClaim
 from blyan_proto.block.payload import KINDS, decode_payload, payload_digest
 from blyan_proto.checkpoint import SignedProposal, Vote
 from blyan_proto.codec import decode, encode
@@ -175,19 +175,7 @@ def _prove_heads(evidence: Evidence, network: bytes) -> Proven:
     first, second = _statements(evidence, SignedClaim)
     signer = first.cosignature.signer
     _require(signer == second.cosignature.signer, "two claims of two ranks")
-    places = [
-        encode(
-            replace(
-                signed.claim,
-                parent=bytes(32),
-                base=bytes(32),
-                contributions=bytes(32),
-                result=bytes(32),
-                blob=None,
-            )
-        )
-        for signed in (first, second)
-    ]
+    places = [place_of(signed.claim) for signed in (first, second)]
     _require(
         places[0] == places[1] and first.claim != second.claim,
         "two claims that do not conflict",
@@ -197,6 +185,21 @@ def _prove_heads(evidence: Evidence, network: bytes) -> Proven:
         check_signature(Purpose.TILE_UPDATE, network, signed.claim, signer, signature)
     # A lease is named by the height of the checkpoint that gave it.
     return Proven(signer, first.claim.lease_epoch, places[0])
+
+
+def place_of(claim: UpdateClaim) -> bytes:
+    """Return what of a claim a rank signs once: the group, the round, the lease."""
+    nothing = bytes(32)
+    return encode(
+        replace(
+            claim,
+            parent=nothing,
+            base=nothing,
+            contributions=nothing,
+            result=nothing,
+            blob=None,
+        )
+    )
 
 
 def _prove_block(evidence: Evidence, network: bytes) -> Proven:

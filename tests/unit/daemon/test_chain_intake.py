@@ -91,11 +91,14 @@ def test_what_is_wrong_by_itself_is_rejected_everywhere(node, name):
     async def main():
         wrong = REFUSED[name](node)
         raw = encode_block(wrong)
+        told = []
+        node.intake.refused = told.append
         with pytest.raises((ProtocolError, Reject)):
             await node.intake.gossip_check("liar", raw)
         with pytest.raises(Reject):
             await node.intake.submit(wrong, "liar")
         assert not node.blocks.has(wrong.id) and not len(node.pool)
+        assert told == [wrong, wrong]
 
     run(main)
 

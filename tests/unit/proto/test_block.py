@@ -56,6 +56,7 @@ def test_cuts_and_changed_bits_fail_cleanly_or_break_the_signature():
     for place, wrong in enumerate(itertools.islice(flips(raw), 0, None, 3)):
         try:
             block = decode_block(wrong)
+            check_wellformed(block)
         except ProtocolError:
             continue
         assert encode_block(block) == wrong
@@ -78,7 +79,7 @@ def test_a_malformed_block_is_refused_though_signed(changed, reason):
     block = made.make_block(TRANSFER.content, **changed)
     check_block_signature(block)
     with pytest.raises(DecodeError, match=reason):
-        decode_block(encode_block(block))
+        check_wellformed(decode_block(encode_block(block)))
 
 
 def test_a_payload_that_is_not_canonical_is_refused():
