@@ -7,8 +7,9 @@ validators in one process and on its one core, with messages by function call th
 no time, or 40 ms each way. The floor beside it, in the same run: what a message there and
 back three times over that wire takes (proposal, prevote, precommit), and one synced write
 of the intent log. Second table: transactions executed a second, all pending beforehand on
-every validator. With --daemons: real daemons on loopback, payments by RPC, one after the
-other; from the call to its return, and until the last daemon has executed it.
+every validator. With --daemons: real daemons on loopback, then with a proxy before each
+that delays every byte by 40 ms; payments by RPC, one after the other; from the call to
+its return, and until the last daemon has executed it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import statistics
 import tempfile
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,12 +37,14 @@ from blyand.errors import NotHere
 from blyand.events import BlockStored
 from blyand.store.db import open_store
 from blyand.store.intents import IntentLog
+from tests.bench.delays import delayed
 from tests.functional.harness import Network, network
 from tests.sim import network as sim
 from tests.sim.network import SimNode, make_network
 from tests.unit.daemon.chain_world import child_of, sign_block
 
 SIZES = (1, 4, 7, 16)
+WARMING = 4  # payments while the mesh forms
 ONE_WAY_S = 0.04
 AUTHORS, PER_AUTHOR = 16, 128  # transfers in the second table
 
@@ -193,21 +196,26 @@ def one_process(quick: bool) -> None:
 
 def daemons(quick: bool) -> None:
     print(
-        "\n| daemons, all validate | p50 until it returns | p50 on all | p99 on all |"
+        "\n| daemons, all validate | round trip | p50 until it returns | p50 on all "
+        "| p99 on all |"
     )
-    print("| --- | --- | --- | --- |")
-    for count in (4,) if quick else (1, 4, 7):
+    print("| --- | --- | --- | --- | --- |")
+    for count in (4,) if quick else SIZES:
         with (
             tempfile.TemporaryDirectory() as name,
-            network(Path(name) / "d", count) as net,
+            network(Path(name) / "d", count, validators=count) as net,
         ):
-            returned, everywhere = paid(net, 20 if quick else 100)
-        print(
-            f"| {count} | {quantile(returned, 0.5) * 1e3:.0f} ms "
-            f"| {quantile(everywhere, 0.5) * 1e3:.0f} ms "
-            f"| {quantile(everywhere, 0.99) * 1e3:.0f} ms |",
-            flush=True,
-        )
+            for delay_s in (0.0, ONE_WAY_S) if count > 1 else (0.0,):
+                with delayed(net, delay_s) if delay_s else nullcontext():
+                    paid(net, WARMING)
+                    returned, everywhere = paid(net, 20 if quick else 100)
+                print(
+                    f"| {count} | {2000 * delay_s:.0f} ms "
+                    f"| {quantile(returned, 0.5) * 1e3:.0f} ms "
+                    f"| {quantile(everywhere, 0.5) * 1e3:.0f} ms "
+                    f"| {quantile(everywhere, 0.99) * 1e3:.0f} ms |",
+                    flush=True,
+                )
 
 
 def paid(net: Network, turns: int) -> tuple[list[float], list[float]]:
