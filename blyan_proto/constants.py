@@ -20,6 +20,7 @@ MAX_VALIDATORS = 128
 
 MAX_GROUPS = 65_535
 MAX_TILES_PER_GROUP = 256
+MAX_DENSE_LAYERS = 1024
 MAX_CONTRIBUTIONS = 256  # DEC-B5: above it an update has to re-compress
 PPM = 1_000_000  # fractions on chain are parts per million
 

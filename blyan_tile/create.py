@@ -90,6 +90,8 @@ def initial_parameters(architecture: Architecture, seed: int) -> dict[str, np.nd
 
 
 def _initial(name: str, shape: tuple[int, ...], layers: int, seed: int) -> np.ndarray:
+    if name.endswith(".bias"):
+        return np.zeros(shape, np.float32)
     if len(shape) == 1:
         return np.ones(shape, np.float32)  # norms
     key = digest(Domain.SEED, seed.to_bytes(8, "little"), name.encode())

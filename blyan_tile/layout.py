@@ -15,7 +15,15 @@ from math import prod
 
 import numpy as np
 
-from blyan_proto.block.model import Architecture, Model, QueryKeyNorm, TensorClass
+from blyan_proto.block.model import (
+    Architecture,
+    BiasKind,
+    Model,
+    QueryKeyNorm,
+    RopeKind,
+    RopeScaling,
+    TensorClass,
+)
 from blyan_proto.constants import (
     MAX_GROUPS,
     MAX_TILE_ASPECT,
@@ -128,7 +136,10 @@ def layout_of(model: Model) -> Layout:
     add("embed", None, None, *_embed(shape))
     for layer in range(shape.layers):
         prefix = f"layer{layer}"
-        add(f"{prefix}.trunk", layer, None, *_trunk(shape, prefix))
+        dense = layer in shape.dense_layers
+        add(f"{prefix}.trunk", layer, None, *_trunk(shape, prefix, dense))
+        if dense:
+            continue
         add(f"{prefix}.router", layer, None, *_router(shape, prefix))
         for expert in range(shape.experts):
             name = f"{prefix}.expert{expert}"
@@ -151,12 +162,20 @@ def _check(shape: Architecture) -> None:
         raise DecodeError("heads are not a multiple of kv_heads")
     if shape.experts_per_token > shape.experts:
         raise DecodeError("more experts per token than experts")
-    groups = 1 + shape.layers * (2 + shape.experts)
+    if shape.head_width % 2:
+        raise DecodeError("head_width is odd: positions turn pairs")
+    if shape.shared_gate and not shape.shared_width:
+        raise DecodeError("a gate of a shared expert without the expert")
+    _check_dense(shape)
+    if shape.rope is not None:
+        _check_rope(shape.rope)
+    groups = 1 + shape.layers + shape.mixture_layers * (1 + shape.experts)
     if groups > MAX_GROUPS:
         raise LimitExceeded(f"{groups} groups, at most {MAX_GROUPS}")
     for contents in (
         _embed(shape),
-        _trunk(shape, ""),
+        _trunk(shape, "", dense=False),
+        *((_trunk(shape, "", dense=True),) if shape.dense_layers else ()),
         _router(shape, ""),
         _expert(shape, ""),
     ):
@@ -171,6 +190,38 @@ def _check(shape: Architecture) -> None:
             raise LimitExceeded("the vectors of a group are more than a tile")
 
 
+def _check_dense(shape: Architecture) -> None:
+    dense = shape.dense_layers
+    if any(left >= right for left, right in zip(dense, dense[1:])):
+        raise DecodeError("dense_layers are not ascending")
+    if bool(dense) != bool(shape.dense_width):
+        raise DecodeError("dense_width goes with dense_layers, and only with them")
+    if dense and dense[-1] >= shape.layers:
+        raise DecodeError(f"a dense layer {dense[-1]} of {shape.layers}")
+    if len(dense) == shape.layers:
+        raise DecodeError("no layer has experts")
+
+
+def _check_rope(rope: RopeScaling) -> None:
+    """Refuse what would divide by zero, or carries numbers that its kind ignores."""
+    kind = rope.kind
+    if not rope.factor_ppb:
+        raise DecodeError("rope scaling by 0")
+    if kind is RopeKind.LINEAR:
+        least = RopeScaling(kind, rope.factor_ppb)
+    elif kind is RopeKind.LLAMA3:
+        least = RopeScaling(
+            kind, rope.factor_ppb, rope.original_context, rope.low_ppb, rope.high_ppb
+        )
+    else:
+        least = rope
+    if rope != least:
+        raise DecodeError(f"{kind.name} rope scaling with numbers of another kind")
+    if kind is not RopeKind.LINEAR:
+        if not rope.original_context or not 0 < rope.low_ppb < rope.high_ppb:
+            raise DecodeError(f"{kind.name} rope scaling without an ascending range")
+
+
 def _embed(shape: Architecture) -> tuple[_Parameter, ...]:
     table = (shape.vocabulary, shape.width)
     head = _Parameter("head.weight", table, TensorClass.EMBEDDING)
@@ -181,7 +232,7 @@ def _embed(shape: Architecture) -> tuple[_Parameter, ...]:
     )
 
 
-def _trunk(shape: Architecture, prefix: str) -> tuple[_Parameter, ...]:
+def _trunk(shape: Architecture, prefix: str, dense: bool) -> tuple[_Parameter, ...]:
     queries = shape.heads * shape.head_width
     keys = shape.kv_heads * shape.head_width
 
@@ -190,8 +241,7 @@ def _trunk(shape: Architecture, prefix: str) -> tuple[_Parameter, ...]:
         return _Parameter(full, (rows, columns), TensorClass.MATRIX)
 
     def vector(name: str, length: int) -> _Parameter:
-        full = f"{prefix}.{name}.weight"
-        return _Parameter(full, (length,), TensorClass.VECTOR)
+        return _Parameter(f"{prefix}.{name}", (length,), TensorClass.VECTOR)
 
     contents = [
         matrix("q", queries, shape.width),
@@ -199,15 +249,25 @@ def _trunk(shape: Architecture, prefix: str) -> tuple[_Parameter, ...]:
         matrix("v", keys, shape.width),
         matrix("o", shape.width, queries),
     ]
-    if shape.shared_width:
+    if dense:
+        contents += _expert_of(shape.dense_width, shape.width, f"{prefix}.dense")
+    elif shape.shared_width:
         contents += _expert_of(shape.shared_width, shape.width, f"{prefix}.shared")
-    contents.append(vector("attention_norm", shape.width))
-    contents.append(vector("expert_norm", shape.width))
+        if shape.shared_gate:
+            name, row = f"{prefix}.shared_gate.weight", (1, shape.width)
+            contents.append(_Parameter(name, row, TensorClass.ROUTER))
+    contents.append(vector("attention_norm.weight", shape.width))
+    contents.append(vector("expert_norm.weight", shape.width))
     if shape.query_key_norm is not QueryKeyNorm.NONE:
         by_head = shape.query_key_norm is QueryKeyNorm.HEAD
         for name, length in (("q_norm", queries), ("k_norm", keys)):
             length = shape.head_width if by_head else length
-            contents.append(vector(f"attention.{name}", length))
+            contents.append(vector(f"attention.{name}.weight", length))
+    if shape.attention_bias is not BiasKind.NONE:
+        for name, length in (("q", queries), ("k", keys), ("v", keys)):
+            contents.append(vector(f"attention.{name}.bias", length))
+    if shape.attention_bias is BiasKind.ALL:
+        contents.append(vector("attention.o.bias", shape.width))
     return tuple(contents)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from blyan_proto.codec import U8, U16, U32, U64, Size, encode, message
 from blyan_proto.constants import (
     MAX_CONTRIBUTIONS,
+    MAX_DENSE_LAYERS,
     MAX_TILES_PER_GROUP,
     RANKS,
 )
@@ -57,6 +58,35 @@ class QueryKeyNorm(enum.IntEnum):
     WIDTH = 2  # across all heads (OLMoE)
 
 
+class BiasKind(enum.IntEnum):
+    """Which projections of attention add a bias."""
+
+    NONE = 0
+    QKV = 1  # queries, keys and values (Qwen2-MoE)
+    ALL = 2  # and the output
+
+
+class RopeKind(enum.IntEnum):
+    """How the rates of rotary positions are stretched to a longer context."""
+
+    LINEAR = 1  # all by the factor
+    LLAMA3 = 2  # by wavelength
+    YARN = 3  # by turns within the original context
+
+
+@message
+class RopeScaling:
+    """The stretching of rotary positions; what a kind does not use is 0."""
+
+    kind: RopeKind
+    factor_ppb: U64
+    original_context: U32 = 0  # LLAMA3, YARN: tokens
+    low_ppb: U64 = 0  # LLAMA3: low frequency factor; YARN: slow beta, in turns
+    high_ppb: U64 = 0  # LLAMA3: high frequency factor; YARN: fast beta, in turns
+    attention_ppb: U64 = 0  # YARN: on cosines and sines; 0: 0.1 ln(factor) + 1
+    whole_pairs: bool = True  # YARN: the ramp begins and ends at whole pairs
+
+
 @message
 class Architecture:
     """Shape of an open MoE decoder: RMSNorm, RoPE, GQA, SwiGLU experts, top-k router."""
@@ -77,6 +107,19 @@ class Architecture:
     context: U32  # longest sequence, tokens
     query_key_norm: QueryKeyNorm = QueryKeyNorm.NONE
     shared_width: U32 = 0  # hidden width of an expert that every token passes; 0: none
+    clip_qkv_micro: U32 = 0  # bound on queries, keys and values, micro; 0: none
+    attention_window: U32 = 0  # tokens that a token sees, itself included; 0: all
+    attention_bias: BiasKind = BiasKind.NONE
+    # Layers with one SwiGLU of width dense_width instead of router and experts, ascending.
+    dense_layers: Annotated[tuple[U16, ...], Size(0, MAX_DENSE_LAYERS)] = ()
+    dense_width: U32 = 0
+    shared_gate: bool = False  # the shared expert's output is times a sigmoid
+    rope: RopeScaling | None = None
+
+    @property
+    def mixture_layers(self) -> int:
+        """Number of layers that have a router and experts."""
+        return self.layers - len(self.dense_layers)
 
 
 @message

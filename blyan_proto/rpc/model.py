@@ -93,6 +93,19 @@ class GetModel:
 
 
 @record
+class RopeScaling:
+    """How rotary positions are stretched to a longer context."""
+
+    kind: str = arg("linear, llama3 or yarn")
+    factor_ppb: int = arg("of stretching, parts per billion")
+    original_context: int = arg("tokens before the stretching; 0 for linear")
+    low_ppb: int = arg("llama3: low frequency factor; yarn: slow beta; else 0")
+    high_ppb: int = arg("llama3: high frequency factor; yarn: fast beta; else 0")
+    attention_ppb: int = arg("yarn: on cosines and sines; 0: from the factor")
+    whole_pairs: bool = arg("yarn: the ramp begins and ends at whole pairs")
+
+
+@record
 class Architecture:
     """Shape of the decoder."""
 
@@ -107,6 +120,18 @@ class Architecture:
     expert_width: int = arg("hidden width of one expert")
     context: int = arg("longest sequence, tokens")
     tied_embeddings: bool = arg("head and embedding are one matrix")
+    rope_base: int = arg("base of rotary positions")
+    rope: RopeScaling | None = arg("stretching of rotary positions, if any")
+    rms_epsilon_ppb: int = arg("added under the root of every norm, parts per billion")
+    normalise_top_k: bool = arg("the weights of a token's experts add up to 1")
+    query_key_norm: str = arg("none, head (each on its own) or width (across heads)")
+    clip_qkv_micro: int = arg("bound on queries, keys and values, micro; 0: none")
+    attention_window: int = arg("tokens that a token sees, itself included; 0: all")
+    attention_bias: str = arg("which projections add a bias: none, qkv or all")
+    shared_width: int = arg("hidden width of the expert of every token; 0: none")
+    shared_gate: bool = arg("the shared expert's output is times a sigmoid")
+    dense_layers: list[int] = arg("layers with one MLP instead of experts")
+    dense_width: int = arg("hidden width of those; 0 where there are none")
 
 
 @record
@@ -131,6 +156,7 @@ class Model:
     account: Address = arg("who published it")
     note: str = arg("what its author wrote")
     tokenizer: str = arg("bytes, or the digest of a tokenizer")
+    dtype: str = arg("element type of its first weights: f32, f16 or bf16")
     replication: int = arg("holders wanted per expert")
     parameters: int = arg("numbers in it")
     active_parameters: int = arg("numbers that one token uses")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blyan_proto.block.model import Architecture, Model
+from blyan_proto.block.model import Architecture, Model, RopeScaling
 from blyan_proto.rpc import model as spec
 from blyan_proto.rpc.errors import (
     MODEL_EXISTS,
@@ -184,6 +184,7 @@ def model_shown(
         account=record.creator,
         note=record.model.note,
         tokenizer=record.model.tokenizer,
+        dtype=record.model.dtype.name.lower(),
         replication=record.model.replication,
         parameters=elements,
         active_parameters=active_parameters(shape, layout),
@@ -199,7 +200,7 @@ def active_parameters(shape: Architecture, layout: Layout) -> int:
     """Return how many numbers one token uses: all but the experts it does not visit."""
     elements = sum(group.elements for group in layout.groups)
     idle = shape.experts - shape.experts_per_token
-    return elements - shape.layers * idle * layout.expert_groups[0].elements
+    return elements - shape.mixture_layers * idle * layout.expert_groups[0].elements
 
 
 def architecture_of(shape: Architecture) -> spec.Architecture:
@@ -216,4 +217,29 @@ def architecture_of(shape: Architecture) -> spec.Architecture:
         expert_width=shape.expert_width,
         context=shape.context,
         tied_embeddings=shape.tied_embeddings,
+        rope_base=shape.rope_base,
+        rope=None if shape.rope is None else rope_of(shape.rope),
+        rms_epsilon_ppb=shape.rms_epsilon_ppb,
+        normalise_top_k=shape.normalise_top_k,
+        query_key_norm=shape.query_key_norm.name.lower(),
+        clip_qkv_micro=shape.clip_qkv_micro,
+        attention_window=shape.attention_window,
+        attention_bias=shape.attention_bias.name.lower(),
+        shared_width=shape.shared_width,
+        shared_gate=shape.shared_gate,
+        dense_layers=list(shape.dense_layers),
+        dense_width=shape.dense_width,
+    )
+
+
+def rope_of(rope: RopeScaling) -> spec.RopeScaling:
+    """Return the stretching of positions as declared."""
+    return spec.RopeScaling(
+        kind=rope.kind.name.lower(),
+        factor_ppb=rope.factor_ppb,
+        original_context=rope.original_context,
+        low_ppb=rope.low_ppb,
+        high_ppb=rope.high_ppb,
+        attention_ppb=rope.attention_ppb,
+        whole_pairs=rope.whole_pairs,
     )

@@ -14,6 +14,7 @@ from blyan_proto.codec import decode
 from blyan_proto.errors import BadProof, DecodeError
 from blyan_proto.protocols.delta import MAX_BUNDLE_BYTES, Delta
 from blyan_tile import delta as deltas
+from blyan_tile import tblock
 from blyan_tile.layout import Group
 from blyand.store.blobs import BlobStore
 
@@ -21,14 +22,20 @@ from blyand.store.blobs import BlobStore
 def load(
     blobs: BlobStore, group: Group, roots: TileRootsList
 ) -> list[deltas.TileState]:
-    """Return (weights, momentum) of each tile, as read-only views. NotHere."""
+    """Return (weights, momentum) of each tile as float32; what is stored so is a view.
+
+    First weights of f16 or bf16 are widened exactly (DEC-B2). NotHere.
+    """
     states: list[deltas.TileState] = []
     for tile, root in zip(group.tiles, roots, strict=True):
         weights = blobs.open_array(root.weights)
         momentum = blobs.open_array(root.momentum) if root.momentum else None
-        if weights.shape != tile.shape or weights.dtype != np.float32:
+        if weights.shape != tile.shape:
             raise DecodeError(f"{group.name} tile {tile.index} has another shape")
-        states.append((weights, momentum))
+        try:
+            states.append((tblock.widened(weights), momentum))
+        except ValueError as error:
+            raise DecodeError(f"{group.name} tile {tile.index}: {error}") from None
     return states
 
 

@@ -104,6 +104,23 @@ ARCHITECTURE = model.Architecture(
     normalise_top_k=True,
     tied_embeddings=False,
     context=512,
+    query_key_norm=model.QueryKeyNorm.WIDTH,
+    shared_width=32,
+    clip_qkv_micro=8_000_000,
+    attention_window=64,
+    attention_bias=model.BiasKind.QKV,
+    dense_layers=(1,),
+    dense_width=128,
+    shared_gate=True,
+    rope=model.RopeScaling(
+        model.RopeKind.YARN,
+        factor_ppb=4_000_000_000,
+        original_context=128,
+        low_ppb=1_000_000_000,
+        high_ppb=32_000_000_000,
+        attention_ppb=1_100_000_000,
+        whole_pairs=False,
+    ),
 )
 MODEL_ID, RUN_ID, DATASET_ID = hash_of("model"), hash_of("run"), hash_of("dataset")
 RUN = model.Run(
@@ -224,7 +241,7 @@ def bare_proposal(checkpoint: bytes) -> SignedProposal:
 
 
 PAYLOADS: tuple[Any, ...] = (
-    model.Model(1, "tiny", ARCHITECTURE, "bytes", model.Dtype.F32, 2, "a vector"),
+    model.Model(1, "tiny", ARCHITECTURE, "bytes", model.Dtype.BF16, 2, "a vector"),
     RUN,
     model.Adoption(1, MODEL_ID, RUN_ID, 2, hash_of("heads"), 5_545_177, 2_100_000),
     model.Placement(1, MODEL_ID, 3, 0),

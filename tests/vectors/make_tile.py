@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from blake3 import blake3
 
-from blyan_proto.block.model import Architecture, Dtype, Model, QueryKeyNorm
+from blyan_proto.block.model import Architecture, BiasKind, Dtype, Model, QueryKeyNorm
 from blyan_tile import compress, layout, outer, tblock
 from blyan_tile.aggregate import weighted_sum
 
@@ -53,6 +53,29 @@ LARGE = Architecture(
     context=4096,
     query_key_norm=QueryKeyNorm.HEAD,
     shared_width=2816,
+)
+# Biases, a window, a gate on the shared expert and a first layer without experts.
+ODD = Architecture(
+    vocabulary=512,
+    layers=2,
+    width=96,
+    heads=4,
+    kv_heads=2,
+    head_width=16,
+    experts=2,
+    experts_per_token=1,
+    expert_width=64,
+    rope_base=10_000,
+    rms_epsilon_ppb=1_000,
+    normalise_top_k=False,
+    tied_embeddings=False,
+    context=128,
+    query_key_norm=QueryKeyNorm.WIDTH,
+    shared_width=80,
+    attention_bias=BiasKind.ALL,
+    dense_layers=(0,),
+    dense_width=160,
+    shared_gate=True,
 )
 
 
@@ -118,7 +141,7 @@ def build_layout() -> dict:
             group.name: [line_of(tile) for tile in group.tiles]
             for group in layout.layout_of(model_of(architecture)).groups
         }
-        for name, architecture in (("demo", DEMO), ("large", LARGE))
+        for name, architecture in (("demo", DEMO), ("large", LARGE), ("odd", ODD))
     }
 
 

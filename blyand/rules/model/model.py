@@ -31,8 +31,10 @@ def create(
     view: Overlay, block: Block, payload: Model, height: int, replication: int = 1
 ) -> None:
     """Execute a model block; `replication` is the genesis's, for a model without one."""
-    if payload.dtype is not Dtype.F32:
-        raise Reject("weights of a model start as f32 in this version")
+    if payload.dtype not in (Dtype.F32, Dtype.F16, Dtype.BF16):
+        raise Reject(
+            f"a model's weights are stored as floats, not {payload.dtype.name}"
+        )
     if payload.architecture.experts_per_token > payload.architecture.experts:
         raise Reject("more experts per token than experts")
     try:

@@ -69,7 +69,7 @@ def test_weights_that_do_not_fit_change_nothing(world):
 @pytest.mark.parametrize(
     "changed, why",
     [
-        (dict(dtype=Dtype.BF16), "start as f32"),
+        (dict(dtype=Dtype.I8), "stored as floats"),
         (dict(architecture=replace(ARCHITECTURE, experts_per_token=5)), "more experts"),
         (dict(architecture=replace(ARCHITECTURE, layers=0)), "impossible"),
         (dict(architecture=replace(ARCHITECTURE, experts=65_535)), "impossible"),
@@ -80,6 +80,13 @@ def test_an_impossible_model_is_not_born(world, changed, why):
     block = world.block(model(**changed))
     assert why in world.errors(block)[0]
     assert MODELS.get(world.view, block.id) is None
+
+
+@pytest.mark.parametrize("dtype", [Dtype.F32, Dtype.F16, Dtype.BF16])
+def test_a_model_may_be_stored_in_half_precision(world, dtype):
+    block = world.block(model(dtype=dtype))
+    assert world.errors(block) == [None]
+    assert MODELS.get(world.view, block.id).model.dtype is dtype
 
 
 def test_only_the_creator_changes_the_placement(world):

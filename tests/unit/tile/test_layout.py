@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blyan_proto.block.model import QueryKeyNorm, TensorClass
+from blyan_proto.block.model import QueryKeyNorm, RopeKind, RopeScaling, TensorClass
 from blyan_proto.errors import DecodeError, LimitExceeded
 from blyan_tile import layout
 
@@ -158,6 +158,20 @@ def test_senseless_and_oversized_models_are_refused():
         dict(layers=0),
         dict(kv_heads=3),
         dict(experts_per_token=9),
+        dict(head_width=63),
+        dict(shared_gate=True),
+        dict(dense_layers=(0,)),
+        dict(dense_width=64),
+        dict(dense_layers=(1, 1), dense_width=64),
+        dict(dense_layers=(1, 0), dense_width=64),
+        dict(dense_layers=(2,), dense_width=64),
+        dict(dense_layers=(0, 1), dense_width=64),
+        dict(rope=RopeScaling(RopeKind.LINEAR, 0)),
+        dict(rope=RopeScaling(RopeKind.LINEAR, 1, original_context=1)),
+        dict(rope=RopeScaling(RopeKind.LLAMA3, 1, 1, 1, 2, attention_ppb=1)),
+        dict(rope=RopeScaling(RopeKind.LLAMA3, 1, 0, 1, 2)),
+        dict(rope=RopeScaling(RopeKind.YARN, 1, 1, 2, 2)),
+        dict(rope=RopeScaling(RopeKind.YARN, 1, 1, 0, 2)),
     ):
         with pytest.raises(DecodeError):
             layout_with(make_tile.DEMO, **changes)
@@ -166,10 +180,26 @@ def test_senseless_and_oversized_models_are_refused():
         dict(vocabulary=2**32 - 1),
         dict(width=2**32 - 1),
         dict(expert_width=2**32 - 1),
-        dict(width=2**21, vocabulary=8, heads=1, kv_heads=1, head_width=1),
+        dict(width=2**21, vocabulary=8, heads=1, kv_heads=1, head_width=2),
     ):
         with pytest.raises(LimitExceeded):
             layout_with(make_tile.DEMO, **changes)
+
+
+def test_a_dense_layer_has_neither_router_nor_experts():
+    odd = layout_with(make_tile.ODD)
+    assert [group.name for group in odd.groups] == [
+        "embed",
+        "layer0.trunk",
+        "layer1.trunk",
+        "layer1.router",
+        "layer1.expert0",
+        "layer1.expert1",
+    ]
+    assert odd.parameters["layer0.dense.down.weight"] == (96, 160)
+    assert odd.parameters["layer1.shared_gate.weight"] == (1, 96)
+    assert "layer0.shared.up.weight" not in odd.parameters
+    assert odd.parameters["layer0.attention.o.bias"] == (96,)
 
 
 def test_group_root_depends_on_every_tile_and_its_place():

@@ -110,6 +110,17 @@ def test_a_round_is_a_pure_function(tmp_path: Path) -> None:
     assert other.deltas[0].change != result.deltas[0].change
 
 
+def test_a_round_on_weights_of_half_precision(tmp_path: Path) -> None:
+    halved: Tiles = {
+        index: [(t.view(np.uint32) >> np.uint32(16)).astype(np.uint16) for t in group]
+        for index, group in first_tiles().items()
+    }
+    widened = {i: [tblock.widened(t) for t in group] for i, group in halved.items()}
+    result = learn(job_of(tmp_path, halved), quiet)
+    assert result.finite and len(result.deltas) == len(HELD | SHARED)
+    assert learn(job_of(tmp_path, widened), quiet) == result
+
+
 def test_rows_of_experts_elsewhere_stay_out_of_the_router(tmp_path: Path) -> None:
     run = replace(RUN, decay_ppm=900_000)  # decay reaches rows without a gradient
     result = learn(job_of(tmp_path, first_tiles(), run=run), quiet)
