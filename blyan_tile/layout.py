@@ -154,7 +154,7 @@ def layout_of(model: Model) -> Layout:
 def _check(shape: Architecture) -> None:
     for name in (
         "vocabulary layers width heads kv_heads head_width experts "
-        "experts_per_token expert_width"
+        "experts_per_token expert_width rope_base"
     ).split():
         if getattr(shape, name) < 1:
             raise DecodeError(f"a model with {name} 0")
@@ -169,6 +169,8 @@ def _check(shape: Architecture) -> None:
     _check_dense(shape)
     if shape.rope is not None:
         _check_rope(shape.rope)
+        if shape.rope_base == 1:
+            raise DecodeError("rope scaling where no position turns")
     groups = 1 + shape.layers + shape.mixture_layers * (1 + shape.experts)
     if groups > MAX_GROUPS:
         raise LimitExceeded(f"{groups} groups, at most {MAX_GROUPS}")

@@ -1,4 +1,4 @@
-"""RMSNorm, rotary positions and grouped-query attention, as in Mixtral.
+"""RMSNorm, projections, rotation and grouped-query attention, as in Mixtral.
 
 Letters: B batch, T tokens, d width, H heads, G key-value heads, w head width,
 S tokens in the cache. Every GEMM pads to a multiple of 8 rows (DEC-S1).
@@ -6,9 +6,13 @@ S tokens in the cache. Every GEMM pads to a multiple of 8 rows (DEC-S1).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from blyan_proto.block.model import Architecture, BiasKind, QueryKeyNorm
 
 # BLAS takes other kernels, with other last bits, for fewer rows than these and for the
 # remainder that a thread gets; measured equal for 1 to 64 rows and 1 to 8 threads.
@@ -41,14 +45,31 @@ def head_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return rms_norm(parts, weight, epsilon).flatten(-2)  # (..., H * w)
 
 
-def rope_table(
-    head_width: int, base: int, tokens: int, device: torch.device | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines of positions 0..tokens-1, each (tokens, w/2) f32."""
-    pairs = torch.arange(0, head_width, 2, dtype=torch.float64)  # (w/2,)
-    rates = base ** (-pairs / head_width)  # (w/2,)
-    angles = torch.outer(torch.arange(tokens, dtype=torch.float64), rates)  # (T, w/2)
-    return angles.cos().float().to(device), angles.sin().float().to(device)
+def projected(
+    architecture: Architecture,
+    parameters: Mapping[str, Tensor],
+    layer: int,
+    name: str,
+    x: Tensor,
+    multiply: Callable[[Tensor, Tensor], Tensor] = linear,
+) -> Tensor:
+    """Return one of attention's projections: "q", "k", "v" or "o".
+
+    x (n, d) -> (n, H * w or G * w); for "o" (n, H * w) -> (n, d). Bias, norm and clip
+    follow in this order, each where the architecture has it.
+    """
+    prefix = f"layer{layer}.attention.{name}"
+    made = multiply(x, parameters[f"{prefix}.weight"])
+    bias = architecture.attention_bias
+    if bias is BiasKind.ALL or (bias is BiasKind.QKV and name != "o"):
+        made = made + parameters[f"{prefix}.bias"]  # not in the GEMM (DEC-S1)
+    if name in "qk" and architecture.query_key_norm is not QueryKeyNorm.NONE:
+        norm = parameters[f"{prefix}_norm.weight"]  # (w,) or (H * w,)
+        made = head_norm(made, norm, architecture.rms_epsilon_ppb * 1e-9)
+    if name != "o" and architecture.clip_qkv_micro:
+        bound = architecture.clip_qkv_micro * 1e-6
+        made = made.clamp(-bound, bound)
+    return made
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -62,22 +83,30 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     )  # (..., T, w)
 
 
-def attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attention(query: Tensor, keys: Tensor, values: Tensor, window: int = 0) -> Tensor:
     """Attend causally; the T queries are the last of the S positions.
 
-    query (B, H, T, w), keys and values (B, G, S, w) -> (B, T, H * w).
+    query (B, H, T, w), keys and values (B, G, S, w) -> (B, T, H * w). With a `window`
+    a query sees that many positions, its own included; 0: all before it.
     """
-    length, seen = query.shape[2], keys.shape[2]
+    length = query.shape[2]
+    if window and keys.shape[2] > window - 1 + length:
+        keys = keys[:, :, -(window - 1 + length) :]  # the rest is seen by none
+        values = values[:, :, -(window - 1 + length) :]
+    seen = keys.shape[2]
+    is_windowed = 0 < window < seen
     mask = None
-    if 1 < length < seen:
+    if length > 1 and (length < seen or is_windowed):
         mask = torch.ones(length, seen, dtype=torch.bool, device=query.device)
         mask = mask.tril(seen - length)  # (T, S): query i sees S - T + i + 1 keys
+        if is_windowed:
+            mask = mask.triu(seen - length - window + 1)  # the last `window` of them
     out = F.scaled_dot_product_attention(
         query,
         keys,
         values,
         attn_mask=mask,
-        is_causal=length == seen and length > 1,
+        is_causal=mask is None and length > 1,
         enable_gqa=query.shape[1] != keys.shape[1],
     )  # (B, H, T, w)
     return out.transpose(1, 2).flatten(2)  # (B, T, H * w)

@@ -33,6 +33,14 @@ class Routing:
         return (self.weights[rows] * chosen).sum(dim=1, keepdim=True)  # (m, 1)
 
 
+def nowhere(tokens: int, device: torch.device) -> Routing:
+    """Return the routing of a layer without experts: k = 0."""
+    return Routing(
+        torch.empty(tokens, 0, dtype=torch.int64, device=device),
+        torch.empty(tokens, 0, device=device),
+    )
+
+
 def choose(probabilities: Tensor, per_token: int, normalise: bool) -> Routing:
     """Take each row's `per_token` largest; among equals the lowest expert (DEC-S1).
 

@@ -16,16 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blyan_proto.block.model import Architecture, QueryKeyNorm
-from blyan_tile.model.attention import (
-    attention,
-    head_norm,
-    rms_norm,
-    rope_table,
-    rotate,
-)
-from blyan_tile.model.expert import expert_of, shared_of
+from blyan_proto.block.model import Architecture
+from blyan_tile.model.attention import attention, projected, rms_norm, rotate
+from blyan_tile.model.expert import Expert, dense_of, expert_of, shared_of
 from blyan_tile.model.mixture import mixture
+from blyan_tile.model.rope import rope_tables
 
 
 @dataclass(frozen=True)
@@ -55,12 +50,7 @@ class Trainable:
             torch.tensor(sorted(experts), dtype=torch.int64, device=device)
             for experts in held
         ]  # (held,) each
-        self._cosine, self._sine = rope_table(
-            architecture.head_width,
-            architecture.rope_base,
-            architecture.context,
-            device,
-        )  # (context, w/2) each
+        self._cosine, self._sine = rope_tables(architecture, device)
 
     def run(self, tokens: Tensor) -> Pass:
         """tokens (B, T + 1) int64: each position predicts the next one."""
@@ -79,13 +69,14 @@ class Trainable:
             hidden = hidden + self._attention(layer, hidden)  # (B, T, d)
             norm = parameters[f"layer{layer}.expert_norm.weight"]  # (d,)
             x = rms_norm(hidden, norm, self._epsilon).flatten(0, 1)  # (n, d)
-            if architecture.shared_width:
-                hidden = hidden + self._shared(layer, x).view(batch, length, -1)
+            always = self._unrouted(layer, x)  # (n, d)
+            if always is not None:
+                hidden = hidden + always.view(batch, length, -1)  # (B, T, d)
             if len(self._held[layer]) == 0:
                 continue  # this node trains the trunk alone here
             mixed, balance, counts = self._experts(layer, x)
             hidden = hidden + mixed.view(batch, length, -1)  # (B, T, d)
-            auxiliary = auxiliary + balance / architecture.layers  # ()
+            auxiliary = auxiliary + balance / architecture.mixture_layers  # ()
             routed[layer, self._held[layer]] = counts  # (held,)
         x = rms_norm(hidden, parameters["final_norm.weight"], self._epsilon)
         head = "embed" if architecture.tied_embeddings else "head"
@@ -94,17 +85,18 @@ class Trainable:
         return Pass(loss, auxiliary, routed)
 
     def _attention(self, layer: int, hidden: Tensor) -> Tensor:
-        prefix = f"layer{layer}.attention"
         architecture, width = self.architecture, self.architecture.head_width
         batch, length, _ = hidden.shape
         x = rms_norm(
-            hidden, self._parameters[f"{prefix}_norm.weight"], self._epsilon
+            hidden,
+            self._parameters[f"layer{layer}.attention_norm.weight"],
+            self._epsilon,
         ).flatten(
             0, 1
         )  # (n, d)
         cosine, sine = self._cosine[:length], self._sine[:length]  # (T, w/2) each
         query, keys, values = (
-            self._projected(prefix, name, x)
+            self._projected(layer, name, x)
             .view(batch, length, count, width)
             .transpose(1, 2)  # (B, H or G, T, w)
             for name, count in (
@@ -114,22 +106,28 @@ class Trainable:
             )
         )
         mixed = attention(
-            rotate(query, cosine, sine), rotate(keys, cosine, sine), values
+            rotate(query, cosine, sine),
+            rotate(keys, cosine, sine),
+            values,
+            architecture.attention_window,
         )  # (B, T, H * w)
-        output = F.linear(mixed.flatten(0, 1), self._parameters[f"{prefix}.o.weight"])
+        output = self._projected(layer, "o", mixed.flatten(0, 1))  # (n, d)
         return output.view(batch, length, -1)  # (B, T, d)
 
-    def _projected(self, prefix: str, name: str, x: Tensor) -> Tensor:
-        made = F.linear(x, self._parameters[f"{prefix}.{name}.weight"])  # (n, H * w)
-        if name == "v" or self.architecture.query_key_norm is QueryKeyNorm.NONE:
-            return made
-        norm = self._parameters[f"{prefix}.{name}_norm.weight"]  # (w,) or (H * w,)
-        return head_norm(made, norm, self._epsilon)  # (n, H * w)
+    def _projected(self, layer: int, name: str, x: Tensor) -> Tensor:
+        return projected(self.architecture, self._parameters, layer, name, x, F.linear)
 
-    def _shared(self, layer: int, x: Tensor) -> Tensor:
-        own = shared_of(self._parameters, layer)
-        inner = F.silu(F.linear(x, own.gate)) * F.linear(x, own.up)  # (n, hidden)
-        return F.linear(inner, own.down)  # (n, d)
+    def _unrouted(self, layer: int, x: Tensor) -> Tensor | None:
+        """The MLP of a dense layer; else the shared expert, times its gate."""
+        if layer in self.architecture.dense_layers:
+            return swiglu(dense_of(self._parameters, layer), x)  # (n, d)
+        if not self.architecture.shared_width:
+            return None
+        shared = swiglu(shared_of(self._parameters, layer), x)  # (n, d)
+        if not self.architecture.shared_gate:
+            return shared
+        gate = self._parameters[f"layer{layer}.shared_gate.weight"]  # (1, d)
+        return F.linear(x, gate).sigmoid() * shared  # (n, d)
 
     def _experts(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         prefix = f"layer{layer}"
@@ -148,6 +146,12 @@ class Trainable:
         return mixed, balance, counts
 
 
+def swiglu(expert: Expert, x: Tensor) -> Tensor:
+    """Return an expert's output for each row, nothing padded. x (n, d) -> (n, d)."""
+    inner = F.silu(F.linear(x, expert.gate)) * F.linear(x, expert.up)  # (n, hidden)
+    return F.linear(inner, expert.down)  # (n, d)
+
+
 @torch.no_grad()
 def held_out_loss(
     architecture: Architecture,
@@ -159,7 +163,10 @@ def held_out_loss(
 
     Every window starts with an empty context (DEC-B17).
     """
-    everyone = [range(architecture.experts)] * architecture.layers
+    everyone = [
+        range(0 if layer in architecture.dense_layers else architecture.experts)
+        for layer in range(architecture.layers)
+    ]
     model = Trainable(architecture, parameters, everyone)
     total = 0.0
     for chunk in torch.split(windows, batch):  # (B, T + 1)

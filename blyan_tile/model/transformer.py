@@ -19,19 +19,19 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from blyan_proto.block.model import Architecture, QueryKeyNorm
+from blyan_proto.block.model import Architecture
 from blyan_proto.errors import LimitExceeded
 from blyan_tile.model.attention import (
     attention,
-    head_norm,
     linear,
+    projected,
     rms_norm,
-    rope_table,
     rotate,
 )
 from blyan_tile.model.cache import KeyValueCache
-from blyan_tile.model.expert import Expert, expert_of, shared_of
-from blyan_tile.model.router import Routing, route
+from blyan_tile.model.expert import Expert, expert_of, unrouted
+from blyan_tile.model.rope import rope_tables
+from blyan_tile.model.router import Routing, nowhere, route
 from blyan_tile.model.sampling import Sampling, choose_token
 
 PREFILL_TOKENS = 256  # DEC-S4
@@ -53,12 +53,7 @@ class Trunk:
             "embed.weight" if architecture.tied_embeddings else "head.weight"
         ]  # (V, d)
         self._epsilon = architecture.rms_epsilon_ppb * 1e-9
-        self._cosine, self._sine = rope_table(
-            architecture.head_width,
-            architecture.rope_base,
-            architecture.context,
-            self.device,
-        )  # (context, w/2) each
+        self._cosine, self._sine = rope_tables(architecture, self.device)
 
     @property
     def device(self) -> torch.device:
@@ -88,14 +83,14 @@ class Trunk:
         width = self.architecture.width
         x = self._norm(layer, "attention_norm", hidden)  # (..., T, d)
         mixed = self._attention(layer, x.reshape(-1, *hidden.shape[-2:]), cache)
-        output = linear(
-            mixed.reshape(-1, mixed.shape[-1]), self._weight(layer, "attention.o")
-        )  # (n, d)
+        output = self._projected(layer, "o", mixed.reshape(-1, mixed.shape[-1]))
         hidden = hidden + output.view(hidden.shape)  # (..., T, d)
         x = self._norm(layer, "expert_norm", hidden).reshape(-1, width)  # (n, d)
-        if self.architecture.shared_width:
-            shared = shared_of(self._parameters, layer)(x)  # (n, d)
-            hidden = hidden + shared.view(hidden.shape)  # (..., T, d)
+        always = unrouted(self.architecture, self._parameters, layer, x)  # (n, d)
+        if always is not None:
+            hidden = hidden + always.view(hidden.shape)  # (..., T, d)
+        if layer in self.architecture.dense_layers:
+            return hidden, x, nowhere(len(x), self.device)
         routing = route(
             x,
             self._weight(layer, "router"),
@@ -147,14 +142,11 @@ class Trunk:
         query, keys = rotate(query, cosine, sine), rotate(keys, cosine, sine)
         if cache is not None:
             keys, values = cache.append(layer, keys[0], values[0])  # (1, G, S, w)
-        return attention(query, keys, values)  # (B, T, H * w)
+        window = self.architecture.attention_window
+        return attention(query, keys, values, window)  # (B, T, H * w)
 
     def _projected(self, layer: int, name: str, x: Tensor) -> Tensor:
-        made = linear(x, self._weight(layer, f"attention.{name}"))  # (n, H * w)
-        if name == "v" or self.architecture.query_key_norm is QueryKeyNorm.NONE:
-            return made
-        norm = self._weight(layer, f"attention.{name}_norm")  # (w,) or (H * w,)
-        return head_norm(made, norm, self._epsilon)  # (n, H * w)
+        return projected(self.architecture, self._parameters, layer, name, x)
 
     def _weight(self, layer: int, name: str) -> Tensor:
         return self._parameters[f"layer{layer}.{name}.weight"]
@@ -173,6 +165,7 @@ class LocalModel:
         self._experts: dict[tuple[int, int], Expert] = {
             (layer, expert): expert_of(parameters, layer, expert)
             for layer in range(architecture.layers)
+            if layer not in architecture.dense_layers
             for expert in range(architecture.experts)
         }
 

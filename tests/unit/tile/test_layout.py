@@ -172,6 +172,8 @@ def test_senseless_and_oversized_models_are_refused():
         dict(rope=RopeScaling(RopeKind.LLAMA3, 1, 0, 1, 2)),
         dict(rope=RopeScaling(RopeKind.YARN, 1, 1, 2, 2)),
         dict(rope=RopeScaling(RopeKind.YARN, 1, 1, 0, 2)),
+        dict(rope=RopeScaling(RopeKind.LINEAR, 1), rope_base=1),
+        dict(rope_base=0),
     ):
         with pytest.raises(DecodeError):
             layout_with(make_tile.DEMO, **changes)

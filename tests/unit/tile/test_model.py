@@ -10,18 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blyan_proto.block.model import Architecture, QueryKeyNorm
+from blyan_proto.block.model import Architecture, BiasKind, QueryKeyNorm
 from blyan_proto.errors import LimitExceeded
 from blyan_tile.create import architecture_of, initial_parameters
-from blyan_tile.model.attention import attention, linear, rope_table, rotate
+from blyan_tile.model.attention import attention, linear, rotate
 from blyan_tile.model.expert import (
     Expert,
+    dense_of,
     expert_forward,
     expert_of,
     shared_of,
     silu,
 )
 from blyan_tile.model.mixture import mixture
+from blyan_tile.model.rope import ROWS_AT_ONCE, rope_tables
 from blyan_tile.model.router import choose
 from blyan_tile.model.sampling import Sampling, choose_token
 from blyan_tile.model.training import Trainable, held_out_loss
@@ -31,6 +33,19 @@ TINY = architecture_of("tiny")
 GROUPED = replace(TINY, kv_heads=2, normalise_top_k=False, tied_embeddings=True)
 NORMED = replace(TINY, query_key_norm=QueryKeyNorm.HEAD, shared_width=48)
 WIDE = replace(GROUPED, query_key_norm=QueryKeyNorm.WIDTH)
+ODD = replace(
+    TINY,
+    head_width=24,
+    kv_heads=1,
+    query_key_norm=QueryKeyNorm.WIDTH,
+    attention_bias=BiasKind.ALL,
+    clip_qkv_micro=1_200_000,
+    attention_window=5,
+    dense_layers=(0,),
+    dense_width=80,
+    shared_width=48,
+    shared_gate=True,
+)
 PROMPT = list(b"def main(argv):")
 
 
@@ -77,7 +92,7 @@ def test_an_expert_row_ignores_its_batch_mates(preset: str, threads: int) -> Non
 
 
 def test_rope_turns_pairs_and_sees_only_distance() -> None:
-    cosine, sine = rope_table(16, 10_000, 40)
+    cosine, sine = (table[:40] for table in rope_tables(TINY))
     generator = torch.Generator().manual_seed(3)
     query, key = torch.randn(2, 1, 16, generator=generator)
     turned = rotate(query.expand(40, 16), cosine, sine)
@@ -90,19 +105,33 @@ def test_rope_turns_pairs_and_sees_only_distance() -> None:
     assert torch.allclose(turned[3, 0], half)  # NeoX order: i with i + w/2
 
 
+def test_positions_are_made_when_they_are_asked_for() -> None:
+    endless = replace(TINY, context=2**32 - 1)
+    table, _ = rope_tables(endless)
+    late = table[3000:3001]
+    fresh, _ = rope_tables(endless)
+    assert torch.equal(fresh[:1], torch.ones(1, 8))
+    fresh[: ROWS_AT_ONCE + 1]
+    assert torch.equal(fresh[3000:3001], late)
+
+
 def test_attention_is_causal_softmax_over_shared_heads() -> None:
     generator = torch.Generator().manual_seed(4)
     query = torch.randn(1, 4, 3, 8, generator=generator)
     keys = torch.randn(1, 2, 5, 8, generator=generator)
     values = torch.randn(1, 2, 5, 8, generator=generator)
-    wanted = torch.empty(3, 4, 8)
-    for head in range(4):
-        for row in range(3):
-            seen = slice(0, 5 - 3 + row + 1)
-            scores = keys[0, head // 2, seen] @ query[0, head, row] / 8**0.5
-            wanted[row, head] = scores.softmax(0) @ values[0, head // 2, seen]
-    got = attention(query, keys, values)
-    assert torch.allclose(got[0], wanted.flatten(1), atol=1e-5)
+    for window in (0, 1, 2, 4, 5, 9):
+        wanted = torch.empty(3, 4, 8)
+        for head in range(4):
+            for row in range(3):
+                end = 5 - 3 + row + 1
+                seen = slice(max(0, end - window) if window else 0, end)
+                scores = keys[0, head // 2, seen] @ query[0, head, row] / 8**0.5
+                wanted[row, head] = scores.softmax(0) @ values[0, head // 2, seen]
+        got = attention(query, keys, values, window)
+        assert torch.allclose(got[0], wanted.flatten(1), atol=1e-5), window
+        last = attention(query[:, :, 2:], keys, values, window)
+        assert torch.allclose(last[0], wanted[2:].flatten(1), atol=1e-5), window
 
 
 def test_equal_probabilities_go_to_the_lowest_expert() -> None:
@@ -118,42 +147,55 @@ def test_equal_probabilities_go_to_the_lowest_expert() -> None:
 def reference(architecture: Architecture, parameters: dict[str, Tensor]) -> Tensor:
     """The same model once more, written plainly, without cache, stages or padding."""
     length = len(PROMPT)
-    cosine, sine = rope_table(
-        architecture.head_width, architecture.rope_base, length
-    )  # (T, w/2)
+    cosine, sine = (table[:length] for table in rope_tables(architecture))  # (T, w/2)
     hidden = parameters["embed.weight"][torch.tensor(PROMPT)]  # (T, d)
 
     def norm(x: Tensor, name: str) -> Tensor:
         scale = (x.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt()
         return x * scale * parameters[name]
 
+    def times(x: Tensor, name: str) -> Tensor:
+        made = x @ parameters[f"{name}.weight"].T
+        return made + parameters.get(f"{name}.bias", torch.zeros(1))
+
+    bound = architecture.clip_qkv_micro / 1e6
     for layer in range(architecture.layers):
         at = f"layer{layer}."
         x = norm(hidden, at + "attention_norm.weight")
-        flat = {
-            name: x @ parameters[f"{at}attention.{name}.weight"].T for name in "qkv"
-        }
+        flat = {name: times(x, f"{at}attention.{name}") for name in "qkv"}
         for name in "qk" if architecture.query_key_norm else "":
             key = f"{at}attention.{name}_norm.weight"
             groups = flat[name].view(length, -1, len(parameters[key]))
-            flat[name] = norm(groups, key)
+            flat[name] = norm(groups, key).view(length, -1)
         q, k, v = (
-            flat[name].view(length, -1, architecture.head_width).transpose(0, 1)
+            (flat[name].clamp(-bound, bound) if bound else flat[name])
+            .view(length, -1, architecture.head_width)
+            .transpose(0, 1)
             for name in "qkv"
         )
         mixed = attention(
-            rotate(q, cosine, sine)[None], rotate(k, cosine, sine)[None], v[None]
+            rotate(q, cosine, sine)[None],
+            rotate(k, cosine, sine)[None],
+            v[None],
+            architecture.attention_window,
         )[0]
-        hidden = hidden + mixed @ parameters[at + "attention.o.weight"].T
+        hidden = hidden + times(mixed, at + "attention.o")
         x = norm(hidden, at + "expert_norm.weight")
+        if layer in architecture.dense_layers:
+            own = dense_of(parameters, layer)
+            hidden = hidden + (F.silu(x @ own.gate.T) * (x @ own.up.T)) @ own.down.T
+            continue
         scores = (x @ parameters[at + "router.weight"].T).softmax(-1)
         weights, chosen = scores.topk(architecture.experts_per_token)
         if architecture.normalise_top_k:
             weights = weights / weights.sum(-1, keepdim=True)
         if architecture.shared_width:
             own = shared_of(parameters, layer)
-            inner = F.silu(x @ own.gate.T) * (x @ own.up.T)
-            hidden = hidden + inner @ own.down.T
+            output = (F.silu(x @ own.gate.T) * (x @ own.up.T)) @ own.down.T
+            if architecture.shared_gate:
+                row = parameters[f"{at}shared_gate.weight"][0]
+                output = output * (x @ row).sigmoid()[:, None]
+            hidden = hidden + output
         for row in range(length):
             for weight, expert in zip(weights[row], chosen[row].tolist()):
                 own = expert_of(parameters, layer, expert)
@@ -164,7 +206,7 @@ def reference(architecture: Architecture, parameters: dict[str, Tensor]) -> Tens
     return norm(hidden, "final_norm.weight") @ head.T
 
 
-@pytest.mark.parametrize("architecture", [TINY, GROUPED, NORMED, WIDE])
+@pytest.mark.parametrize("architecture", [TINY, GROUPED, NORMED, WIDE, ODD])
 def test_stages_prefill_decode_and_training_compute_the_same_model(
     architecture: Architecture,
 ) -> None:
