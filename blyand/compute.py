@@ -252,10 +252,16 @@ def usable_cores() -> int:
 
 def choose_memory_bytes(memory_mib: int, daemons_on_host: int) -> int:
     """Return how much memory resident experts may take; 0: a fair share of half."""
-    if memory_mib:
-        return memory_mib << 20
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return machine // 2 // daemons_on_host
+    return memory_mib << 20 or _machine_bytes() // 2 // daemons_on_host
+
+
+def choose_cache_bytes(cache_mib: int, daemons_on_host: int) -> int:
+    """Return how much memory keys and values may take; 0: a fair share of an eighth."""
+    return cache_mib << 20 or _machine_bytes() // 8 // daemons_on_host
+
+
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def choose_device(device: str) -> str:

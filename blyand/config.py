@@ -177,6 +177,12 @@ class InferenceSection:
         "divided by daemons_on_host.",
         unit="MiB",
     )
+    cache_mib: int = option(
+        0,
+        "Memory for the keys and values of all answers under way; above it BUSY. "
+        "0: an eighth of the machine's, divided by daemons_on_host.",
+        unit="MiB",
+    )
     max_requests: int = option(
         64, "Requests of peers served at once; above it BUSY.", low=1, high=4096
     )

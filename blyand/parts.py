@@ -20,7 +20,12 @@ from blyan_proto.signing import SigningKey
 from blyan_proto.types import members
 from blyan_proto.validators import ValidatorSet
 from blyand.chain.orderable import Orderable
-from blyand.compute import Worker, choose_device, choose_memory_bytes
+from blyand.compute import (
+    Worker,
+    choose_cache_bytes,
+    choose_device,
+    choose_memory_bytes,
+)
 from blyand.errors import NotHere, Pruned
 from blyand.events import BlockStored
 from blyand.finality.pen import Pen
@@ -283,6 +288,7 @@ def _serving(
             config.inference.memory_mib, config.compute.daemons_on_host
         ),
         config.inference.max_requests,
+        choose_cache_bytes(config.inference.cache_mib, config.compute.daemons_on_host),
     )
 
 

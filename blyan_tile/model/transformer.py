@@ -14,7 +14,8 @@ Letters: T tokens, d width, H heads, G key-value heads, w head width, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,6 +38,24 @@ from blyan_tile.model.sampling import Sampling, choose_token
 PREFILL_TOKENS = 256  # DEC-S4
 
 Outputs = Mapping[int, tuple[Tensor, Tensor]]  # expert: (rows (m,), output (m, d))
+Experts = Callable[[int, int], Callable[[Tensor], Tensor]]  # by layer and number
+
+
+@dataclass(frozen=True)
+class Part:
+    """The next tokens of one sequence in a step."""
+
+    cache: KeyValueCache
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """n tokens that pass the layers together, one sequence's after the other's."""
+
+    parts: tuple[Part, ...]
+    cosine: Tensor  # (n, 1, w/2), of each token's position
+    sine: Tensor  # (n, 1, w/2)
 
 
 class Trunk:
@@ -60,35 +79,89 @@ class Trunk:
         """Where the parameters are; tokens and hidden states go there."""
         return self._embedding.device
 
-    def new_cache(self, tokens: int | None = None) -> KeyValueCache:
-        """Return an empty cache for `tokens`, by default the whole context."""
+    def new_cache(
+        self, tokens: int | None = None, first: int = 0, end: int | None = None
+    ) -> KeyValueCache:
+        """Return an empty cache for `tokens`, by default the whole context.
+
+        It is for the layers `first` to `end` - 1, by default all.
+        """
         if tokens is None:
             tokens = self.architecture.context
-        return KeyValueCache(self.architecture, tokens, self.device)
+        return KeyValueCache(self.architecture, tokens, self.device, first, end)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens (T,) or (B, T) int64 -> hidden (..., d)."""
         return self._embedding[tokens]  # (..., d)
 
+    def step(self, parts: Sequence[Part], layer: int) -> Step:
+        """Prepare to run tokens of several sequences through layers from `layer` on.
+
+        LimitExceeded when a cache is too full for its tokens.
+        """
+        for part in parts:
+            start = part.cache.length(layer)
+            if start + part.tokens > part.cache.capacity:
+                raise LimitExceeded(
+                    f"{start + part.tokens} tokens, "
+                    f"there is room for {part.cache.capacity}"
+                )
+        spans = [
+            slice(start, start + part.tokens)
+            for part in parts
+            for start in (part.cache.length(layer),)
+        ]
+        cosine = torch.cat([self._cosine[span] for span in spans])  # (n, w/2)
+        sine = torch.cat([self._sine[span] for span in spans])  # (n, w/2)
+        return Step(tuple(parts), cosine[:, None], sine[:, None])
+
+    def run(
+        self,
+        first: int,
+        end: int,
+        hidden: Tensor,
+        step: Step | None,
+        experts: Experts,
+    ) -> Tensor:
+        """Run the layers `first` to `end` - 1 with all experts that they choose.
+
+        hidden (n, d), the rows of `step`, or (B, T, d) without one, as in `attend`; the
+        result has its shape. `experts(layer, expert)` gives what computes (m, d) ->
+        (m, d); it may raise.
+        """
+        for layer in range(first, end):
+            hidden, x, routing = self.attend(layer, hidden, step)
+            outputs = {
+                expert: (rows, experts(layer, expert)(x[rows]))
+                for expert, rows in routing.rows().items()
+            }
+            hidden = self.combine(hidden, routing, outputs)  # (..., d)
+        return hidden
+
     def attend(
-        self, layer: int, hidden: Tensor, cache: KeyValueCache | None = None
+        self, layer: int, hidden: Tensor, step: Step | KeyValueCache | None = None
     ) -> tuple[Tensor, Tensor, Routing]:
         """Run a layer up to its experts.
 
-        hidden (T, d), or (B, T, d) without a cache; n is T or B * T. Returns the
-        hidden state after attention (same shape), the experts' input (n, d) and the
-        routing of the n tokens. Without a cache the positions begin at 0.
-        LimitExceeded when the cache is full.
+        hidden (n, d): the rows of a step, or of one sequence with its cache; or
+        (B, T, d), n = B * T, whose positions begin at 0, without any. Returns the hidden
+        state after attention (same shape), the experts' input (n, d) and the routing of
+        the n tokens. LimitExceeded when a cache is full.
         """
         width = self.architecture.width
-        x = self._norm(layer, "attention_norm", hidden)  # (..., T, d)
-        mixed = self._attention(layer, x.reshape(-1, *hidden.shape[-2:]), cache)
-        output = self._projected(layer, "o", mixed.reshape(-1, mixed.shape[-1]))
-        hidden = hidden + output.view(hidden.shape)  # (..., T, d)
-        x = self._norm(layer, "expert_norm", hidden).reshape(-1, width)  # (n, d)
+        if isinstance(step, KeyValueCache):
+            step = self.step([Part(step, len(hidden))], layer)
+        x = self._norm(layer, "attention_norm", hidden)  # (..., d)
+        if step is not None:
+            mixed = self._attend_cached(layer, x, step)  # (n, H * w)
+        else:
+            mixed = self._attend_fresh(layer, x.view(-1, *hidden.shape[-2:]))
+        output = self._projected(layer, "o", mixed)  # (n, d)
+        hidden = hidden + output.view(hidden.shape)  # (..., d)
+        x = self._norm(layer, "expert_norm", hidden).view(-1, width)  # (n, d)
         always = unrouted(self.architecture, self._parameters, layer, x)  # (n, d)
         if always is not None:
-            hidden = hidden + always.view(hidden.shape)  # (..., T, d)
+            hidden = hidden + always.view(hidden.shape)  # (..., d)
         if layer in self.architecture.dense_layers:
             return hidden, x, nowhere(len(x), self.device)
         routing = route(
@@ -119,31 +192,48 @@ class Trunk:
         flat = linear(x.reshape(-1, x.shape[-1]), self._head)  # (n, V)
         return flat.view(*hidden.shape[:-1], -1)  # (..., V)
 
-    def _attention(self, layer: int, x: Tensor, cache: KeyValueCache | None) -> Tensor:
-        heads, width = self.architecture.heads, self.architecture.head_width
-        batch, length, _ = x.shape
-        start = cache.length(layer) if cache is not None else 0
-        room = cache.capacity if cache is not None else self.architecture.context
-        if start + length > room:
-            raise LimitExceeded(f"{start + length} tokens, there is room for {room}")
-        flat = x.reshape(batch * length, -1)  # (n, d)
-        query, keys, values = (
-            self._projected(layer, name, flat)
-            .view(batch, length, count, width)
-            .transpose(1, 2)  # (B, H or G, T, w)
-            for name, count in (
-                ("q", heads),
-                ("k", self.architecture.kv_heads),
-                ("v", self.architecture.kv_heads),
-            )
-        )
-        cosine = self._cosine[start : start + length]  # (T, w/2)
-        sine = self._sine[start : start + length]  # (T, w/2)
-        query, keys = rotate(query, cosine, sine), rotate(keys, cosine, sine)
-        if cache is not None:
-            keys, values = cache.append(layer, keys[0], values[0])  # (1, G, S, w)
+    def _attend_cached(self, layer: int, x: Tensor, step: Step) -> Tensor:
+        """x (n, d): one projection of all rows, attention sequence by sequence."""
+        query, keys, values = self._split(layer, x)  # (n, H, w), (n, G, w) twice
+        query = rotate(query, step.cosine, step.sine)  # (n, H, w)
+        keys = rotate(keys, step.cosine, step.sine)  # (n, G, w)
         window = self.architecture.attention_window
-        return attention(query, keys, values, window)  # (B, T, H * w)
+        mixed: list[Tensor] = []
+        start = 0
+        for part in step.parts:
+            own = slice(start, start + part.tokens)
+            all_keys, all_values = part.cache.append(
+                layer, keys[own].transpose(0, 1), values[own].transpose(0, 1)
+            )  # (1, G, S, w) each
+            asked = query[own].transpose(0, 1)[None]  # (1, H, T, w)
+            own_mix = attention(asked, all_keys, all_values, window)  # (1, T, H * w)
+            mixed.append(own_mix[0])
+            start += part.tokens
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)  # (n, H * w)
+
+    def _attend_fresh(self, layer: int, x: Tensor) -> Tensor:
+        """x (B, T, d): whole sequences, no cache -> (B * T, H * w)."""
+        batch, length, _ = x.shape
+        if length > self.architecture.context:
+            raise LimitExceeded(
+                f"{length} tokens, the model's context is {self.architecture.context}"
+            )
+        cosine, sine = self._cosine[:length], self._sine[:length]  # (T, w/2) each
+        query, keys, values = (
+            one.view(batch, length, *one.shape[1:]).transpose(1, 2)  # (B, H or G, T, w)
+            for one in self._split(layer, x.flatten(0, 1))
+        )
+        query, keys = rotate(query, cosine, sine), rotate(keys, cosine, sine)
+        window = self.architecture.attention_window
+        return attention(query, keys, values, window).flatten(0, 1)  # (n, H * w)
+
+    def _split(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (n, d) -> queries (n, H, w), keys and values (n, G, w), not yet rotated."""
+        shape = len(x), -1, self.architecture.head_width
+        query, keys, values = (
+            self._projected(layer, name, x).view(shape) for name in "qkv"
+        )
+        return query, keys, values
 
     def _projected(self, layer: int, name: str, x: Tensor) -> Tensor:
         return projected(self.architecture, self._parameters, layer, name, x)
@@ -172,20 +262,20 @@ class LocalModel:
     def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """tokens (T,), or (B, T) without a cache -> hidden states (..., d)."""
         hidden = self.trunk.embed(tokens)  # (..., d)
-        for layer in range(self.trunk.architecture.layers):
-            hidden, x, routing = self.trunk.attend(layer, hidden, cache)
-            outputs = {
-                expert: (rows, self._experts[layer, expert](x[rows]))
-                for expert, rows in routing.rows().items()
-            }
-            hidden = self.trunk.combine(hidden, routing, outputs)  # (..., d)
-        return hidden
+        step = None
+        if cache is not None:
+            step = self.trunk.step([Part(cache, len(tokens))], 0)
+        layers = self.trunk.architecture.layers
+        return self.trunk.run(0, layers, hidden, step, self._expert)  # (..., d)
 
     def prefill(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
         """Run tokens (T,), T >= 1, in chunks; return the last one's logits (V,)."""
         for chunk in torch.split(tokens, PREFILL_TOKENS):
             hidden = self.forward(chunk, cache)  # (chunk, d)
         return self.trunk.logits(hidden[-1])  # (V,)
+
+    def _expert(self, layer: int, expert: int) -> Expert:
+        return self._experts[layer, expert]
 
 
 @torch.no_grad()

@@ -105,9 +105,8 @@ class Evaluation:
             for batch in todo:  # (B, T + 1); shared, so each batch is taken once
                 finish = partial(_loss, batch[:, 1:])
                 try:
-                    made = await run_pass(
-                        self._parts.scatter, lane, run, batch[:, :-1], finish
-                    )
+                    ids = torch.from_numpy(batch[:, :-1])  # (B, T)
+                    made = await run_pass(self._parts.scatter, lane, run, ids, finish)
                     sums.append(made)
                 except Unavailable as error:
                     failure = failure or error

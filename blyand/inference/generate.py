@@ -16,7 +16,7 @@ from blyand.errors import Busy
 from blyand.inference.session import Parts, Session
 from blyand.inference.text import Writer
 
-MAX_SESSIONS = 32  # each has a cache; above it Busy
+MAX_SESSIONS = 256  # above it Busy; before that, there is no room for the cache
 
 
 @dataclass(frozen=True)

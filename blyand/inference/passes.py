@@ -1,4 +1,4 @@
-"""One pass of tokens through all layers: trunk in the lane, experts by scatter."""
+"""Tokens through a run of layers: trunk in the lane, experts by scatter."""
 
 from __future__ import annotations
 
@@ -46,17 +46,20 @@ async def run_pass(
     scatter: Scatter,
     lane: Threads,
     run: Pass,
-    tokens: np.ndarray,
+    x: Tensor,
     finish: Callable[[Trunk, Tensor], R],
+    first: int = 0,
+    end: int | None = None,
 ) -> R:
     """Return finish(trunk, hidden), called in the lane with the last hidden states.
 
-    tokens (T,), or (B, T) without a cache, int64; hidden (..., d). Raises what
-    `Scatter.outputs` raises; the cache is then good for nothing but a rewind.
+    x: ids (T,), or (B, T) without a cache, int64, to embed first; or hidden states
+    (T, d). They pass the layers `first` to `end` - 1, by default all; hidden (..., d).
+    Raises what `Scatter.outputs` raises; the cache is then good for nothing but a rewind.
     """
-    state = await lane.run(_begin, run, tokens)
-    last = run.heads.architecture.layers - 1
-    for index in range(last):
+    state = await lane.run(_begin, run, x, first)
+    last = (end or run.heads.architecture.layers) - 1
+    for index in range(first, last):
         outputs = await scatter.outputs(_layer(run, state, index))
         state = await lane.run(_advance, run, state, outputs, index + 1)
     outputs = await scatter.outputs(_layer(run, state, last))
@@ -76,9 +79,9 @@ def _layer(run: Pass, state: _State, index: int) -> Layer:
 
 
 @torch.no_grad()
-def _begin(run: Pass, tokens: np.ndarray) -> _State:
-    ids = torch.from_numpy(tokens).to(run.trunk.device)
-    return _attend(run, run.trunk.embed(ids), 0)
+def _begin(run: Pass, x: Tensor, index: int) -> _State:
+    x = x.to(run.trunk.device)
+    return _attend(run, x if x.is_floating_point() else run.trunk.embed(x), index)
 
 
 @torch.no_grad()

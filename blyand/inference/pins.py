@@ -52,6 +52,11 @@ class Heads:
         return tuple(group_root(tiles) for tiles in self.tiles)
 
     @cached_property
+    def version(self) -> bytes:
+        """A name for the versions of all groups together."""
+        return digest(Domain.MODEL, *self.roots)
+
+    @cached_property
     def trunk(self) -> bytes:
         """A name for the versions of everything but the experts."""
         shared = self.layout.shared_groups

@@ -15,7 +15,9 @@ from blyand.inference.evaluate import Evaluation
 from blyand.inference.experts import Experts
 from blyand.inference.generate import Generation
 from blyand.inference.pins import Pins, heads_of
+from blyand.inference.room import Room
 from blyand.inference.routes import Routes
+from blyand.inference.runs import Runs
 from blyand.inference.scatter import Scatter
 from blyand.inference.serve import ExpertServer
 from blyand.inference.session import Parts
@@ -49,19 +51,25 @@ class Serving:
         device: str,
         budget_bytes: int,
         max_requests: int,
+        cache_bytes: int,
     ) -> None:
         self._view = view
         self._held = held
         self._tiles = tiles
         self._events = events
         self._versions = Versions()
-        self._batcher = Batcher(Experts(blobs, budget_bytes, metrics, device), lane)
+        experts = Experts(blobs, budget_bytes, metrics, device)
+        trunks = Trunks(blobs, device)
+        self._batcher = Batcher(experts, lane)
+        self._runs = Runs(trunks, experts, lane, metrics)
         self.routes = Routes()
         parts = Parts(
             pins=Pins(view),
-            trunks=Trunks(blobs, device),
+            trunks=trunks,
             versions=self._versions,
             scatter=Scatter(peer_id, self._batcher, client, self.routes, holders, held),
+            runs=self._runs,
+            room=Room(cache_bytes, metrics),
             lane=lane,
         )
         self.generation = Generation(parts)
@@ -89,6 +97,7 @@ class Serving:
         """Compute what is asked for; follow the versions that this node holds."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self._batcher.run)
+            await nursery.start(self._runs.serve)
             with self._events.subscribe(
                 CheckpointFinalised, HeldChanged, HeadMoved, capacity=4096
             ) as facts:

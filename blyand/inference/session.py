@@ -1,4 +1,4 @@
-"""One sequence: its pinned versions, its trunk, its cache of keys and values."""
+"""One sequence: its pinned versions, its path through the layers, its cache."""
 
 from __future__ import annotations
 
@@ -6,25 +6,36 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 import trio
 from torch import Tensor
 
-from blyan_tile.model.cache import KeyValueCache
+from blyan_tile.model.cache import cache_bytes
 from blyan_tile.model.transformer import PREFILL_TOKENS, Trunk
 from blyand.compute import Threads
 from blyand.errors import NotHere, StaleVersion
 from blyand.inference.call import most_rows
-from blyand.inference.passes import Pass, run_pass
-from blyand.inference.pins import Heads, Pins
+from blyand.inference.passes import Pass
+from blyand.inference.pins import Pins
+from blyand.inference.room import Room
+from blyand.inference.runs import Choose, Runs
 from blyand.inference.scatter import PAUSE_S, Scatter, Tally
+from blyand.inference.stages import (
+    ExpertStage,
+    LocalStage,
+    Stage,
+    choose_rows,
+    local_or_expert,
+)
 from blyand.inference.trunks import Trunks
 from blyand.inference.versions import Versions
 from blyand.rules.model.heads import Which
 
 R = TypeVar("R")
+HERE = LocalStage, ExpertStage  # take ids, and choose on logits
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,8 @@ class Parts:
     trunks: Trunks
     versions: Versions
     scatter: Scatter
+    runs: Runs
+    room: Room
     lane: Threads
 
 
@@ -55,19 +68,19 @@ class Session:
     ) -> None:
         """Pin the newest `which` heads. `capacity` in tokens; `deadline_s`: trio time.
 
-        NotHere when the model has no weights yet.
+        NotHere when the model has no weights yet; Busy when there is no memory for
+        `capacity` keys and values.
         """
         self.tally = Tally()
-        self.heads: Heads
         self._parts = parts
         self._model = model
         self._capacity = capacity
         self._deadline_s = deadline_s
         self._which = which
         self._fed: list[int] = []
-        self._trunk: Trunk | None = None
-        self._cache: KeyValueCache | None = None
         self._pinned = ExitStack()
+        self._trunk: Trunk | None = None
+        self._path: list[Stage] | None = None
         self._pin()
 
     def __enter__(self) -> Session:
@@ -82,45 +95,92 @@ class Session:
         `choose` runs in the lane, on the logits of the last token. NoRoute, NotHere and
         TooSlow; LimitExceeded above the capacity.
         """
+        (made,) = await self.feed_each(
+            tokens, lambda row, logits: choose(logits), len(tokens) - 1
+        )
+        result: R = made
+        return result
+
+    async def feed_each(
+        self, tokens: Sequence[int], choose: Choose, from_row: int
+    ) -> list[Any]:
+        """Add tokens; return choose(row, logits (V,)) of each from `from_row` on.
+
+        When the session has to begin again, `choose` is called again from the first.
+        Otherwise like `feed`.
+        """
+        again = 0  # tokens of an earlier feed in front of these
         while True:
+            all_tokens = [*self._fed, *tokens] if again else tokens
             try:
-                made = await self._run(tokens, choose)
-                self._fed.extend(tokens)
-                return made
+                made = await self._run(
+                    all_tokens,
+                    lambda row, logits: choose(row - again, logits),
+                    from_row + again,
+                )
+                break
             except StaleVersion:
                 self._pin()
                 self.tally.repinned += 1
-                tokens, self._fed = [*self._fed, *tokens], []
+                again = len(self._fed)
+        self._fed.extend(tokens)
+        return made
 
-    async def _run(self, tokens: Sequence[int], choose: Callable[[np.ndarray], R]) -> R:
-        lane = self._parts.lane
-        if self._trunk is None or self._cache is None:
-            self._trunk = await self._own_trunk()
-            self._cache = await lane.run(self._trunk.new_cache, self._capacity)
+    async def _run(
+        self, tokens: Sequence[int], choose: Choose, from_row: int
+    ) -> list[Any]:
+        if self._path is None:
+            self._path = await self._begin()
+        ids = torch.tensor(tokens, dtype=torch.int64)  # (T,)
+        size = min(PREFILL_TOKENS, most_rows(self.heads.architecture.width))  # DEC-S4
+        chosen: list[Any] = []
+        for start in range(0, len(ids), size):
+            chunk = ids[start : start + size]
+            made = await self._through(
+                chunk,
+                len(self._fed) + start,
+                lambda row, logits: choose(start + row, logits),
+                max(0, from_row - start),
+            )
+            chosen += made
+        return chosen
+
+    async def _through(
+        self, x: Tensor, position: int, choose: Choose, from_row: int
+    ) -> list[Any]:
+        """One chunk through all stages. x (T,) int64."""
+        assert self._path is not None and self._trunk is not None
+        *before, last = self._path
+        if not isinstance(self._path[0], HERE):
+            x = await self._parts.lane.run(self._trunk.embed, x)  # (T, d)
+        for stage in before:
+            x = await stage.run(x, position)  # (T, d)
+        if isinstance(last, HERE):
+            return await last.choose(x, position, choose, from_row)
+        x = await last.run(x, position)  # (T, d)
+        return await self._parts.lane.run(choose_rows, self._trunk, x, choose, from_row)
+
+    async def _begin(self) -> list[Stage]:
+        """Return the path, its caches empty."""
+        parts = self._parts
+        self._trunk = await self._own_trunk()
+        cache = self._trunk.new_cache(self._capacity)
         run = Pass(
             heads=self.heads,
             trunk=self._trunk,
-            cache=self._cache,
+            cache=cache,
             tally=self.tally,
             deadline_s=self._deadline_s,
-            is_stale=partial(self._parts.pins.is_newer, self.heads, self._which),
+            is_stale=partial(parts.pins.is_newer, self.heads, self._which),
         )
-        size = min(PREFILL_TOKENS, most_rows(self.heads.architecture.width))  # DEC-S4
-        ids = np.array(tokens, np.int64)  # (T,)
-        done = self._cache.tokens
-        last = (len(ids) - 1) // size * size  # where the last chunk starts
-
-        def finish(trunk: Trunk, hidden: Tensor) -> R:
-            return choose(trunk.logits(hidden[-1]).float().cpu().numpy())
-
-        try:
-            for start in range(0, last, size):
-                chunk = ids[start : start + size]
-                await run_pass(self._parts.scatter, lane, run, chunk, _nothing)
-            return await run_pass(self._parts.scatter, lane, run, ids[last:], finish)
-        except BaseException:
-            self._cache.rewind(done)  # so that the same tokens can be fed again
-            raise
+        path: list[Stage] = []
+        for leg in self._legs:
+            experts = ExpertStage(parts.scatter, parts.lane, run, leg.first, leg.end)
+            if leg.is_local:
+                path.append(LocalStage(parts.runs, run, parts.scatter.me, experts))
+            else:
+                path.append(experts)
+        return path
 
     async def _own_trunk(self) -> Trunk:
         """Return the trunk of the pinned heads. NotHere after some patience.
@@ -138,13 +198,15 @@ class Session:
             await trio.sleep(PAUSE_S)
 
     def _pin(self) -> None:
-        heads = self._parts.pins.newest(self._model, self._which)
-        kept = ExitStack()
-        kept.enter_context(self._parts.versions.pinned(zip(heads.roots, heads.tiles)))
-        self._pinned.close()
-        self._pinned = kept
-        self.heads, self._trunk, self._cache = heads, None, None
-
-
-def _nothing(trunk: Trunk, hidden: Tensor) -> None:
-    """Only the cache of an earlier chunk is wanted."""
+        parts = self._parts
+        heads = parts.pins.newest(self._model, self._which)
+        legs = local_or_expert(heads, parts.scatter.held(self._model))
+        layers = sum(leg.end - leg.first for leg in legs)
+        size = cache_bytes(heads.architecture, self._capacity, layers)
+        with ExitStack() as kept:
+            kept.enter_context(parts.versions.pinned(zip(heads.roots, heads.tiles)))
+            self._pinned.close()
+            kept.enter_context(parts.room.take(size))
+            self._pinned = kept.pop_all()
+        self.heads, self._legs = heads, legs
+        self._trunk, self._path = None, None

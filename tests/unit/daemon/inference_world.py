@@ -21,7 +21,9 @@ from blyand.inference.batch import Batcher
 from blyand.inference.experts import Experts
 from blyand.inference.generate import Generation, Result, Wanted
 from blyand.inference.pins import Pins
+from blyand.inference.room import Room
 from blyand.inference.routes import Routes
+from blyand.inference.runs import Runs
 from blyand.inference.scatter import Scatter
 from blyand.inference.serve import ExpertServer
 from blyand.inference.session import Parts
@@ -181,7 +183,9 @@ class _Client:
 class Node:
     """One daemon's inference."""
 
-    def __init__(self, world, net, name, held, lane=None, **limits):
+    def __init__(
+        self, world, net, name, held, lane=None, cache_bytes=1 << 30, **limits
+    ):
         self.world, self.held, self.name = world, held, name
         self.lane = lane or Threads("inference", 2)
         self.metrics = Metrics()
@@ -205,8 +209,17 @@ class Node:
             lambda model: self.held,
         )
         self.pins = Pins(lambda: world.view)
+        trunks = Trunks(world.blobs)
+        self.runs = Runs(trunks, self.experts, self.lane, self.metrics)
+        self.room = Room(cache_bytes, self.metrics)
         self.parts = Parts(
-            self.pins, Trunks(world.blobs), self.versions, self.scatter, self.lane
+            self.pins,
+            trunks,
+            self.versions,
+            self.scatter,
+            self.runs,
+            self.room,
+            self.lane,
         )
         net.nodes[name] = self
         self.finalised()
@@ -231,6 +244,7 @@ async def running(*nodes):
     async with trio.open_nursery() as nursery:
         for node in nodes:
             await nursery.start(node.batcher.run)
+            await nursery.start(node.runs.serve)
         yield
         nursery.cancel_scope.cancel()
 

@@ -1,0 +1,173 @@
+"""The stages of a sequence's path: who runs which layers.
+
+A path is a list of stages whose layers follow one another. A stage that runs here takes
+token ids in place of hidden states, and lets the last one choose on its logits in the
+same lane call; a span at a peer takes and gives hidden states only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import trio
+from torch import Tensor
+
+from blyan_tile.model.transformer import Trunk
+from blyand.compute import Threads
+from blyand.errors import NotHere, TooSlow
+from blyand.inference.passes import Pass, run_pass
+from blyand.inference.pins import Heads
+from blyand.inference.runs import Choose, Run, Runs
+from blyand.inference.scatter import Scatter
+
+
+class Stage(Protocol):
+    """Runs the layers `first` to `end` - 1 of one sequence."""
+
+    first: int
+    end: int
+
+    async def run(self, x: Tensor, position: int) -> Tensor:
+        """Return the hidden states (T, d) after the last layer.
+
+        x (T, d) float32 hidden states of the tokens from `position` on. Unavailable
+        when the layers cannot be run; tokens after `position` that an earlier call left
+        behind are forgotten first, so that the same call can be made again.
+        """
+        ...
+
+
+class ExpertStage:
+    """Attention and routers here, experts wherever they are, layer by layer.
+
+    Both methods also take ids, x (T,) int64.
+    """
+
+    def __init__(
+        self, scatter: Scatter, lane: Threads, run: Pass, first: int, end: int
+    ) -> None:
+        self.first, self.end = first, end
+        self._scatter = scatter
+        self._lane = lane
+        self._run = run
+
+    async def run(self, x: Tensor, position: int) -> Tensor:
+        hidden: Tensor = await self._through(x, position, _unchanged)
+        return hidden
+
+    async def choose(
+        self, x: Tensor, position: int, choose: Choose, from_row: int
+    ) -> list[Any]:
+        """Return choose(row, logits (V,)) of each row from `from_row` on.
+
+        For the stage with the last layer; `choose` runs in the lane.
+        """
+
+        def finish(trunk: Trunk, hidden: Tensor) -> list[Any]:
+            return choose_rows(trunk, hidden, choose, from_row)
+
+        chosen: list[Any] = await self._through(x, position, finish)
+        return chosen
+
+    async def _through(
+        self, x: Tensor, position: int, finish: Callable[[Trunk, Tensor], Any]
+    ) -> Any:
+        cache = self._run.cache
+        assert cache is not None
+        cache.rewind(position, self.first, self.end)
+        return await run_pass(
+            self._scatter, self._lane, self._run, x, finish, self.first, self.end
+        )
+
+
+class LocalStage:
+    """All in this process: one lane call, together with other sequences' steps.
+
+    Where an expert turns out not to be here, `otherwise` runs the same layers. Both
+    methods also take ids, x (T,) int64.
+    """
+
+    def __init__(self, runs: Runs, run: Pass, me: str, otherwise: ExpertStage) -> None:
+        self.first, self.end = otherwise.first, otherwise.end
+        self._runs = runs
+        self._run = run
+        self._me = me
+        self._otherwise = otherwise
+
+    async def run(self, x: Tensor, position: int) -> Tensor:
+        try:
+            with self._counted():
+                return await self._runs.run(self._order(x, position))
+        except NotHere:
+            return await self._otherwise.run(x, position)
+
+    async def choose(
+        self, x: Tensor, position: int, choose: Choose, from_row: int
+    ) -> list[Any]:
+        """Return choose(row, logits (V,)) of each row from `from_row` on.
+
+        For the stage with the last layer; `choose` runs in the lane.
+        """
+        try:
+            with self._counted():
+                run = self._order(x, position)
+                return await self._runs.choose(run, choose, from_row)
+        except NotHere:
+            return await self._otherwise.choose(x, position, choose, from_row)
+
+    def _order(self, x: Tensor, position: int) -> Run:
+        cache = self._run.cache
+        assert cache is not None
+        cache.rewind(position, self.first, self.end)
+        return Run(self._run.heads, self.first, self.end, cache, x)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Enforce the deadline; count a call that was answered. TooSlow."""
+        try:
+            with trio.fail_at(self._run.deadline_s):
+                yield
+        except trio.TooSlowError as error:
+            raise TooSlow("this node did not compute the step in time") from error
+        self._run.tally.calls[self._me] += 1
+
+
+def choose_rows(
+    trunk: Trunk, hidden: Tensor, choose: Choose, from_row: int
+) -> list[Any]:
+    """Return choose(row, logits (V,)) of hidden (T, d) from `from_row` on; in a lane."""
+    with torch.no_grad():
+        logits = trunk.logits(hidden[from_row:]).float().cpu().numpy()  # (wanted, V)
+    return [choose(from_row + row, values) for row, values in enumerate(logits)]
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A part of a path before it has begun: who will run which layers."""
+
+    first: int
+    end: int
+    is_local: bool  # all its experts are here
+
+
+def local_or_expert(heads: Heads, held: frozenset[int]) -> list[Leg]:
+    """Return the path without any span; `held` are the groups that are here."""
+    here = [True] * heads.architecture.layers
+    for group in heads.layout.expert_groups:
+        if group.index not in held and group.layer is not None:
+            here[group.layer] = False
+    legs: list[Leg] = []
+    for layer, is_local in enumerate(here):
+        if legs and legs[-1].is_local == is_local:
+            legs[-1] = Leg(legs[-1].first, layer + 1, is_local)
+        else:
+            legs.append(Leg(layer, layer + 1, is_local))
+    return legs
+
+
+def _unchanged(trunk: Trunk, hidden: Tensor) -> Tensor:
+    return hidden
