@@ -20,9 +20,20 @@ DEADLINE_S = 20.0
 
 
 class Numerics(enum.IntEnum):
-    """How activations travel and are computed (DEC-S1)."""
+    """How activations travel and are computed (DEC-S1).
 
-    REFERENCE = 0  # float32 on the wire, GEMMs padded to at least 8 rows
+    Weights of a better recipe than the named one may be used: its order is that here.
+    """
+
+    REFERENCE = 0  # float32 on the wire, float32 weights, GEMMs padded to >= 8 rows
+    BF16 = 1  # bfloat16 on the wire, weights of at least 16 bits
+    INT8 = 2  # bfloat16 on the wire, weights of at least 8 bits
+    INT4 = 3  # bfloat16 on the wire, weights of at least 4 bits
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one number of a hidden state on the wire."""
+        return 4 if self is Numerics.REFERENCE else 2
 
 
 @message
@@ -44,9 +55,9 @@ class Forward:
 
     model: Hash
     numerics: Numerics
-    width: U32  # d; a row is d little-endian float32 values
+    width: U32  # d; a row is d little-endian values, float32 or bfloat16
     experts: Annotated[tuple[ExpertRows, ...], Size(1, MAX_EXPERTS_PER_CALL)]
-    activations: Annotated[bytes, Size(4, MAX_ACTIVATION_BYTES)]
+    activations: Annotated[bytes, Size(2, MAX_ACTIVATION_BYTES)]
 
 
 @message
@@ -54,7 +65,7 @@ class Outputs:
     """Each expert's output rows, unsummed, in the order of the call."""
 
     outputs: Annotated[
-        tuple[Annotated[bytes, Size(4, MAX_ACTIVATION_BYTES)], ...],
+        tuple[Annotated[bytes, Size(2, MAX_ACTIVATION_BYTES)], ...],
         Size(1, MAX_EXPERTS_PER_CALL),
     ]
 
