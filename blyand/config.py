@@ -186,6 +186,12 @@ class InferenceSection:
     max_requests: int = option(
         64, "Requests of peers served at once; above it BUSY.", low=1, high=4096
     )
+    numerics: str = option(
+        "reference",
+        "How peers are asked to compute. reference: float32 throughout. bf16, int8, int4: "
+        "16 bits on the wire, weights of at least so many bits.",
+        choices=("reference", "bf16", "int8", "int4"),
+    )
 
 
 @dataclass(frozen=True)

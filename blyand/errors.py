@@ -37,6 +37,17 @@ class StaleVersion(Unavailable):
     """The peer no longer, or does not yet, serve the version that was named (DEC-B8)."""
 
 
+class WrongAnswer(Unavailable):
+    """The peer answered what cannot be right, or what other holders do not.
+
+    Routing leaves it out for a while; points only where the format was broken.
+    """
+
+
+class NotFinite(WrongAnswer):
+    """The peer answered numbers that are not finite: an honest expert can overflow."""
+
+
 class DiskFull(Unavailable):
     """This machine has no room: nothing new is kept until there is some again.
 

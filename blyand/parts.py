@@ -15,6 +15,7 @@ from blyan_proto import topics
 from blyan_proto.block.block import Block
 from blyan_proto.checkpoint import BlobReceipt, Receipts
 from blyan_proto.codec import encode
+from blyan_proto.protocols.expert import Numerics
 from blyan_proto.protocols.providers import expert_key
 from blyan_proto.signing import SigningKey
 from blyan_proto.types import members
@@ -289,6 +290,7 @@ def _serving(
         ),
         config.inference.max_requests,
         choose_cache_bytes(config.inference.cache_mib, config.compute.daemons_on_host),
+        Numerics[config.inference.numerics.upper()],
     )
 
 

@@ -64,6 +64,7 @@ class Forward:
 class Outputs:
     """Each expert's output rows, unsummed, in the order of the call."""
 
+    waiting_ms: U16  # work that waits at the server before a call that comes now
     outputs: Annotated[
         tuple[Annotated[bytes, Size(2, MAX_ACTIVATION_BYTES)], ...],
         Size(1, MAX_EXPERTS_PER_CALL),

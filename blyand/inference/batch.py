@@ -1,13 +1,12 @@
 """Expert computations of all requests, local and foreign, gathered into lane calls.
 
 Strategy. While one lane call computes, further work waits; the next call takes all of
-it, grouped by expert. A row's result does not depend on its batch-mates, not even on
+it, grouped by expert, our own first and every peer in turn. A row's result does not depend on its batch-mates, not even on
 how many there are: they are computed in blocks of a fixed size (DEC-S1, S2).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,9 +21,11 @@ from blyand.compute import Threads
 from blyand.errors import Unavailable
 from blyand.inference.experts import Experts
 from blyand.inference.versions import Tiles
+from blyand.rules.net.fair import OWN, FairQueue
 
 BLOCK_ROWS = 64  # BLAS cuts larger products between threads in ways that show
-CALL_ROWS = 2048  # of one lane call, unless a single work has more
+CALL_ROWS = 512  # of one lane call, unless a single work has more: then others' turn
+SMOOTHING = 0.2  # weight of the newest sample of a row's time
 MAX_WAITING_ROWS = 65_536  # overflow: own work waits, a peer's is refused before
 
 
@@ -63,16 +64,26 @@ class Batcher:
         self._call_rows = call_rows
         self._room = trio.Event()  # replaced each time some room was made
         self._max_waiting_rows = max_waiting_rows
-        self._waiting: deque[_Order] = deque()
-        self._waiting_rows = 0
+        self._waiting: FairQueue[_Order] = FairQueue()
+        self._row_s = 0.0  # smoothed time of a row in the lane
         self._arrived = trio.Event()
 
-    async def compute(self, works: Sequence[Work]) -> list[np.ndarray | Unavailable]:
-        """Return each work's output rows (m, d), or why it could not be computed."""
+    @property
+    def waiting_s(self) -> float:
+        """How long what waits now will take."""
+        return self._waiting.size * self._row_s
+
+    async def compute(
+        self, works: Sequence[Work], owner: str = OWN
+    ) -> list[np.ndarray | Unavailable]:
+        """Return each work's output rows (m, d), or why it could not be computed.
+
+        `owner`: the peer that asks; what nobody waits for any more is not computed.
+        """
         orders = [_Order(work) for work in works]
         try:
             for order in orders:
-                await self._queue(order)
+                await self._queue(order, owner)
             for order in orders:
                 await order.done.wait()
         finally:
@@ -90,34 +101,29 @@ class Batcher:
                 self._arrived = trio.Event()
                 await self._arrived.wait()
             if batch := self._take():
+                began_s = trio.current_time()
                 results = await self._lane.run(self._compute, [o.work for o in batch])
+                self._note(batch, trio.current_time() - began_s)
                 for order, result in zip(batch, results):
                     order.result = result
                     order.done.set()
 
-    async def _queue(self, order: _Order) -> None:
-        while self._waiting and self._waiting_rows > self._max_waiting_rows:
+    async def _queue(self, order: _Order, owner: str) -> None:
+        while self._waiting and self._waiting.size > self._max_waiting_rows:
             await self._room.wait()
-        self._waiting.append(order)
-        self._waiting_rows += len(order.work.rows)
+        self._waiting.put(owner, len(order.work.rows), order)
         self._arrived.set()
 
     def _take(self) -> list[_Order]:
         """Take orders in turn up to a call's rows; what was given up is left out."""
-        batch: list[_Order] = []
-        rows = 0
-        while self._waiting:
-            size = len(self._waiting[0].work.rows)
-            if batch and rows + size > self._call_rows:
-                break
-            order = self._waiting.popleft()
-            self._waiting_rows -= size
-            if not order.dropped:
-                batch.append(order)
-                rows += size
+        batch = self._waiting.take(self._call_rows)
         self._room.set()
         self._room = trio.Event()
-        return batch
+        return [order for order in batch if not order.dropped]
+
+    def _note(self, batch: list[_Order], seconds: float) -> None:
+        row_s = seconds / sum(len(order.work.rows) for order in batch)
+        self._row_s += SMOOTHING * (row_s - self._row_s)
 
     def _compute(self, works: list[Work]) -> list[np.ndarray | Unavailable]:
         """Run in the lane."""

@@ -1,11 +1,16 @@
-"""One call to a peer: several experts of a layer, every hidden state once (DEC-S4)."""
+"""Calls to a peer: several experts of a layer, every hidden state once (DEC-S4).
+
+A call of many tokens is cut into parts, so that a peer computes one while the next is
+under way. All functions are pure; those that copy much are called in a lane.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from blyan_proto.errors import DecodeError
 from blyan_proto.protocols.expert import (
     MAX_ACTIVATION_BYTES,
     MAX_EXPERTS_PER_CALL,
@@ -13,11 +18,20 @@ from blyan_proto.protocols.expert import (
     ExpertRows,
     Forward,
     Numerics,
+    Outputs,
 )
-from blyand.errors import Unavailable
+from blyan_tile.activations import is_finite, read_rows, write_rows
+from blyand.errors import NotFinite, Unavailable, WrongAnswer
 from blyand.inference.pins import Heads
 
-ELEMENT_BYTES = 4  # float32 (DEC-S1)
+ELEMENT_BYTES = 4  # float32, the most that an element takes (DEC-S1)
+PART_ROWS = 512  # tokens of a part: some milliseconds to transfer, more to compute
+
+Rows = Mapping[int, np.ndarray]  # expert: its row numbers (m,), ascending
+
+
+class Overflow(Unavailable):
+    """Hidden states became too large for float32 or the wire: no peer can help."""
 
 
 def most_rows(width: int) -> int:
@@ -25,56 +39,76 @@ def most_rows(width: int) -> int:
     return min(MAX_ROWS, MAX_ACTIVATION_BYTES // (ELEMENT_BYTES * width))
 
 
-def parted(
-    experts: Sequence[int], rows: Mapping[int, np.ndarray], width: int
-) -> Iterator[list[int]]:
-    """Yield the experts of one peer by calls: one, unless a bound of a call is met.
+def parted(rows: Rows, width: int, numerics: Numerics) -> Iterator[Rows]:
+    """Yield the rows of one peer by calls: one, unless a bound or PART_ROWS is met.
 
-    No expert has more than `most_rows` rows.
+    Parts are ranges of tokens, so that each token's state still travels once; only
+    more than 64 experts of one peer take several calls for the same token.
     """
-    limit = MAX_ACTIVATION_BYTES // (ELEMENT_BYTES * width)
-    part: list[int] = []
-    total = 0
-    for expert in sorted(experts):
-        size = len(rows[expert])
-        if part and (total + size > limit or len(part) == MAX_EXPERTS_PER_CALL):
-            yield part
-            part, total = [], 0
-        part.append(expert)
-        total += size
-    if part:
-        yield part
+    most = MAX_ACTIVATION_BYTES // (numerics.element_bytes * width)  # rows of an answer
+    at_once = min(MAX_EXPERTS_PER_CALL, most)
+    experts = sorted(rows)
+    for place in range(0, len(experts), at_once):
+        some = {expert: rows[expert] for expert in experts[place : place + at_once]}
+        yield from _by_tokens(some, most)
+
+
+def _by_tokens(rows: Rows, most: int) -> Iterator[Rows]:
+    tokens, uses = np.unique(np.concatenate(list(rows.values())), return_counts=True)
+    if len(tokens) <= PART_ROWS and uses.sum() <= most:
+        yield rows
+        return
+    step = -(-len(tokens) // -(-len(tokens) // PART_ROWS))  # parts of equal size
+    place = 0
+    while place < len(tokens):
+        sums = np.cumsum(uses[place : place + step])
+        end = place + max(1, int(np.searchsorted(sums, most, side="right")))
+        low, high = tokens[place], tokens[end - 1]
+        part = {e: one[(one >= low) & (one <= high)] for e, one in rows.items()}
+        yield {expert: one for expert, one in part.items() if len(one)}
+        place = end
 
 
 def make_call(
-    heads: Heads,
-    layer: int,
-    experts: Sequence[int],
-    x: np.ndarray,
-    rows: Mapping[int, np.ndarray],
+    heads: Heads, layer: int, rows: Rows, x: np.ndarray, numerics: Numerics
 ) -> Forward:
-    """Return the call for `experts`, ascending, of one layer.
+    """Return the call for `rows` of x (n, d) float32, all of one layer.
 
-    x (n, d) float32; `rows` are each expert's row numbers (m,) in x, ascending.
+    Overflow unless every number is finite, also as it travels.
     """
-    needed = np.unique(np.concatenate([rows[expert] for expert in experts]))  # (u,)
+    needed = np.unique(np.concatenate(list(rows.values())))  # (u,)
+    states = x if len(needed) == len(x) else x[needed]  # (u, d)
+    if not is_finite(states, numerics):
+        raise Overflow(f"the hidden states of layer {layer} are not finite any more")
     wanted = []
-    for expert in experts:
+    for expert in sorted(rows):
         group = heads.expert(layer, expert).index
         places = np.searchsorted(needed, rows[expert]).astype("<u2")  # (m,)
         wanted.append(ExpertRows(group, heads.roots[group], places.tobytes()))
     return Forward(
         model=heads.model,
-        numerics=Numerics.REFERENCE,
+        numerics=numerics,
         width=x.shape[1],
         experts=tuple(wanted),
-        activations=x[needed].astype("<f4", copy=False).tobytes(),
+        activations=write_rows(states, numerics),
     )
 
 
-def read_outputs(outputs: Sequence[bytes], width: int) -> list[np.ndarray]:
-    """Return each expert's rows (m, d) float32. Unavailable if a number is not finite."""
-    arrays = [np.frombuffer(raw, "<f4").reshape(-1, width) for raw in outputs]
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise Unavailable("an answer has numbers that are not finite")
-    return arrays
+def read_outputs(answer: Outputs, call: Forward) -> list[np.ndarray]:
+    """Return each expert's rows (m, d) float32, in the order of `call`.
+
+    WrongAnswer unless they are as many as were asked for, and finite: nothing else may
+    reach torch.
+    """
+    if len(answer.outputs) != len(call.experts):
+        raise WrongAnswer(f"{len(answer.outputs)} outputs of {len(call.experts)}")
+    row_bytes = call.numerics.element_bytes * call.width
+    made = []
+    for wanted, raw in zip(call.experts, answer.outputs):
+        if len(raw) != len(wanted.rows) // 2 * row_bytes:
+            raise WrongAnswer(f"{len(raw)} bytes for {len(wanted.rows) // 2} rows")
+        try:
+            made.append(read_rows(raw, call.width, call.numerics))
+        except DecodeError as error:
+            raise NotFinite(f"an answer cannot be right: {error}") from error
+    return made

@@ -1,26 +1,30 @@
 """The experts of one layer, wherever they are: here, at peers, at other peers.
 
-Strategy. Experts held here are computed here; the others are grouped into one call per
-peer. A call that fails is sent again, for exactly its experts, to the next holders
-(DEC-S3). When nobody is left it waits a little for holders to appear or recover.
+Strategy. Experts held here are computed here. For the others, peers are chosen together,
+so that few are called (rules/net/route.py), each once. A call that fails is sent again,
+for exactly its experts, to other holders (DEC-S3). When nobody is left it waits a little
+for holders to appear or recover.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import trio
 
-from blyan_proto.protocols.expert import DEADLINE_S, Forward
+from blyan_proto.protocols.expert import Numerics
+from blyand.compute import Threads
 from blyand.errors import NoRoute, StaleVersion, Unavailable
+from blyand.inference.ask import Asked, Asker, Forwarder
+from blyand.inference.ask import Tally as Tally  # a part of a layer's signature
 from blyand.inference.batch import Batcher, Work
-from blyand.inference.call import make_call, parted, read_outputs
+from blyand.inference.call import Overflow, Rows, make_call, parted
+from blyand.inference.opinions import Opinions
 from blyand.inference.pins import Heads
 from blyand.inference.routes import Routes
+from blyand.rules.net.route import assign
 
 PATIENCE_S = 10.0  # how long a layer waits for a holder of an expert
 PAUSE_S = 0.1  # before holders are asked again; doubles
@@ -29,41 +33,25 @@ MAX_PAUSE_S = 1.0
 Outputs = dict[int, tuple[np.ndarray, np.ndarray]]  # expert: rows (m,), output (m, d)
 
 
-class Forwarder(Protocol):
-    """Calls peers: blyand.protocols.expert.Client."""
-
-    async def forward(
-        self, peer: str, call: Forward, deadline_s: float
-    ) -> tuple[bytes, ...]: ...
-
-
-@dataclass
-class Tally:
-    """What one request cost."""
-
-    calls: Counter[str] = field(default_factory=Counter)  # answered, by peer
-    retries: int = 0  # calls sent again to another peer
-    repinned: int = 0  # times it began again at a newer checkpoint
-
-
 @dataclass(frozen=True)
 class Layer:
     """What is asked of the experts of one layer."""
 
     heads: Heads
     index: int
-    x: np.ndarray  # (n, d) float32, n at most call.most_rows(d)
+    x: np.ndarray  # (n, d) float32
     rows: dict[int, np.ndarray]  # expert: its rows (m,) of x, ascending
     tally: Tally
     deadline_s: float  # trio time at which the request ends
     is_stale: Callable[[], bool]  # newer versions than those of `heads` are final
+    numerics: Numerics | None = None  # of calls to peers; None: the node's
 
 
 class Scatter:
-    """Finds and calls experts.
+    """Finds and calls experts; `run` is the service behind second opinions.
 
     `me` is our own peer id; `holders(model, group)` gives the peers that say they hold
-    a group, `held(model)` the groups that are here.
+    a group, `held(model)` the groups that are here. `lane` is for what copies much.
     """
 
     def __init__(
@@ -74,21 +62,32 @@ class Scatter:
         routes: Routes,
         holders: Callable[[bytes, int], Iterable[str]],
         held: Callable[[bytes], frozenset[int]],
+        lane: Threads,
+        numerics: Numerics = Numerics.REFERENCE,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.me = me
         self.batcher = batcher
-        self.client = client
         self.routes = routes
+        self.opinions = Opinions(client, routes, lane)
+        self.asker = Asker(client, routes, self.opinions, lane)
         self.holders = holders
         self.held = held
+        self.numerics = numerics
         self.patience_s = patience_s
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Compare answers of peers, until cancelled."""
+        await self.opinions.run(task_status=task_status)
 
     async def outputs(self, layer: Layer) -> Outputs:
         """Return the output rows of every expert of `layer.rows`.
 
         NoRoute, naming an expert, when nobody answered for it in time; StaleVersion
-        when its version is no longer served and a newer one is final.
+        when its version is no longer served and a newer one is final; Overflow when the
+        hidden states are no longer finite.
         """
         return await _Gathering(self, layer).run()
 
@@ -99,7 +98,10 @@ class _Gathering:
     def __init__(self, scatter: Scatter, layer: Layer) -> None:
         self._scatter = scatter
         self._layer = layer
+        numerics = layer.numerics
+        self._numerics = scatter.numerics if numerics is None else numerics
         self._done: Outputs = {}
+        self._parts: dict[int, Outputs] = {}  # by first token, of experts at peers
         self._tried: dict[int, set[str]] = {expert: set() for expert in layer.rows}
         self._why: dict[int, Unavailable] = {}  # the last failure of each expert
         self._failure: Unavailable | None = None
@@ -118,12 +120,27 @@ class _Gathering:
             local = []
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            self._spread([e for e in layer.rows if e not in local + list(self._done)])
+            here = set(local) | set(self._done)
+            self._spread({e: rows for e, rows in layer.rows.items() if e not in here})
             if local:
-                self._spread(await self._compute(local))
+                missing = await self._compute(local)
+                self._spread({expert: layer.rows[expert] for expert in missing})
         if self._failure is not None:
             raise self._failure
-        return self._done
+        return self._done | self._joined()
+
+    def _joined(self) -> Outputs:
+        """Return the outputs of experts at peers, whole."""
+        found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+        for _, part in sorted(self._parts.items()):
+            for expert, pair in part.items():
+                found.setdefault(expert, []).append(pair)
+        made: Outputs = {}
+        for expert, pairs in found.items():
+            rows, outputs = zip(*pairs)
+            whole = pairs[0] if len(pairs) == 1 else None
+            made[expert] = whole or (np.concatenate(rows), np.concatenate(outputs))
+        return made
 
     async def _compute(self, experts: Sequence[int]) -> list[int]:
         """Compute experts that are held here; return those that turned out not to be."""
@@ -150,71 +167,90 @@ class _Gathering:
             layer.tally.calls[self._scatter.me] += 1
         return missing
 
-    def _spread(self, experts: Sequence[int], again: bool = False) -> None:
-        """Start the calls for `experts`: each to its best holder not yet tried."""
+    def _spread(self, rows: Rows, again: bool = False) -> None:
+        """Start the calls for `rows` at the peers that are best for them together."""
         layer, scatter = self._layer, self._scatter
-        by_peer: dict[str, list[int]] = {}
-        lost: list[int] = []
-        for expert in experts:
-            holders = scatter.holders(layer.heads.model, self._group(expert))
-            left = set(holders) - self._tried[expert] - {scatter.me}
-            ranked = scatter.routes.ranked(left)
-            if ranked:
-                by_peer.setdefault(ranked[0], []).append(expert)
-            else:
-                lost.append(expert)
-        for peer, mine in by_peer.items():
-            for part in parted(mine, layer.rows, layer.x.shape[1]):
+        wanted = {
+            expert: [
+                scatter.routes.holder(peer, len(rows[expert]), self._root(expert))
+                for peer in self._askable(expert)
+            ]
+            for expert in rows
+        }
+        chosen = assign(wanted)
+        for peer, experts in chosen.items():
+            mine = {expert: rows[expert] for expert in experts}
+            for part in parted(mine, layer.x.shape[1], self._numerics):
                 layer.tally.retries += again
                 self._nursery.start_soon(self._call, peer, part)
-        if lost:
+        asked = {expert for experts in chosen.values() for expert in experts}
+        if lost := {expert: one for expert, one in rows.items() if expert not in asked}:
             self._nursery.start_soon(self._wait, lost)
 
-    async def _call(self, peer: str, experts: list[int]) -> None:
-        layer, routes = self._layer, self._scatter.routes
-        call = make_call(layer.heads, layer.index, experts, layer.x, layer.rows)
-        began_s = trio.current_time()
-        left_s = layer.deadline_s - began_s
-        patience_s = routes.deadline_s(peer, len(layer.x))
-        deadline_s = max(0.0, min(patience_s, DEADLINE_S, left_s))
-        routes.began(peer)
+    async def _call(self, peer: str, part: Rows) -> None:
+        layer, asker = self._layer, self._scatter.asker
         try:
-            raw = await self._scatter.client.forward(peer, call, deadline_s)
-            outputs = read_outputs(raw, layer.x.shape[1])
+            call = await asker.convert(
+                self._numerics.element_bytes * layer.x.size,
+                make_call,
+                layer.heads,
+                layer.index,
+                part,
+                layer.x,
+                self._numerics,
+            )
+        except Overflow as error:
+            return self._fail(error)
+        for expert in part:
+            self._tried[expert].add(peer)
+        alone = not self._able(part)
+        asked = Asked(
+            call, lambda: self._others(part), alone, layer.deadline_s, layer.tally
+        )
+        try:
+            made = await asker.ask(peer, asked)
         except Unavailable as error:
-            if not isinstance(error, StaleVersion):
-                routes.failed(peer)
-            for expert in experts:
-                self._tried[expert].add(peer)
+            for expert in part:
                 self._why[expert] = error
-            self._spread(experts, again=True)
+            self._spread(part, again=True)
             return
-        finally:
-            routes.ended(peer)
-        routes.answered(peer, trio.current_time() - began_s, len(layer.x))
-        layer.tally.calls[peer] += 1
-        for expert, output in zip(experts, outputs):
-            self._done[expert] = layer.rows[expert], output
+        first = min(int(rows[0]) for rows in part.values())
+        outputs = {e: (part[e], output) for e, output in zip(sorted(part), made)}
+        self._parts.setdefault(first, {}).update(outputs)
 
-    async def _wait(self, experts: list[int]) -> None:
+    def _others(self, part: Rows) -> list[str]:
+        """Return the peers that could answer all of `part` and were not asked."""
+        return self._scatter.routes.ranked(self._able(part))
+
+    def _able(self, part: Rows) -> set[str]:
+        return set.intersection(*(set(self._askable(expert)) for expert in part))
+
+    async def _wait(self, rows: Rows) -> None:
         """Nobody is left to ask: wait for somebody, or give up."""
-        pause_s = PAUSE_S
-        while not any(self._askable(expert) for expert in experts):
-            why = self._why.get(experts[0])
+        pause_s, expert = PAUSE_S, next(iter(rows))
+        while not any(self._askable(expert) for expert in rows):
+            why = self._why.get(expert)
             if isinstance(why, StaleVersion) and self._layer.is_stale():
                 return self._fail(why)
             left_s = self._give_up_s - trio.current_time()
             if left_s <= 0:
-                return self._fail(NoRoute(self._sentence(experts[0])))
+                return self._fail(NoRoute(self._sentence(expert)))
             await trio.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
-            for expert in experts:
-                self._tried[expert].clear()  # who was busy or gone may be back
-        self._spread(experts, again=True)
+            for one in rows:
+                self._tried[one].clear()  # who was busy or gone may be back
+        self._spread(rows, again=True)
 
-    def _askable(self, expert: int) -> bool:
-        holders = self._scatter.holders(self._layer.heads.model, self._group(expert))
-        return bool(set(holders) - self._tried[expert] - {self._scatter.me})
+    def _askable(self, expert: int) -> list[str]:
+        """Return the holders that were not tried, but for those that are left out."""
+        scatter = self._scatter
+        tried = self._tried[expert] | {scatter.me}
+        holders = scatter.holders(self._layer.heads.model, self._group(expert))
+        return [
+            peer
+            for peer in holders
+            if peer not in tried and not scatter.routes.is_out(peer)
+        ]
 
     def _fail(self, error: Unavailable) -> None:
         self._failure = self._failure or error
@@ -222,6 +258,9 @@ class _Gathering:
 
     def _group(self, expert: int) -> int:
         return self._layer.heads.expert(self._layer.index, expert).index
+
+    def _root(self, expert: int) -> bytes:
+        return self._layer.heads.roots[self._group(expert)]
 
     def _sentence(self, expert: int) -> str:
         name = self._layer.heads.expert(self._layer.index, expert).name

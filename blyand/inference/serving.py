@@ -8,6 +8,7 @@ import numpy as np
 import trio
 
 from blyan_proto.block.model import Model
+from blyan_proto.protocols.expert import Numerics
 from blyand.compute import Threads
 from blyand.events import Broadcast, CheckpointFinalised, HeadMoved, HeldChanged
 from blyand.inference.batch import Batcher
@@ -52,6 +53,7 @@ class Serving:
         budget_bytes: int,
         max_requests: int,
         cache_bytes: int,
+        numerics: Numerics,
     ) -> None:
         self._view = view
         self._held = held
@@ -63,11 +65,15 @@ class Serving:
         self._batcher = Batcher(experts, lane)
         self._runs = Runs(trunks, experts, lane, metrics)
         self.routes = Routes()
+        wire = Threads("wire", 2)
+        self._scatter = Scatter(
+            peer_id, self._batcher, client, self.routes, holders, held, wire, numerics
+        )
         parts = Parts(
             pins=Pins(view),
             trunks=trunks,
             versions=self._versions,
-            scatter=Scatter(peer_id, self._batcher, client, self.routes, holders, held),
+            scatter=self._scatter,
             runs=self._runs,
             room=Room(cache_bytes, metrics),
             lane=lane,
@@ -75,7 +81,7 @@ class Serving:
         self.generation = Generation(parts)
         self.evaluation = Evaluation(parts)
         self.experts = ExpertServer(
-            self._model, self._versions, self._batcher, metrics, max_requests
+            self._model, self._versions, self._batcher, wire, metrics, max_requests
         )
 
     def _model(self, id: bytes) -> Model | None:
@@ -98,6 +104,7 @@ class Serving:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._batcher.run)
             await nursery.start(self._runs.serve)
+            await nursery.start(self._scatter.run)
             with self._events.subscribe(
                 CheckpointFinalised, HeldChanged, HeadMoved, capacity=4096
             ) as facts:

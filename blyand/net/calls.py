@@ -29,7 +29,15 @@ from blyan_proto.protocols.calls import (
     read_refusal,
 )
 from blyan_proto.protocols.result import ResultCode
-from blyand.errors import Busy, NotHere, Pruned, StaleVersion, TooSlow, Unavailable
+from blyand.errors import (
+    Busy,
+    NotHere,
+    Pruned,
+    StaleVersion,
+    TooSlow,
+    Unavailable,
+    WrongAnswer,
+)
 from blyand.log import context
 from blyand.metrics import Metrics
 from blyand.net.stream import MessageStream, expect_ok, requesting
@@ -81,7 +89,8 @@ class _Waiting:
     error: Unavailable | None = None
 
     def fail(self, error: Unavailable) -> None:
-        self.error = type(error)(str(error))  # one each: they are raised separately
+        if self.error is None:
+            self.error = type(error)(str(error))  # one each: they are raised apart
         self.done.set()
 
 
@@ -150,10 +159,10 @@ class Calls:
     ) -> T:
         """Return what `read` makes of the answer to `body`.
 
-        A ProtocolError of `read` is blamed on the peer and ends the stream. Unavailable
-        and its kinds: what the peer answered, TooSlow after the deadline, Busy when too
-        much is under way already, NotHere when the stream broke. A call that is
-        cancelled, or late, is cancelled at the peer too.
+        A ProtocolError of `read` is blamed on the peer, ends the stream and is raised as
+        WrongAnswer. Unavailable and its kinds: what the peer answered, TooSlow after the
+        deadline, Busy when too much is under way already, NotHere when the stream broke.
+        A call that is cancelled, or late, is cancelled at the peer too.
         """
         limit_s = protocol.deadline_s if deadline_s is None else deadline_s
         began_s = trio.current_time()
@@ -307,5 +316,9 @@ def _settle(link: _Link, raw: bytes, body: bytes) -> None:
         code, reason = read_refusal(body)
         waiting.fail(ERRORS.get(code, Unavailable)(f"{code.name}: {reason}"))
         return
-    waiting.value = waiting.read(body)
+    try:
+        waiting.value = waiting.read(body)
+    except ProtocolError as error:
+        waiting.error = WrongAnswer(f"{type(error).__name__}: {error}")
+        raise  # ends the stream, and with it every call
     waiting.done.set()

@@ -26,7 +26,7 @@ EXPERT = CallProtocol(
     in_flight_bytes=MAX_IN_FLIGHT_BYTES,
 )
 
-Answer = Callable[[str, Forward], Awaitable[tuple[bytes, ...]]]
+Answer = Callable[[str, Forward], Awaitable[Outputs]]
 
 
 class Client:
@@ -37,19 +37,20 @@ class Client:
 
     async def forward(
         self, peer: str, call: Forward, deadline_s: float = DEADLINE_S
-    ) -> tuple[bytes, ...]:
-        """Return each expert's output rows, in the order of `call`.
+    ) -> Outputs:
+        """Return each expert's output rows, as many as `call` asks for.
 
         Unavailable and its kinds: what the peer answered, TooSlow after `deadline_s`,
-        Busy when too much is under way already, NotHere when the stream broke.
+        Busy when too much is under way already, NotHere when the stream broke,
+        WrongAnswer for outputs of another number or size.
         """
         sizes = _output_sizes(call)
 
-        def read(body: bytes) -> tuple[bytes, ...]:
+        def read(body: bytes) -> Outputs:
             made: Outputs = ANSWER.decode(body, MAX_MESSAGE_BYTES)
             if [len(output) for output in made.outputs] != sizes:
                 raise UnexpectedMessage("outputs of other sizes than the call's")
-            return made.outputs
+            return made
 
         body = REQUEST.encode(call)
         return await self._calls.call(peer, EXPERT, body, read, deadline_s)
@@ -67,11 +68,12 @@ def serve(answer: Answer) -> Serve:
         return call
 
     async def one(peer: str, call: Forward) -> bytes:
-        return ANSWER.encode(Outputs(await answer(peer, call)))
+        return ANSWER.encode(await answer(peer, call))
 
     return serve_calls(EXPERT, read, one, lambda call: sum(_output_sizes(call)))
 
 
 def _output_sizes(call: Forward) -> list[int]:
-    """Return the bytes of each expert's output: a row of float32 per row asked for."""
-    return [len(expert.rows) // 2 * 4 * call.width for expert in call.experts]
+    """Return the bytes of each expert's output: a row for each row asked for."""
+    row_bytes = call.numerics.element_bytes * call.width
+    return [len(expert.rows) // 2 * row_bytes for expert in call.experts]

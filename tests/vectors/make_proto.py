@@ -551,7 +551,17 @@ MESSAGES: dict[str, tuple[Any, Any]] = {
         ),
         expert.REQUEST,
     ),
-    "outputs": (expert.Outputs((bytes(16), bytes(8))), expert.ANSWER),
+    "forward_bf16": (
+        expert.Forward(
+            model=MODEL_ID,
+            numerics=expert.Numerics.BF16,
+            width=2,
+            experts=(expert.ExpertRows(5, hash_of("group"), b"\x00\x00"),),
+            activations=bytes(range(4)),
+        ),
+        expert.REQUEST,
+    ),
+    "outputs": (expert.Outputs(3, (bytes(16), bytes(8))), expert.ANSWER),
     "bundle": (
         delta.Bundle(
             MANIFEST,

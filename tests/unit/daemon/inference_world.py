@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -174,9 +175,9 @@ class _Client:
             raw = wire.REQUEST.encode(call)
             asked = wire.REQUEST.decode(raw, wire.MAX_MESSAGE_BYTES)
             outputs = await net.nodes[peer].server.answer(self.me, asked)
-            reply = wire.ANSWER.encode(wire.Outputs(outputs))
-            made = wire.ANSWER.decode(reply, wire.MAX_MESSAGE_BYTES).outputs
-            return net.mangle(peer, made)
+            reply = wire.ANSWER.encode(outputs)
+            made = wire.ANSWER.decode(reply, wire.MAX_MESSAGE_BYTES)
+            return replace(made, outputs=net.mangle(peer, made.outputs))
         raise TooSlow(f"{peer} did not answer")
 
 
@@ -196,6 +197,7 @@ class Node:
             lambda model: world.model if model == MODEL else None,
             self.versions,
             self.batcher,
+            self.lane,
             self.metrics,
             **limits,
         )
@@ -207,6 +209,7 @@ class Node:
             self.routes,
             net.holders,
             lambda model: self.held,
+            self.lane,
         )
         self.pins = Pins(lambda: world.view)
         trunks = Trunks(world.blobs)
@@ -245,6 +248,7 @@ async def running(*nodes):
         for node in nodes:
             await nursery.start(node.batcher.run)
             await nursery.start(node.runs.serve)
+            await nursery.start(node.scatter.run)
         yield
         nursery.cancel_scope.cancel()
 

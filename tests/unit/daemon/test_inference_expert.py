@@ -15,7 +15,7 @@ from blyan_proto.protocols.calls import Kind, head
 from blyan_proto.protocols.expert import ExpertRows, Forward, Numerics, Outputs
 from blyan_proto.protocols.result import ResultCode
 from blyan_proto.signing import SigningKey
-from blyand.errors import Busy, Unavailable
+from blyand.errors import Busy, Unavailable, WrongAnswer
 from blyand.net.calls import open_calls
 from blyand.net.host import HostSettings, open_host
 from blyand.protocols import expert
@@ -28,7 +28,7 @@ CALL = Forward(
     experts=(ExpertRows(3, b"\2" * 32, b"\0\0"), ExpertRows(4, b"\2" * 32, b"\0\0")),
     activations=bytes(8),
 )
-GOOD = (b"a" * 8, b"b" * 8)
+GOOD = Outputs(7, (b"a" * 8, b"b" * 8))
 
 
 @asynccontextmanager
@@ -58,11 +58,11 @@ def test_lies_are_blamed():
 
         async with talking(lies) as (host, client):
             for host.lie in (
-                Outputs(GOOD[:1]),
-                Outputs((GOOD[0], GOOD[1][:4])),
-                Outputs(GOOD[::-1] + GOOD[:1]),
+                Outputs(0, GOOD.outputs[:1]),
+                Outputs(0, (GOOD.outputs[0], GOOD.outputs[1][:4])),
+                Outputs(0, GOOD.outputs[::-1] + GOOD.outputs[:1]),
             ):
-                with pytest.raises(Unavailable):
+                with pytest.raises(WrongAnswer):
                     await client.forward("p", CALL)
                 assert isinstance(host.blamed.pop(), UnexpectedMessage)
 
@@ -108,7 +108,7 @@ def test_between_two_hosts():
         return HostSettings(SigningKey(bytes([number]) * 32), b"\x07" * 32)
 
     async def answer(peer, call):
-        return tuple(call.activations * (number + 1) for number in range(2))
+        return Outputs(0, tuple(call.activations * (number + 1) for number in range(2)))
 
     async def main():
         async with (
@@ -140,7 +140,7 @@ def test_between_two_hosts():
             async with trio.open_nursery() as nursery:
                 for _ in range(4):
                     nursery.start_soon(one)
-            expected = (call.activations, call.activations * 2)
+            expected = Outputs(0, (call.activations, call.activations * 2))
             assert outputs == [expected] * 4
             await server.disconnect(host.peer_id)
             with pytest.raises(Unavailable):
