@@ -19,7 +19,8 @@ MAX_CHECKPOINT_BYTES = 176 * KIB  # the record itself: ids, receipts, roots
 MAX_VALIDATORS = 128
 
 MAX_GROUPS = 65_535
-MAX_TILES_PER_GROUP = 256
+MAX_TILES_PER_GROUP = 1536  # embeddings of 150k x 4096; their roots fit a payload
+MAX_TRAINED_TILES = 256  # of a group that a run moves: an update names them fourfold
 MAX_DENSE_LAYERS = 1024
 MAX_CONTRIBUTIONS = 256  # DEC-B5: above it an update has to re-compress
 PPM = 1_000_000  # fractions on chain are parts per million

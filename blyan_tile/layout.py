@@ -7,7 +7,7 @@ docs/tile-layout.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -326,19 +326,28 @@ def _tiles(contents: Sequence[_Parameter]) -> Iterator[Tile]:
 
 
 def split(group: Group, parameters: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """Return the tiles of `group` as contiguous float32 copies of its parameters."""
-    return [_cut(tile, parameters) for tile in group.tiles]
+    """Return the tiles of `group` as contiguous copies of its parameters, as stored."""
+
+    def take(piece: Piece) -> np.ndarray:
+        whole = parameters[piece.parameter]
+        rows = whole[piece.row0 : piece.row1]
+        return rows if whole.ndim == 1 else rows[:, piece.col0 : piece.col1]
+
+    return [cut(tile, take) for tile in group.tiles]
 
 
-def _cut(tile: Tile, parameters: Mapping[str, np.ndarray]) -> np.ndarray:
+def cut(tile: Tile, take: Callable[[Piece], np.ndarray]) -> np.ndarray:
+    """Return a tile as a contiguous copy, in the dtype of what it is cut from.
+
+    `take` gives the block of a piece: (rows, columns), of a vector (n,). ValueError when
+    the vectors of one tile differ in dtype: a tile has one.
+    """
+    blocks = [take(piece) for piece in tile.pieces]
+    if len({block.dtype for block in blocks}) > 1:
+        raise ValueError("a tile of vectors of several dtypes")
     if len(tile.shape) == 1:
-        whole = [parameters[p.parameter][p.row0 : p.row1] for p in tile.pieces]
-        return np.concatenate(whole).astype(np.float32, copy=False)
-    (piece,) = tile.pieces
-    block = parameters[piece.parameter][
-        piece.row0 : piece.row1, piece.col0 : piece.col1
-    ]
-    return np.array(block, np.float32, order="C")
+        return np.concatenate(blocks)
+    return np.array(blocks[0], order="C")
 
 
 def join(

@@ -4,6 +4,7 @@ tile updates, snapshots). docs/block-format.md section 4."""
 from __future__ import annotations
 
 import enum
+import re
 from typing import Annotated
 
 from blyan_proto.codec import U8, U16, U32, U64, Size, encode, message
@@ -24,6 +25,8 @@ from blyan_proto.types import (
     Signature,
     Text,
 )
+
+_ROOT = re.compile("[0-9a-f]{64}")
 
 
 class Dtype(enum.IntEnum):
@@ -133,6 +136,12 @@ class Model:
     dtype: Dtype
     replication: U8  # holders per expert group
     note: Text
+
+    @property
+    def companions(self) -> bytes | None:
+        """Root of the blob with the files that came with it; None for "bytes"."""
+        is_root = _ROOT.fullmatch(self.tokenizer) is not None
+        return bytes.fromhex(self.tokenizer) if is_root else None
 
 
 @message

@@ -31,7 +31,7 @@ Key = tuple[int, int, int, bytes]  # place of the chain, height, sequence, id
 WITH_BLOBS = {
     kind.code
     for kind in KINDS.values()
-    if kind.payload in (model.Weights, model.TileUpdate, data.Dataset)
+    if kind.payload in (model.Model, model.Weights, model.TileUpdate, data.Dataset)
 }
 
 
@@ -241,6 +241,8 @@ def blobs_of(block: Block) -> list[bytes]:
         return [tile.weights for tile in content.tiles]
     if isinstance(content, model.TileUpdate):
         return [content.blob] if content.blob else []
+    if isinstance(content, model.Model):
+        return [content.companions] if content.companions else []
     return [content.blob]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from blyan_proto.block.data import Dataset
+from blyan_proto.block.model import Model
 from blyand.errors import Pruned
 from blyand.rules.chain.retention import VERSIONED
 from blyand.store.blocks import BlockStore
@@ -57,4 +58,6 @@ class Duty:
         content = None if block is None else block.content
         if isinstance(content, VERSIONED):
             return content.group in self._groups.get(content.model, frozenset())
+        if isinstance(content, Model):  # its companions: for everyone with a part of it
+            return bool(self._groups.get(id))
         return self._learns if isinstance(content, Dataset) else False

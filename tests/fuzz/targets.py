@@ -57,7 +57,7 @@ from blyan_proto.protocols.result import ResultCode
 from blyan_proto.rpc import jsonrpc
 from blyan_proto.signing import Purpose, check_signature
 from blyan_proto.topics import RECEIPT
-from blyan_tile import compress, tblock
+from blyan_tile import checkpoint, compress, tblock
 from blyand.errors import NotHere, Unavailable
 from blyand.net.mux.events import Received
 from blyand.net.mux.machine import Machine
@@ -285,6 +285,11 @@ EMPTY_ANSWER = codec.encode(blocks.Compared((blocks.Held(0, (), ()),)))
 LEAVES = [made.hash_of(f"leaf {i}") for i in range(5)]
 SHAPE = (24, 16)
 TENSOR = np.arange(24 * 16, dtype=np.float32).reshape(SHAPE) / 64
+SAFETENSORS = (
+    b'{"__metadata__": {"format": "pt"}, '
+    b'"a": {"dtype": "BF16", "shape": [2, 4], "data_offsets": [8, 24]}, '
+    b'"b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
+)
 SIGNED = made.KEY.public + sample("hello").signature
 
 
@@ -429,6 +434,16 @@ TARGETS: dict[str, Target] = {
     "signature": Target(signature, None, (SIGNED,)),
     "merkle proof": Target(
         proof, None, (b"".join(merkle.prove(LEAVES, 3)) + merkle.root(LEAVES),)
+    ),
+    "safetensors header": Target(
+        lambda raw: checkpoint.parse_header(raw, "file", 8 + len(raw) + 24),
+        None,
+        (SAFETENSORS, b'{"a": ' * 5000),
+    ),
+    "safetensors index": Target(
+        checkpoint.parse_index,
+        None,
+        (b'{"metadata": {}, "weight_map": {"a": "x.safetensors"}}',),
     ),
     "tblock outline": Target(
         outline,

@@ -22,7 +22,7 @@ PlaceOf = Callable[[bytes], Place | None]  # block -> place; None: not ordered h
 
 VERSIONED = (Weights, TileUpdate, Snapshot)  # what makes or keeps versions of a group
 NAMING = {
-    kind.code for kind in KINDS.values() if kind.payload in (*VERSIONED, Dataset)
+    kind.code for kind in KINDS.values() if kind.payload in (*VERSIONED, Dataset, Model)
 }  # kinds whose payloads name blobs
 
 
@@ -51,6 +51,9 @@ def blobs_named(content: Any) -> Iterator[bytes]:
             yield content.blob
     elif isinstance(content, Dataset):
         yield content.blob
+    elif isinstance(content, Model):
+        if content.companions is not None:
+            yield content.companions
     elif isinstance(content, (Weights, Snapshot)):
         for tile in content.tiles:
             yield tile.weights
@@ -99,7 +102,7 @@ def oldest_kept(group: Group) -> bytes:
 
 
 def named_by_state(view: View) -> Iterator[bytes]:
-    """Yield the roots of all tiles and archives that executed state names."""
+    """Yield the roots of all tiles, archives and companions that executed state names."""
     for record in GROUPS.scan(view):
         for tile in (*record.tiles, *record.adopted):
             yield tile.weights
@@ -112,3 +115,5 @@ def named_by_state(view: View) -> Iterator[bytes]:
                 yield tile.momentum
     for dataset in DATASETS.scan(view):
         yield dataset.dataset.blob
+    for model in MODELS.scan(view):
+        yield from blobs_named(model.model)

@@ -10,6 +10,7 @@ from blyan_proto.codec import encode
 from blyan_proto.digest import Domain, digest
 from blyan_proto.errors import ProtocolError
 from blyan_tile.layout import Layout, group_root, layout_of
+from blyan_tile.tokenizer import BYTES
 from blyand.rules.records import GROUPS, MODELS, Group, ModelRecord
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay, View
@@ -35,6 +36,8 @@ def create(
         raise Reject(
             f"a model's weights are stored as floats, not {payload.dtype.name}"
         )
+    if payload.tokenizer != BYTES and payload.companions is None:
+        raise Reject("a tokenizer is bytes or the root of a blob, in hex")
     if payload.architecture.experts_per_token > payload.architecture.experts:
         raise Reject("more experts per token than experts")
     try:

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from blyan_proto.block.block import Block
 from blyan_proto.block.model import Codec, Run
-from blyan_proto.constants import MAX_CONTRIBUTIONS, PPM
+from blyan_proto.constants import MAX_CONTRIBUTIONS, MAX_TRAINED_TILES, PPM
 from blyand.rules.model.dispute import open_disputes
-from blyand.rules.model.model import require_model
+from blyand.rules.model.model import layout_for, require_model
 from blyand.rules.model.places import finish, note_move, open_runs, take_place
 from blyand.rules.model.schedule import stuck_rounds, write_schedule
 from blyand.rules.records import (
@@ -48,6 +48,8 @@ def start(
     if run.sequence > record.model.architecture.context:
         raise Reject("sequences are longer than the model's context")
     check_numbers(run)
+    if any(len(g.tiles) > MAX_TRAINED_TILES for g in layout_for(record.model).groups):
+        raise Reject(f"a group of the model has more than {MAX_TRAINED_TILES} tiles")
     if sum(1 for _ in NODES.scan(view)) > MAX_CONTRIBUTIONS:
         raise Reject(
             "more learners than an update can list; re-compression is not built"

@@ -234,6 +234,8 @@ def test_references_and_blobs_of_each_kind():
     weights = Weights(1, id, 0, roots("w", 2))
     assert references(block(weights)) == [id]
     assert blobs_of(block(weights)) == [tile.weights for tile in weights.tiles]
+    assert blobs_of(block(model())) == []
+    assert blobs_of(block(model(tokenizer="ab" * 32))) == [b"\xab" * 32]
     assert references(block(run_of(id, bytes(32)))) == [id, bytes(32)]
     other = bytes(31) + b"\1"
     assert references(block(Snapshot(1, id, 0, other, 1, roots("w", 1)))) == [id, other]

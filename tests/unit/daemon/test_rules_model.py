@@ -70,6 +70,8 @@ def test_weights_that_do_not_fit_change_nothing(world):
     "changed, why",
     [
         (dict(dtype=Dtype.I8), "stored as floats"),
+        (dict(tokenizer="other"), "a tokenizer is bytes or"),
+        (dict(tokenizer="AB" * 32), "a tokenizer is bytes or"),
         (dict(architecture=replace(ARCHITECTURE, experts_per_token=5)), "more experts"),
         (dict(architecture=replace(ARCHITECTURE, layers=0)), "impossible"),
         (dict(architecture=replace(ARCHITECTURE, experts=65_535)), "impossible"),

@@ -11,6 +11,7 @@ from blyan_proto.block.model import Snapshot, TileUpdate, Weights
 from blyand.rules.chain.execute import Outcome
 from blyand.rules.chain.order import order
 from blyand.rules.chain.retention import (
+    NAMING,
     Ordered,
     blobs_named,
     is_needed,
@@ -20,7 +21,7 @@ from blyand.rules.chain.retention import (
     snapshots_of,
 )
 from blyand.rules.records import GROUPS, VERSIONS
-from tests.unit.daemon.chain_world import Training, dataset, roots, run_of
+from tests.unit.daemon.chain_world import Training, dataset, model, roots, run_of
 
 SPAN_MS = 2_000
 
@@ -150,6 +151,8 @@ def test_what_names_a_blob():
     assert set(blobs_named(Snapshot(1, bytes(32), 0, bytes(32), 1, tiles))) == every
     assert list(blobs_named(dataset())) == [dataset().blob]
     assert list(blobs_named(run_of(bytes(32), bytes(32)))) == []
+    assert list(blobs_named(model())) == []
+    assert list(blobs_named(model(tokenizer="ab" * 32))) == [b"\xab" * 32]
     world = Life()
     update = world.draft(world.open(), 1)
     assert list(blobs_named(update)) == [update.blob]
@@ -157,6 +160,10 @@ def test_what_names_a_blob():
         tile.weights for record in GROUPS.scan(world.view) for tile in record.tiles
     }
     assert first | {dataset().blob} == set(named_by_state(world.view))
+    born = world.block(model(name="imported", tokenizer="cd" * 32))
+    assert world.errors(born) == [None]
+    assert b"\xcd" * 32 in named_by_state(world.view)
+    assert NAMING >= {born.header.kind}
 
 
 def test_the_window_is_a_span_of_chain_time():

@@ -51,6 +51,12 @@ def test_the_first_rounds_are_scheduled_when_the_run_opens(world):
     assert MODELS.get(world.view, world.model).run == run
 
 
+def test_a_model_whose_updates_name_too_many_tiles_is_not_trained(world, monkeypatch):
+    monkeypatch.setattr(run_rules, "MAX_TRAINED_TILES", 2)
+    (error,) = world.errors(world.block(run_of(world.model, world.dataset)))
+    assert "more than 2 tiles" in error
+
+
 def test_a_short_run_has_no_more_schedules_than_rounds(world):
     assert scheduled(world, world.open(rounds=1)) == [0]
 
