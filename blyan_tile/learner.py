@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from blyan_proto.block.model import Model, Run
 from blyan_proto.codec import U8, U16, U32, U64, Size, message
-from blyan_proto.constants import MAX_GROUPS, MAX_TILES_PER_GROUP, PPM
+from blyan_proto.constants import MAX_GROUPS, MAX_TRAINED_TILES, PPM
 from blyan_proto.digest import Domain, digest
 from blyan_proto.types import Account, Bitmap, BlockId, Hash, members
 from blyan_tile import tblock
@@ -38,7 +38,7 @@ class GroupFiles:
     """The TBLOCK files of a group's float32 weights, in tile order."""
 
     group: U16
-    tiles: Annotated[tuple[FilePath, ...], Size(1, MAX_TILES_PER_GROUP)]
+    tiles: Annotated[tuple[FilePath, ...], Size(1, MAX_TRAINED_TILES)]
 
 
 @message
@@ -67,7 +67,7 @@ class GroupDelta:
     group: U16
     tiles: Annotated[
         tuple[Annotated[bytes, Size(0, MAX_TILE_DELTA_BYTES)], ...],
-        Size(1, MAX_TILES_PER_GROUP),
+        Size(1, MAX_TRAINED_TILES),
     ]
     tokens: U32  # an expert: those routed to it; else all of the round
     change: Hash  # blake3 of base - local, float32, tile after tile (DEC-B12)

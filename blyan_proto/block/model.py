@@ -12,6 +12,7 @@ from blyan_proto.constants import (
     MAX_CONTRIBUTIONS,
     MAX_DENSE_LAYERS,
     MAX_TILES_PER_GROUP,
+    MAX_TRAINED_TILES,
     RANKS,
 )
 from blyan_proto.digest import Domain, digest
@@ -246,6 +247,7 @@ class TileRoots:
 
 
 TileRootsList = Annotated[tuple[TileRoots, ...], Size(1, MAX_TILES_PER_GROUP)]
+TrainedRootsList = Annotated[tuple[TileRoots, ...], Size(1, MAX_TRAINED_TILES)]
 
 
 @message
@@ -256,6 +258,10 @@ class Weights:
     model: BlockId
     group: U16
     tiles: TileRootsList  # in the layout's order
+
+    def __post_init__(self) -> None:
+        if any(tile.momentum is not None for tile in self.tiles):
+            raise ValueError("first weights have no momentum")
 
 
 @message
@@ -325,9 +331,9 @@ class TileUpdate:
     lease_epoch: U32
     rank: U8  # 0 is the primary
     parent: BlockId  # the update or weights block that made the base
-    base: TileRootsList
+    base: TrainedRootsList
     contributions: Annotated[tuple[Contribution, ...], Size(0, MAX_CONTRIBUTIONS)]
-    result: TileRootsList
+    result: TrainedRootsList
     blob: BlobId | None  # the accepted deltas, one after the other; none without any
     cosignatures: Annotated[tuple[Cosignature, ...], Size(1, RANKS)]  # author's first
 
@@ -378,4 +384,4 @@ class Snapshot:
     group: U16
     update: BlockId  # the update or weights block that made it
     round: U32
-    tiles: TileRootsList
+    tiles: TrainedRootsList

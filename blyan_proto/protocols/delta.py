@@ -7,7 +7,7 @@ import enum
 from typing import Annotated
 
 from blyan_proto.codec import U8, U16, U32, Choice, Size, encode, message
-from blyan_proto.constants import MAX_TILES_PER_GROUP, MIB
+from blyan_proto.constants import MAX_TRAINED_TILES, MIB
 from blyan_proto.digest import Domain, digest
 from blyan_proto.merkle import EMPTY
 from blyan_proto.types import Account, BlobId, BlockId, Hash, PublicKey, Signature
@@ -28,11 +28,11 @@ class Delta:
     group: U16
     round: U32
     learner: Account
-    base: Annotated[tuple[BlobId, ...], Size(1, MAX_TILES_PER_GROUP)]  # weight roots
+    base: Annotated[tuple[BlobId, ...], Size(1, MAX_TRAINED_TILES)]  # weight roots
     tokens: U32
     tiles: Annotated[
         tuple[Annotated[bytes, Size(1, MAX_TILE_DELTA_BYTES)], ...],
-        Size(1, MAX_TILES_PER_GROUP),
+        Size(1, MAX_TRAINED_TILES),
     ]
 
     @property

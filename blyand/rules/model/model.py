@@ -71,8 +71,6 @@ def add_weights(view: Overlay, block: Block, payload: Weights, height: int) -> N
         raise Reject(f"the model has no group {payload.group}")
     if len(payload.tiles) != len(groups[payload.group].tiles):
         raise Reject(f"{groups[payload.group].name} has another number of tiles")
-    if any(tile.momentum is not None for tile in payload.tiles):
-        raise Reject("first weights have no momentum")
     if GROUPS.get(view, payload.model, payload.group) is not None:
         raise Reject(f"{groups[payload.group].name} has its first weights already")
     GROUPS.put(

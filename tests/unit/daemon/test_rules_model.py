@@ -55,7 +55,6 @@ def test_weights_that_do_not_fit_change_nothing(world):
         (weights(world, made.id, 3, group=7), "no group 7"),
         (weights(world, made.id, 3, tiles=roots("x", 9)), "another number of tiles"),
         (weights(world, bytes(32), 3), "unknown model"),
-        (weights(world, made.id, 3, tiles=roots("m", 3, momentum=True)), "momentum"),
         (world.block(stranger, world.keys[1]), "only the model's creator"),
     ]
     for block, why in cases:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from blyan_proto.block import data, economy, ledger, model
+from blyan_proto.block.model import TileRoots, Weights
 from blyan_proto.block.payload import (
     KINDS,
     decode_payload,
@@ -13,11 +14,11 @@ from blyan_proto.block.payload import (
     payload_digest,
 )
 from blyan_proto.codec import decode, encode
-from blyan_proto.constants import MAX_PAYLOAD_BYTES
+from blyan_proto.constants import MAX_PAYLOAD_BYTES, MAX_TILES_PER_GROUP
 from blyan_proto.digest import Domain, digest
 from blyan_proto.errors import DecodeError, ProtocolError
 from blyan_proto.signing import Purpose, check_signature
-from blyan_proto.types import Chain, bitmap, members
+from blyan_proto.types import BlobId, Chain, bitmap, members
 from tests.fuzz.mutate import cuts, flips
 from tests.fuzz.targets import TARGETS
 from tests.strategies import most_bytes
@@ -77,7 +78,15 @@ def test_a_payload_digest_has_its_own_domain():
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"evidence"}))
 def test_the_largest_payload_of_every_kind_fits_a_block(name):
-    assert most_bytes(NAMES[name].payload) <= MAX_PAYLOAD_BYTES
+    least = 0
+    if name == "weights":  # whose roots come without momentum
+        least = MAX_TILES_PER_GROUP * (most_bytes(BlobId | None) - 1)
+    assert most_bytes(NAMES[name].payload) - least <= MAX_PAYLOAD_BYTES
+
+
+def test_first_weights_have_no_momentum():
+    with pytest.raises(ValueError, match="no momentum"):
+        Weights(1, bytes(32), 0, (TileRoots(bytes(32), bytes(32)),))
 
 
 UPDATE = made.UPDATE
