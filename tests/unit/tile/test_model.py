@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from blyan_proto.block.model import Architecture, BiasKind, QueryKeyNorm
 from blyan_proto.errors import LimitExceeded
 from blyan_tile.create import architecture_of, initial_parameters
-from blyan_tile.model.attention import attention, linear, rotate
+from blyan_tile.model.attention import attention, linear, projected, rotate
 from blyan_tile.model.expert import (
     Expert,
     dense_of,
@@ -21,6 +21,7 @@ from blyan_tile.model.expert import (
     expert_of,
     shared_of,
     silu,
+    unrouted,
 )
 from blyan_tile.model.mixture import mixture
 from blyan_tile.model.rope import ROWS_AT_ONCE, rope_tables
@@ -89,6 +90,27 @@ def test_an_expert_row_ignores_its_batch_mates(preset: str, threads: int) -> Non
     x[5] *= 1000  # an outlier changes its own row only
     assert torch.equal(expert(x)[6:], alone[6:])
     assert expert(x[:0]).shape == (0, architecture.width)
+
+
+def test_what_every_token_passes_ignores_its_batch_mates(threads: int) -> None:
+    parameters = parameters_of(ODD)
+    x = torch.randn(64, ODD.width, generator=torch.Generator().manual_seed(2))
+    x[5] *= 1000
+
+    def dense(rows: Tensor) -> Tensor | None:
+        return unrouted(ODD, parameters, 0, rows)
+
+    def gated(rows: Tensor) -> Tensor | None:
+        return unrouted(ODD, parameters, 1, rows)
+
+    def queries(rows: Tensor) -> Tensor:
+        return projected(ODD, parameters, 0, "q", rows)
+
+    for computed in (dense, gated, queries):
+        alone = torch.cat([computed(x[row : row + 1]) for row in range(64)])
+        for rows in range(1, 65):
+            assert torch.equal(computed(x[:rows]), alone[:rows])
+    assert unrouted(TINY, parameters_of(TINY), 0, x) is None
 
 
 def test_rope_turns_pairs_and_sees_only_distance() -> None:
