@@ -285,6 +285,7 @@ def bind_all(
         lambda name: model_called(replica.view, name),
         held_out,
         checkpoint_id,
+        base.genesis.setting("token_price_micro"),
     )
     reward.bind(
         answers,

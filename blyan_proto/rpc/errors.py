@@ -136,6 +136,8 @@ PROMPT_INVALID = ErrorCode(
     910, "prompt invalid", "give a prompt or token ids, not both"
 )
 PROMPT_TOO_LONG = ErrorCode(911, "prompt too long", "above the model's context")
+REQUEST_INVALID = ErrorCode(912, "request invalid", "a setting does not fit the model")
+REQUEST_UNKNOWN = ErrorCode(913, "request unknown", "no such request is under way")
 
 PIN_INVALID = ErrorCode(1110, "pin invalid", "not the id of a block or blob")
 PIN_UNKNOWN = ErrorCode(1111, "pin unknown", "it is not pinned")
@@ -194,6 +196,8 @@ NOUN_ERRORS = (
     TILE_UNKNOWN,
     PROMPT_INVALID,
     PROMPT_TOO_LONG,
+    REQUEST_INVALID,
+    REQUEST_UNKNOWN,
     PIN_INVALID,
     PIN_UNKNOWN,
     BLOB_UNKNOWN,

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from functools import partial
 
-import numpy as np
 import trio
 
-from blyan_tile.model.sampling import Sampling, choose_token
-from blyan_tile.tokenizer import tokenizer_named
-from blyand.errors import Busy
+from blyan_tile.model.sampling import Choice
+from blyand.errors import Busy, NotHere
+from blyand.inference.chooser import Chooser, Wanted
 from blyand.inference.session import Parts, Session
 from blyand.inference.text import Writer
+from blyand.inference.vocabularies import Vocabularies
+
+__all__ = ["MAX_SESSIONS", "Generation", "Made", "Result", "UnderWay", "Wanted"]
 
 MAX_SESSIONS = 256  # above it Busy; before that, there is no room for the cache
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A request."""
-
-    model: bytes
-    tokens: tuple[int, ...]  # the prompt, at least one
-    max_tokens: int
-    sampling: Sampling = Sampling()
-    stop: tuple[str, ...] = ()
-    deadline_s: float = float("inf")  # trio time
 
 
 @dataclass(frozen=True)
@@ -38,6 +28,8 @@ class Made:
     text: str
     token_id: int
     position: int  # in the whole sequence
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens, best first
 
 
 @dataclass
@@ -47,9 +39,12 @@ class Result:
     began_s: float = field(default_factory=trio.current_time)
     first_s: float | None = None  # trio time of the first and the last token
     last_s: float | None = None
+    request: str = ""  # the name by which it can be cancelled
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
-    finish_reason: str = "length"
+    logprobs: list[float] = field(default_factory=list)
+    prompt: list[Choice | None] = field(default_factory=list)  # with echo_logprobs
+    finish_reason: str = "length"  # or stop, end (the model's own), cancelled
     height: int = 0  # of the checkpoint whose versions answered
     calls: Counter[str] = field(default_factory=Counter)
     retries: int = 0
@@ -67,66 +62,124 @@ class Result:
         return (len(self.token_ids) - 1) / max(self.last_s - self.first_s, 1e-9)
 
 
+@dataclass
+class UnderWay:
+    """A request that is being answered."""
+
+    wanted: Wanted
+    result: Result
+    cancelled: bool = False
+    scope: trio.CancelScope | None = None
+
+    def step(self) -> trio.CancelScope:
+        """Return the scope of the next step; `cancel` ends it."""
+        self.scope = trio.CancelScope()
+        if self.cancelled:
+            self.scope.cancel()
+        return self.scope
+
+    def cancel(self) -> None:
+        """End the request; its result says so."""
+        self.cancelled = True
+        if self.scope is not None:
+            self.scope.cancel()
+
+
 class Generation:
     """Continues prompts."""
 
-    def __init__(self, parts: Parts, max_sessions: int = MAX_SESSIONS) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        max_sessions: int = MAX_SESSIONS,
+        vocabularies: Vocabularies | None = None,
+    ) -> None:
         self._parts = parts
         self._max_sessions = max_sessions
-        self._sessions = 0
+        self._under_way: dict[str, UnderWay] = {}
+        self.vocabularies = vocabularies or Vocabularies()
+
+    @property
+    def under_way(self) -> list[UnderWay]:
+        """The requests that are being answered, oldest first."""
+        return list(self._under_way.values())
+
+    def cancel(self, request: str) -> bool:
+        """End a request by its name; False when none of that name is under way."""
+        found = self._under_way.get(request)
+        if found is not None:
+            found.cancel()
+        return found is not None
 
     async def run(self, wanted: Wanted, result: Result) -> AsyncGenerator[Made, None]:
         """Yield tokens as they are made; fill `result` on the way.
 
-        Stops at `max_tokens`, at the end of the context, or at a stop text. NoRoute,
-        NotHere, TooSlow, Busy; LimitExceeded when the prompt does not fit the context.
-        Close the iterator (`contextlib.aclosing`) when leaving it early.
+        Stops at `max_tokens`, at the end of the context, at a stop text or token, at
+        the model's own end, or when cancelled. NoRoute, NotHere, TooSlow; Busy, also
+        when the request's name is taken; LimitExceeded when the prompt does not fit the
+        context. Close the iterator (`contextlib.aclosing`) when leaving it early.
         """
-        if self._sessions >= self._max_sessions:
-            raise Busy(f"{self._sessions} requests are under way")
-        self._sessions += 1
+        if len(self._under_way) >= self._max_sessions:
+            raise Busy(f"{len(self._under_way)} requests are under way")
+        result.request = wanted.request or secrets.token_hex(8)
+        if result.request in self._under_way:
+            raise Busy(f"request {result.request} is under way already")
+        if wanted.numerics not in (None, "reference"):
+            raise NotHere(f"this node does not compute with {wanted.numerics}")
+        under_way = self._under_way[result.request] = UnderWay(wanted, result)
         try:
             model = self._parts.pins.newest(wanted.model).pinned.model
-            tokenizer = tokenizer_named(model.tokenizer)
+            with under_way.step():
+                vocabulary = await self.vocabularies.of(model)
+            if under_way.cancelled:
+                result.finish_reason = "cancelled"
+                return
             length, context = len(wanted.tokens), model.architecture.context
             end = max(length, min(length + wanted.max_tokens, context))
-            writer = Writer(tokenizer, wanted.stop)
+            writer = Writer(vocabulary, wanted.stop)
+            chooser = Chooser(wanted, vocabulary)
             with Session(self._parts, wanted.model, end, wanted.deadline_s) as session:
                 result.height = session.heads.height
-                feed = list(wanted.tokens)
+                feed, from_row = list(wanted.tokens), length - 1
+                if wanted.echo_logprobs:
+                    from_row, end = 0, max(end, length + 1)
                 for position in range(length, end):
-                    choose = partial(
-                        _choose, tokenizer.vocabulary, wanted.sampling, position
-                    )
-                    token = await session.feed(feed, choose)
-                    feed = [token]
-                    text = writer.add(token)
+                    with under_way.step():
+                        *told, choice = await session.feed_each(
+                            feed, chooser.look, from_row
+                        )
+                    if under_way.cancelled:
+                        result.finish_reason = "cancelled"
+                        return
+                    if wanted.echo_logprobs and position == length:
+                        result.prompt = [None, *told]
+                        if not wanted.max_tokens or length == context:
+                            return
+                    chooser.accept(choice)
+                    feed, from_row = [choice.token], 0
+                    text = writer.add(choice.token)
+                    reason = chooser.reason
                     if writer.stopped:
-                        result.finish_reason = "stop"
-                    elif position == end - 1:
+                        reason = "stop"
+                    elif reason or position == end - 1:
                         text += writer.end()
-                        if writer.stopped:
-                            result.finish_reason = "stop"
-                    _note(result, session, text, token)
-                    yield Made(text, token, position)
-                    if writer.stopped:
+                        reason = "stop" if writer.stopped else reason
+                    result.finish_reason = reason or "length"
+                    _note(result, session, text, choice)
+                    yield Made(text, choice.token, position, choice.logprob, choice.top)
+                    if reason:
                         return
         finally:
-            self._sessions -= 1
+            del self._under_way[result.request]
 
 
-def _choose(
-    vocabulary: int, sampling: Sampling, position: int, logits: np.ndarray
-) -> int:
-    return choose_token(logits[:vocabulary], sampling, position)
-
-
-def _note(result: Result, session: Session, text: str, token: int) -> None:
+def _note(result: Result, session: Session, text: str, choice: Choice) -> None:
     result.last_s = trio.current_time()
     if result.first_s is None:
         result.first_s = result.last_s
     result.text += text
-    result.token_ids.append(token)
+    result.token_ids.append(choice.token)
+    result.logprobs.append(choice.logprob)
     result.height = session.heads.height
     result.calls = session.tally.calls
     result.retries = session.tally.retries

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from blyan_tile.tokenizer import ByteTokenizer
+from blyan_tile.tokenizer import TextStream
+
+
+class Decoding(Protocol):
+    """A tokenizer's way back to text."""
+
+    def stream(self) -> TextStream:
+        """Return a decoder for tokens that continue a text."""
 
 
 class Writer:
     """Decodes token by token; holds back what may be the beginning of a stop text."""
 
-    def __init__(self, tokenizer: ByteTokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Decoding, stop: Sequence[str] = ()) -> None:
         self.stopped = False
         self._stream = tokenizer.stream()
         self._stop = [text for text in stop if text]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from blyan_proto.rpc.methods import NOUNS, all_methods, methods_of
@@ -29,6 +31,8 @@ def sample(field: Field) -> object:
     value: object = {"string": "word", "integer": int(number), "number": 0.5}.get(kind)
     if kind == "boolean":
         value = True
+    if kind == "object":
+        value = {"a": 1}
     if field.about.path:
         value = "/a/word"
     if kind == "number" and field.about.low is not None:
@@ -40,6 +44,8 @@ def words(name: str, value: object) -> list[str]:
     if name.endswith("_micro"):
         assert isinstance(value, int)
         return [f"{value // 10**6}.{value % 10**6:06}"]
+    if isinstance(value, dict):
+        return [json.dumps(value)]
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 

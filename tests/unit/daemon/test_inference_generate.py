@@ -236,6 +236,29 @@ def test_stop_text_ends_and_is_not_shown():
     trio.run(main)
 
 
+def test_the_prompt_is_told_with_probabilities():
+    async def main():
+        world, net, a, b, c = split_world()
+        async with running(a, b, c):
+            tokens, result = await a.generate(
+                prompt(6), 4, echo_logprobs=True, logprobs=2
+            )
+            assert tokens == world.locally(prompt(6), 4)
+            assert result.prompt[0] is None
+            assert [one.token for one in result.prompt[1:]] == prompt(6)[1:]
+            # as if each had been chosen
+            for length in range(1, 6):
+                _, one = await a.generate(prompt(6)[:length], 1, logprobs=2)
+                told = result.prompt[length]
+                assert dict(told.top)[one.token_ids[0]] == pytest.approx(
+                    one.logprobs[0], abs=1e-5
+                )
+            none, result = await a.generate(prompt(6), 0, echo_logprobs=True)
+            assert none == [] and len(result.prompt) == 6
+
+    trio.run(main)
+
+
 def test_leaving_early_frees_everything():
     async def main():
         world, net, a, b, c = split_world()
@@ -247,7 +270,7 @@ def test_leaving_early_frees_everything():
                 assert a.versions._pinned
                 with pytest.raises(Busy):
                     await anext(generation.run(wanted, Result()))
-            assert generation._sessions == 0 and not a.versions._pinned
+            assert not generation.under_way and not a.versions._pinned
             with trio.move_on_after(0):
                 await a.generate(prompt(6), 20)
             assert not a.versions._pinned
