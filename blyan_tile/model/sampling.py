@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 SORTED_WHOLE = 4096  # smaller vocabularies need no first cut
+COLDEST = 1e-6  # temperatures below it are this one
 _STRIDE = 16  # every so manieth logit is looked at to find the first cut
 _BLOCK = 512  # weights summed at once when drawing
 
@@ -164,49 +165,59 @@ def _adjusted(
 def _token(logits: np.ndarray, sampling: Sampling, position: int) -> int:
     if sampling.temperature <= 0:
         return int(np.argmax(logits))  # numpy: the first of the largest
-    ids = None  # ascending (K,); None: all
+    ids: np.ndarray | None = None  # ascending (K,); None: all
     if 0 < sampling.top_k < len(logits):
         ids = np.sort(_largest(logits, sampling.top_k))
-    left = logits if ids is None else logits[ids]  # (K,)
-    scaled = (left - left.max()).astype(np.float32) / np.float64(sampling.temperature)
-    weights = np.exp(scaled.astype(np.float32))  # (K,) the largest is 1
+        logits = logits[ids]
+    weights = logits - logits.max()  # (K,)
+    with np.errstate(over="ignore"):
+        weights /= np.float32(max(sampling.temperature, COLDEST))
+    np.exp(weights, out=weights)  # the largest is 1
     if sampling.min_p > 0:
-        weights[weights < min(sampling.min_p, 1.0)] = 0
+        ids, weights = _only(weights >= min(sampling.min_p, 1.0), ids, weights)
     if sampling.top_p < 1:
-        weights[~_nucleus(weights, sampling.top_p)] = 0
+        ids, weights = _nucleus(ids, weights, sampling.top_p)
     place = _drawn(weights, uniform(sampling.seed, position))
     return place if ids is None else int(ids[place])
 
 
+def _only(
+    keep: np.ndarray, ids: np.ndarray | None, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    places = np.flatnonzero(keep)
+    return (places if ids is None else ids[places]), weights[places]
+
+
 def _drawn(weights: np.ndarray, share: float) -> int:
     """Return the place at which `share` of the whole weight (K,) is reached."""
-    padded = np.zeros(-(-len(weights) // _BLOCK) * _BLOCK, np.float64)
-    padded[: len(weights)] = weights
-    blocks = padded.reshape(-1, _BLOCK)  # (B, 512)
-    ends = np.cumsum(blocks.sum(axis=1))  # (B,)
+    starts = np.arange(0, len(weights), _BLOCK)
+    ends = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)  # (B,)
     threshold = share * ends[-1]
     block = min(int(np.searchsorted(ends, threshold, side="right")), len(ends) - 1)
+    inside = weights[starts[block] : starts[block] + _BLOCK]
     before = ends[block - 1] if block else 0.0
-    within = before + np.cumsum(blocks[block])  # (512,)
+    within = before + np.cumsum(inside, dtype=np.float64)
     place = int(np.searchsorted(within, threshold, side="right"))
-    place = block * _BLOCK + min(place, _BLOCK - 1)
-    if place < len(weights) and weights[place] > 0:
+    place = int(starts[block]) + min(place, len(inside) - 1)
+    if weights[place] > 0:
         return place
     return int(np.flatnonzero(weights[: place + 1])[-1])  # the sums may round up
 
 
-def _nucleus(weights: np.ndarray, share: float) -> np.ndarray:
-    """Return (K,) bool: the fewest largest weights that make up `share` of all.
+def _nucleus(
+    ids: np.ndarray | None, weights: np.ndarray, share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the fewest largest weights that make up `share` of all, and their ids.
 
     What weighs less than an equal part of the rest of the mass cannot be among them.
     """
     total = float(weights.sum(dtype=np.float64))
     least = max(0.0, 0.5 * (1 - share) * total / len(weights))
-    candidates = weights[weights >= least]
-    ordered = np.sort(candidates)[::-1]  # (C,)
+    ids, weights = _only(weights >= least, ids, weights)
+    ordered = np.sort(weights)[::-1]  # (C,)
     before = np.cumsum(ordered, dtype=np.float64) - ordered  # mass of better ones
     count = max(1, int(np.count_nonzero(before < share * total)))
-    return _at_least(weights, float(ordered[count - 1]), count)
+    return _only(_at_least(weights, float(ordered[count - 1]), count), ids, weights)
 
 
 def _at_least(values: np.ndarray, edge: float, count: int) -> np.ndarray:
