@@ -30,8 +30,10 @@ from blyand.worker import (
     GIVEN_UP,
     JOBS,
     MAX_FRAME_BYTES,
+    UNLIMITED,
     Begin,
     Failed,
+    Limits,
     Row,
     path_of,
     replies,
@@ -71,9 +73,15 @@ class Worker:
     """One worker process, started by the first call and again after each death."""
 
     def __init__(
-        self, name: str, nice: int, threads: int, jobs: Mapping[str, Row]
+        self,
+        name: str,
+        nice: int,
+        threads: int,
+        jobs: Mapping[str, Row],
+        limits: Limits = UNLIMITED,
     ) -> None:
         self.name = name
+        self._limits = limits
         self._nice = nice
         self._threads = threads
         self._jobs = jobs
@@ -174,7 +182,13 @@ class Worker:
         command = [sys.executable, "-P", "-m", "blyand.worker"]
         try:
             self._process = subprocess.Popen(
-                [*command, str(theirs.fileno()), str(self._nice)],
+                [
+                    *command,
+                    str(theirs.fileno()),
+                    str(self._nice),
+                    str(self._limits.memory_mib),
+                    str(self._limits.cpu_s),
+                ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -211,9 +225,10 @@ async def open_worker(
     nice: int = 10,
     threads: int = 1,
     jobs: Mapping[str, Row] = JOBS,
+    limits: Limits = UNLIMITED,
 ) -> AsyncIterator[Worker]:
     """Give a worker for `jobs`; its process ends with the block, whatever it does."""
-    worker = Worker(name, nice, threads, jobs)
+    worker = Worker(name, nice, threads, jobs, limits)
     try:
         yield worker
     finally:

@@ -1,4 +1,5 @@
-"""The worker process: ``python -m blyand.worker FD NICE``, one job at a time (DEC-B11).
+"""The worker process: ``python -m blyand.worker FD NICE MEMORY CPU``, one job at a time
+(DEC-B11).
 
 Strategy. A thread reads the socket to the daemon; the main thread runs the jobs. When
 the socket ends, the daemon is gone or done with us, and the reading thread ends the
@@ -10,12 +11,15 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import math
 import os
 import queue
+import resource
 import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,8 +53,35 @@ JOBS: Mapping[str, Row] = {
         ("blyan_tile.learner", "LearnJob", "learn", "LearnResult"),
         ("blyan_tile.create", "CreateJob", "create", "CreateResult"),
         ("blyan_tile.corpus", "ArchiveJob", "build", "ArchiveResult"),
+        ("blyan_tile.vocabulary", "OpenJob", "open_vocabulary", "Opened"),
+        ("blyan_tile.vocabulary", "EncodeJob", "encode_text", "Encoded"),
     )
 }
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a worker may take; where it takes more, its process ends."""
+
+    memory_mib: int = 0  # of address space; 0: no limit
+    cpu_s: int = 0  # of one job; 0: no limit
+
+    def enter(self) -> None:
+        """Bound the memory of this process from now on."""
+        if self.memory_mib:
+            size = self.memory_mib << 20
+            resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+    def begin(self) -> None:
+        """Bound the processor time from now on; the kernel ends the process after it."""
+        if self.cpu_s:
+            used = math.ceil(time.process_time())
+            resource.setrlimit(
+                resource.RLIMIT_CPU, (used + self.cpu_s, resource.RLIM_INFINITY)
+            )
+
+
+UNLIMITED = Limits()
 
 
 @message
@@ -169,6 +200,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _die_with_parent()
     os.nice(int(sys.argv[2]))
+    limits = Limits(*map(int, sys.argv[3:]))
+    limits.enter()
     link = socket.socket(fileno=int(sys.argv[1]))
     frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     give_up = threading.Event()
@@ -177,6 +210,7 @@ def main() -> None:
     while True:
         begin = decode(Begin, frames.get(), MAX_FRAME_BYTES)
         give_up.clear()
+        limits.begin()
         _answer(begin, frames.get(), link, give_up)
 
 
