@@ -25,7 +25,7 @@ from blyand.errors import NotFinite, Unavailable, WrongAnswer
 from blyand.inference.pins import Heads
 
 ELEMENT_BYTES = 4  # float32, the most that an element takes (DEC-S1)
-PART_ROWS = 512  # tokens of a part: some milliseconds to transfer, more to compute
+PART_ROWS = 256  # tokens of a part: a chunk of a prompt is one (DEC-S4)
 
 Rows = Mapping[int, np.ndarray]  # expert: its row numbers (m,), ascending
 
@@ -54,8 +54,12 @@ def parted(rows: Rows, width: int, numerics: Numerics) -> Iterator[Rows]:
 
 
 def _by_tokens(rows: Rows, most: int) -> Iterator[Rows]:
+    total = sum(map(len, rows.values()))
+    if total <= min(PART_ROWS, most):  # the usual case, without a search
+        yield rows
+        return
     tokens, uses = np.unique(np.concatenate(list(rows.values())), return_counts=True)
-    if len(tokens) <= PART_ROWS and uses.sum() <= most:
+    if len(tokens) <= PART_ROWS and total <= most:
         yield rows
         return
     step = -(-len(tokens) // -(-len(tokens) // PART_ROWS))  # parts of equal size
@@ -76,15 +80,21 @@ def make_call(
 
     Overflow unless every number is finite, also as it travels.
     """
-    needed = np.unique(np.concatenate(list(rows.values())))  # (u,)
-    states = x if len(needed) == len(x) else x[needed]  # (u, d)
+    if max(map(len, rows.values())) == len(x):
+        needed, states = None, x  # the usual case: all of them, as they are numbered
+    else:
+        needed = np.unique(np.concatenate(list(rows.values())))  # (u,)
+        states = x[needed]  # (u, d)
     if not is_finite(states, numerics):
         raise Overflow(f"the hidden states of layer {layer} are not finite any more")
     wanted = []
     for expert in sorted(rows):
         group = heads.expert(layer, expert).index
-        places = np.searchsorted(needed, rows[expert]).astype("<u2")  # (m,)
-        wanted.append(ExpertRows(group, heads.roots[group], places.tobytes()))
+        places = rows[expert]  # (m,)
+        if needed is not None:
+            places = np.searchsorted(needed, places)
+        raw = places.astype("<u2").tobytes()
+        wanted.append(ExpertRows(group, heads.roots[group], raw))
     return Forward(
         model=heads.model,
         numerics=numerics,

@@ -118,13 +118,18 @@ class _Gathering:
             if not missing:
                 return self._done
             local = []
+        here = set(local) | set(self._done)
+        away = {e: rows for e, rows in layer.rows.items() if e not in here}
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            here = set(local) | set(self._done)
-            self._spread({e: rows for e, rows in layer.rows.items() if e not in here})
+            calls = self._spread(away)
+            if len(calls) == 1 and not local:
+                await self._call(*calls[0])  # the usual case, without another task
+            else:
+                self._start(calls)
             if local:
                 missing = await self._compute(local)
-                self._spread({expert: layer.rows[expert] for expert in missing})
+                self._start(self._spread({e: layer.rows[e] for e in missing}))
         if self._failure is not None:
             raise self._failure
         return self._done | self._joined()
@@ -167,8 +172,16 @@ class _Gathering:
             layer.tally.calls[self._scatter.me] += 1
         return missing
 
-    def _spread(self, rows: Rows, again: bool = False) -> None:
-        """Start the calls for `rows` at the peers that are best for them together."""
+    def _start(self, calls: Iterable[tuple[str, Rows]], again: bool = False) -> None:
+        for peer, part in calls:
+            self._layer.tally.retries += again
+            self._nursery.start_soon(self._call, peer, part)
+
+    def _spread(self, rows: Rows) -> list[tuple[str, Rows]]:
+        """Return the calls for `rows` to the peers that are best for them together.
+
+        Experts without a holder that may be asked are waited for meanwhile.
+        """
         layer, scatter = self._layer, self._scatter
         wanted = {
             expert: [
@@ -178,14 +191,15 @@ class _Gathering:
             for expert in rows
         }
         chosen = assign(wanted)
-        for peer, experts in chosen.items():
-            mine = {expert: rows[expert] for expert in experts}
-            for part in parted(mine, layer.x.shape[1], self._numerics):
-                layer.tally.retries += again
-                self._nursery.start_soon(self._call, peer, part)
         asked = {expert for experts in chosen.values() for expert in experts}
         if lost := {expert: one for expert, one in rows.items() if expert not in asked}:
             self._nursery.start_soon(self._wait, lost)
+        width = layer.x.shape[1]
+        return [
+            (peer, part)
+            for peer, experts in chosen.items()
+            for part in parted({e: rows[e] for e in experts}, width, self._numerics)
+        ]
 
     async def _call(self, peer: str, part: Rows) -> None:
         layer, asker = self._layer, self._scatter.asker
@@ -212,8 +226,7 @@ class _Gathering:
         except Unavailable as error:
             for expert in part:
                 self._why[expert] = error
-            self._spread(part, again=True)
-            return
+            return self._start(self._spread(part), again=True)
         first = min(int(rows[0]) for rows in part.values())
         outputs = {e: (part[e], output) for e, output in zip(sorted(part), made)}
         self._parts.setdefault(first, {}).update(outputs)
@@ -239,7 +252,7 @@ class _Gathering:
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
             for one in rows:
                 self._tried[one].clear()  # who was busy or gone may be back
-        self._spread(rows, again=True)
+        self._start(self._spread(rows), again=True)
 
     def _askable(self, expert: int) -> list[str]:
         """Return the holders that were not tried, but for those that are left out."""
