@@ -96,6 +96,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HEIGHT:HASH",
         help="join by this checkpoint, which you trust; own: the whole network was off",
     )
+    run.add_argument(
+        "--http",
+        metavar="HOST:PORT",
+        help="serve the OpenAI-compatible API and the chat page, as on 127.0.0.1:8080",
+    )
     run.set_defaults(command=_run)
     return parser
 
@@ -109,6 +114,7 @@ def _flags(args: argparse.Namespace) -> dict[str, object]:
         "net.bootstrap": tuple(bootstrap) if bootstrap else None,
         "net.region": args.region,
         "sync.checkpoint": getattr(args, "checkpoint", None),
+        "http.listen": getattr(args, "http", None),
         "net.max_per_group": args.max_per_group,
         "compute.device": args.device,
         "compute.daemons_on_host": args.daemons_on_host,

@@ -13,6 +13,7 @@ from blyand.compute import Worker
 from blyand.finality.standing import standing_of
 from blyand.finality.voter import Voter
 from blyand.foundation import Base
+from blyand.http.place import Place
 from blyand.newcomer import Newcomer, downloaded
 from blyand.participation import Participation, bind_participation, troubles
 from blyand.parts import Models
@@ -71,6 +72,7 @@ def bind_all(
     learns: bool,
     voter: Voter | None,
     mesh: Mesh,
+    place: Place,
 ) -> Answers:
     """Return the answers of one node."""
     answers = Answers(all_methods())
@@ -118,6 +120,7 @@ def bind_all(
                 *troubles(base, replica, part),
                 *stores.warnings,
                 *base.alarms.values(),
+                *place.warnings(),
             ],
             budget=stores.budget,
             home=base.home.path,
@@ -126,6 +129,8 @@ def bind_all(
         roles=roles,
         stop=stop,
         disk_lane=base.disk_lane,
+        url=lambda: place.url,
+        page=lambda: place.page,
     )
     bind_participation(answers, base, replica, part)
     pin.bind(

@@ -20,7 +20,7 @@ from typing import Any
 
 from blyand.errors import ConfigFault
 from blyand.options import Option, Value, option
-from blyand.sections import LogSection, SyncSection
+from blyand.sections import HttpSection, LogSection, SyncSection
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,7 @@ class Config:
     inference: InferenceSection = InferenceSection()
     sync: SyncSection = SyncSection()
     rpc: RpcSection = RpcSection()
+    http: HttpSection = HttpSection()
     log: LogSection = LogSection()
     value_sources: Mapping[str, str] = field(default_factory=dict)
 

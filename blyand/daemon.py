@@ -20,6 +20,7 @@ import trio
 from blyan_proto import topics
 from blyan_proto.types import Role
 from blyan_tile.aggregate import check_arithmetic
+from blyand import gateway
 from blyand import genesis as genesis_file
 from blyand import participation, settling
 from blyand.accounting import build_accounting
@@ -36,6 +37,7 @@ from blyand.events import Broadcast
 from blyand.foundation import Base
 from blyand.guard.forks import Forks
 from blyand.home import Home, read_or_none, replace_file
+from blyand.http.place import Place
 from blyand.metrics import Metrics
 from blyand.net.calls import open_calls
 from blyand.net.dialer import WANTED_PEERS, Dialer
@@ -200,6 +202,7 @@ async def run(home: Home, config: Config) -> None:
             upkeep = build_upkeep(base, replica, models, fetcher, roles(base))
             accounting = build_accounting(base, replica)
             stop = trio.Event()
+            place = Place()
             serve_streams(
                 base,
                 replica,
@@ -224,6 +227,7 @@ async def run(home: Home, config: Config) -> None:
                 learns,
                 voter,
                 mesh,
+                place,
             )
             services = [
                 Service("commit", stores.commit.run),
@@ -305,6 +309,11 @@ async def run(home: Home, config: Config) -> None:
                     "dialer", dialer.run, restart=Backoff(), restart_on=(Unavailable,)
                 )
             )
+            if config.http.listen:
+                serve_http = functools.partial(
+                    gateway.serve, base, replica, models, answers, place
+                )
+                services.append(Service("http", serve_http))
             services.append(
                 Service("rpc", functools.partial(serve, _socket(base), answers))
             )

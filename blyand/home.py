@@ -97,6 +97,16 @@ class Home:
         return self.path / "restored"
 
     @property
+    def http_token(self) -> Path:
+        """What opens the HTTP gateway (DEC-C3)."""
+        return self.path / "http.token"
+
+    @property
+    def http_place(self) -> Path:
+        """Where the HTTP gateway listens; there while it does."""
+        return self.path / "http.json"
+
+    @property
     def lock(self) -> Path:
         return self.path / "lock"
 

@@ -31,6 +31,31 @@ class SyncSection:
 
 
 @dataclass(frozen=True)
+class HttpSection:
+    """The HTTP gateway: the OpenAI-compatible API, /rpc, /metrics and the chat page."""
+
+    listen: str = option(
+        "",
+        "HOST:PORT to serve HTTP on, with an IP address; port 0 takes a free one. "
+        "127.0.0.1 reaches nobody but this machine. Empty: no gateway.",
+    )
+    names: tuple[str, ...] = option(
+        (),
+        "Further hosts, with or without port, under which a proxy makes it reachable; "
+        "requests for any other name are refused.",
+    )
+    max_connections: int = option(
+        256, "Clients connected at once; more are told 429.", low=1, high=4096
+    )
+    max_requests: int = option(
+        64,
+        "Requests with the token answered at once; more are told 429.",
+        low=1,
+        high=4096,
+    )
+
+
+@dataclass(frozen=True)
 class LogSection:
     """What is written to stderr and to <home>/log."""
 

@@ -44,7 +44,9 @@ LEVELS = {
     **dict.fromkeys(["directory", "upkeep", "founding", "founding_commands"], 5),
     "newcomer": 5,
     "participation": 5,
+    "gateway": 5,
     "rpc": 4,
+    "http": 4,
     **dict.fromkeys(["chain", "finality", "election", "inference", "training"], 3),
     **dict.fromkeys(["retention", "joining"], 3),
     **dict.fromkeys(["data", "evolution", "guard", "ledger"], 3),
@@ -93,6 +95,8 @@ CATCH_ALLS = {
     ("blyand/net/guard/gossip.py", "*"),
     ("blyand/net/guard/tls.py", "_key_in"),
     ("blyand/rpc/server.py", "dispatch"),
+    ("blyand/http/app.py", "__call__"),
+    ("blyand/http/connection.py", "run"),
 }
 
 MAX_LINES = 400

@@ -46,6 +46,7 @@ OVERLOADED = ErrorCode(-32010, "overloaded", "too many requests under way")
 LINE_TOO_LONG = ErrorCode(-32011, "line too long", "a request above 1 MiB")
 REPLY_TOO_LONG = ErrorCode(-32012, "reply too long", "a result above 16 MiB")
 TIMED_OUT = ErrorCode(-32013, "timed out", "not done within the method's deadline")
+NOT_PUBLIC = ErrorCode(-32014, "not public", "not answered over HTTP")
 
 GENERAL = (
     PARSE_ERROR,
@@ -57,6 +58,7 @@ GENERAL = (
     LINE_TOO_LONG,
     REPLY_TOO_LONG,
     TIMED_OUT,
+    NOT_PUBLIC,
 )
 
 NOUN_BASES = {
@@ -101,6 +103,7 @@ def shared_code(noun: str, name: str) -> int:
 
 
 BACKUP_REFUSED = ErrorCode(110, "backup refused", "no backup can be made there")
+GATEWAY_OFF = ErrorCode(111, "gateway off", "this node does not serve HTTP")
 
 ADDRESS_INVALID = ErrorCode(210, "address invalid", "not a multiaddr with /p2p/…")
 PEER_UNREACHABLE = ErrorCode(211, "peer unreachable", "nobody answered there")
@@ -173,6 +176,7 @@ KEY_REFUSED = ErrorCode(2010, "key refused", "the key was not changed; it says w
 
 NOUN_ERRORS = (
     BACKUP_REFUSED,
+    GATEWAY_OFF,
     ADDRESS_INVALID,
     PEER_UNREACHABLE,
     PEER_REFUSED,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blyan_proto.rpc.errors import BACKUP_REFUSED
+from blyan_proto.rpc.errors import BACKUP_REFUSED, GATEWAY_OFF
 from blyan_proto.rpc.parts import Hosted, Progress
 from blyan_proto.rpc.spec import (
     LONG_DEADLINE_S,
@@ -39,6 +39,7 @@ class Status:
     training: str = arg("why training runs, pauses or is off")
     disk_bytes: int = arg("bytes that the home takes on its disk")
     disk_limit_bytes: int | None = arg("most that it may take; null: no limit")
+    http: str | None = arg("where the HTTP gateway listens; null: off")
     warnings: list[str] = arg("what the operator should know; empty when all is well")
     uptime_s: float = arg("seconds since the daemon was ready")
 
@@ -144,6 +145,22 @@ backup = declare(
         deadline_s=LONG_DEADLINE_S,
     )
 )
+
+
+@record
+class GetPage:
+    """Tell the address of the chat page, with the token that opens it."""
+
+
+@record
+class Page:
+    """The chat page. Whoever has the address can ask this node: keep it to yourself."""
+
+    url: str = arg("address for a browser; the part after # never leaves it")
+    token_file: str = arg("file with the token, for API clients: their API key")
+
+
+page = declare(Method("node.page", GetPage, Page, errors=(GATEWAY_OFF,)))
 
 
 @record

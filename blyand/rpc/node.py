@@ -12,6 +12,7 @@ from pathlib import Path
 import trio
 
 from blyan_proto.rpc import node as spec
+from blyan_proto.rpc.errors import GATEWAY_OFF, RpcError
 from blyan_proto.rpc.parts import Hosted
 from blyand import __version__
 from blyand.chain.follow import Follower
@@ -19,6 +20,7 @@ from blyand.chain.machine import Machine
 from blyand.chain.pool import Pool
 from blyand.compute import Threads
 from blyand.config import OPTIONS, Config
+from blyand.home import Home
 from blyand.net.host import Host
 from blyand.protocols.meeting import Meeting
 from blyand.rpc.bind import Answers
@@ -57,8 +59,14 @@ def bind(
     roles: Sequence[str],
     stop: Callable[[], None],
     disk_lane: Threads,
+    url: Callable[[], str | None] = lambda: None,
+    page: Callable[[], str | None] = lambda: None,
 ) -> None:
-    """Bind node.*. `stop` makes the daemon end soon after it returned."""
+    """Bind node.*. `stop` makes the daemon end soon after it returned.
+
+    `url` is where the HTTP gateway listens, `page` its chat page with the token; None
+    without a gateway.
+    """
     ready = trio.current_time()
 
     @answers(spec.status)
@@ -85,6 +93,7 @@ def bind(
             ),
             disk_bytes=await disk_lane.run(standing.budget.used_bytes),
             disk_limit_bytes=standing.budget.limit_bytes,
+            http=url(),
             warnings=list(warnings_of(standing, account)),
             uptime_s=trio.current_time() - ready,
         )
@@ -93,6 +102,14 @@ def bind(
     async def stop_daemon(params: spec.Stop) -> spec.Stopping:
         stop()
         return spec.Stopping(pid=os.getpid())
+
+    @answers(spec.page)
+    async def chat_page(params: spec.GetPage) -> spec.Page:
+        address = page()
+        if address is None:
+            text = "this node serves no HTTP; start it with: blyand run --http 127.0.0.1:8080"
+            raise RpcError(GATEWAY_OFF, text)
+        return spec.Page(url=address, token_file=str(Home(standing.home).http_token))
 
     @answers(spec.config)
     async def config_of(params: spec.GetConfig) -> spec.Config:
