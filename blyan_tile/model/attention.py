@@ -1,7 +1,7 @@
 """RMSNorm, projections, rotation and grouped-query attention, as in Mixtral.
 
 Letters: B batch, T tokens, d width, H heads, G key-value heads, w head width,
-S tokens in the cache. Every GEMM pads to a multiple of 8 rows (DEC-S1).
+S tokens in the cache.
 """
 
 from __future__ import annotations
@@ -13,22 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blyan_proto.block.model import Architecture, BiasKind, QueryKeyNorm
-
-# BLAS takes other kernels, with other last bits, for fewer rows than these and for the
-# remainder that a thread gets; measured equal for 1 to 64 rows and 1 to 8 threads.
-ROWS = 8
-
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x @ weight.T; a row's bits do not depend on how many rows there are.
-
-    x (n, in), weight (out, in) -> (n, out). DEC-S1.
-    """
-    rows = x.shape[0]
-    if rows % ROWS == 0:
-        return F.linear(x, weight)  # (n, out)
-    padded = F.pad(x, (0, 0, 0, -rows % ROWS))  # (n rounded up, in)
-    return F.linear(padded, weight)[:rows]  # (n, out)
+from blyan_tile.model.linear import linear
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -58,8 +43,19 @@ def projected(
     x (n, d) -> (n, H * w or G * w); for "o" (n, H * w) -> (n, d). Bias, norm and clip
     follow in this order, each where the architecture has it.
     """
+    made = multiply(x, parameters[f"layer{layer}.attention.{name}.weight"])
+    return adjusted(architecture, parameters, layer, name, made)
+
+
+def adjusted(
+    architecture: Architecture,
+    parameters: Mapping[str, Tensor],
+    layer: int,
+    name: str,
+    made: Tensor,
+) -> Tensor:
+    """Return what `projected` makes of a product. (n, any) -> the same shape."""
     prefix = f"layer{layer}.attention.{name}"
-    made = multiply(x, parameters[f"{prefix}.weight"])
     bias = architecture.attention_bias
     if bias is BiasKind.ALL or (bias is BiasKind.QKV and name != "o"):
         made = made + parameters[f"{prefix}.bias"]  # not in the GEMM (DEC-S1)
@@ -81,6 +77,24 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.cat(
         (low * cosine - high * sine, high * cosine + low * sine), dim=-1
     )  # (..., T, w)
+
+
+def turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Return what `rotate` returns, bit for bit, in fewer operations.
+
+    x (n, heads, w); cosine (n, 1, w), each twice, and sine (n, 1, w), the first half
+    negated, as `doubled` gives them.
+    """
+    low, high = x.chunk(2, dim=-1)  # (n, heads, w/2) each
+    return x * cosine + torch.cat((high, low), dim=-1) * sine  # (n, heads, w)
+
+
+def doubled(cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the tables that `turned` takes, (n, 1, w) each, of (n, w/2) each."""
+    return (
+        torch.cat((cosine, cosine), dim=-1)[:, None],
+        torch.cat((-sine, sine), dim=-1)[:, None],
+    )
 
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, window: int = 0) -> Tensor:

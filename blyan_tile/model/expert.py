@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from blyan_proto.block.model import Architecture
-from blyan_tile.model.attention import linear
+from blyan_tile.model.linear import is_packable, linear, packed
 
 
-@dataclass(frozen=True)
+@dataclass
 class Expert:
-    """The three matrices of one expert."""
+    """The three matrices of one expert, and from the second use on a packed copy.
+
+    Used once, an expert is not worth the copy; both give the same bits.
+    """
 
     gate: Tensor  # (h, d)
     up: Tensor  # (h, d)
     down: Tensor  # (d, h)
+    _uses: int = field(default=0, repr=False, compare=False)
+    _packed: tuple[Tensor, Tensor] | None = field(
+        default=None, repr=False, compare=False
+    )  # gate above up, (2h, d); down
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (n, d) -> (n, d)."""
-        return expert_forward(self.gate, self.up, self.down, x)
+        """x (n, d) -> (n, d). In any thread."""
+        if self._packed is None:
+            self._uses += 1
+            if self._uses == 1 or not self._is_packable:
+                return expert_forward(self.gate, self.up, self.down, x)
+            both = packed(torch.cat((self.gate, self.up)))
+            self._packed = both, packed(self.down)
+        both, down = self._packed
+        gated, lifted = linear(x, both).chunk(2, dim=1)  # (n, h) each
+        return linear(silu(gated.contiguous()) * lifted, down)  # (n, d)
+
+    @property
+    def _is_packable(self) -> bool:
+        # Each alone: otherwise the kernel, and so the bits, would be another one.
+        return is_packable(self.gate) and is_packable(self.down)
 
 
 def expert_of(parameters: Mapping[str, Tensor], layer: int, expert: int) -> Expert:
@@ -41,22 +61,19 @@ def dense_of(parameters: Mapping[str, Tensor], layer: int) -> Expert:
     return _named(parameters, f"layer{layer}.dense")
 
 
-def unrouted(
-    architecture: Architecture, parameters: Mapping[str, Tensor], layer: int, x: Tensor
-) -> Tensor | None:
-    """Return what every token of a layer gets whatever its routing, None for nothing.
-
-    The MLP of a dense layer; else the shared expert, times its gate. x (n, d) -> (n, d).
-    """
+def unrouted_of(
+    architecture: Architecture, parameters: Mapping[str, Tensor], layer: int
+) -> Expert | None:
+    """Return what every token of a layer passes: its MLP, or its shared expert."""
     if layer in architecture.dense_layers:
-        return dense_of(parameters, layer)(x)
-    if not architecture.shared_width:
-        return None
-    shared = shared_of(parameters, layer)(x)  # (n, d)
-    if not architecture.shared_gate:
-        return shared
+        return dense_of(parameters, layer)
+    return shared_of(parameters, layer) if architecture.shared_width else None
+
+
+def shared_share(parameters: Mapping[str, Tensor], layer: int, x: Tensor) -> Tensor:
+    """Return the gate of the shared expert: x (n, d) -> (n, 1)."""
     gate = linear(x, parameters[f"layer{layer}.shared_gate.weight"])  # (n, 1)
-    return _placeless(torch.sigmoid, gate) * shared  # (n, d)
+    return _placeless(torch.sigmoid, gate)
 
 
 LANES = 64  # elements: a multiple of what any CPU's loop takes at once

@@ -6,11 +6,12 @@ Letters: n tokens, d width, E experts, k experts per token.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from blyan_tile.model.attention import linear
+from blyan_tile.model.linear import linear
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,32 @@ class Routing:
 
     def rows(self) -> dict[int, Tensor]:
         """Return for each chosen expert, ascending, the rows (m,) that chose it."""
-        return {
-            expert: (self.experts == expert).any(dim=1).nonzero()[:, 0]  # (m,)
-            for expert in torch.unique(self.experts).tolist()
-        }
+        return {expert: rows for expert, (rows, _) in self.shares.items()}
 
-    def weights_of(self, expert: int, rows: Tensor) -> Tensor:
-        """Return the weights (m, 1) with which `rows` (m,) chose `expert`."""
-        chosen = self.experts[rows] == expert  # (m, k)
-        return (self.weights[rows] * chosen).sum(dim=1, keepdim=True)  # (m, 1)
+    @cached_property
+    def shares(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """For each chosen expert, ascending: its rows (m,), ascending, and their weights
+        (m, 1)."""
+        rows, per_token = self.experts.shape
+        if not per_token:
+            return {}
+        if rows == 1:  # one token decodes: no need to sort
+            row = torch.zeros(1, dtype=torch.int64, device=self.experts.device)
+            chosen = sorted(
+                zip(self.experts[0].tolist(), torch.split(self.weights[0], 1))
+            )
+            return {expert: (row, weight[:, None]) for expert, weight in chosen}
+        flat = self.experts.flatten()  # (n * k,)
+        order = flat.argsort(stable=True)  # (n * k,) pairs sorted by expert, then row
+        counts = torch.bincount(flat).tolist()
+        tokens = order.div(per_token, rounding_mode="floor")  # (n * k,)
+        weights = self.weights.flatten()[order, None]  # (n * k, 1)
+        parts = zip(counts, torch.split(tokens, counts), torch.split(weights, counts))
+        return {
+            expert: (rows, weight)
+            for expert, (count, rows, weight) in enumerate(parts)
+            if count
+        }
 
 
 def nowhere(tokens: int, device: torch.device) -> Routing:

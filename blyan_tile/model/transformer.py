@@ -23,14 +23,16 @@ from torch import Tensor
 from blyan_proto.block.model import Architecture
 from blyan_proto.errors import LimitExceeded
 from blyan_tile.model.attention import (
+    adjusted,
     attention,
-    linear,
-    projected,
+    doubled,
     rms_norm,
     rotate,
+    turned,
 )
 from blyan_tile.model.cache import KeyValueCache
-from blyan_tile.model.expert import Expert, expert_of, unrouted
+from blyan_tile.model.expert import Expert, expert_of, shared_share, unrouted_of
+from blyan_tile.model.linear import linear, packed
 from blyan_tile.model.rope import rope_tables
 from blyan_tile.model.router import Routing, nowhere, route
 from blyan_tile.model.sampling import Sampling, choose_token
@@ -54,8 +56,8 @@ class Step:
     """n tokens that pass the layers together, one sequence's after the other's."""
 
     parts: tuple[Part, ...]
-    cosine: Tensor  # (n, 1, w/2), of each token's position
-    sine: Tensor  # (n, 1, w/2)
+    cosine: Tensor  # (n, 1, w), of each token's position, as `turned` takes it
+    sine: Tensor  # (n, 1, w)
 
 
 class Trunk:
@@ -72,6 +74,11 @@ class Trunk:
             "embed.weight" if architecture.tied_embeddings else "head.weight"
         ]  # (V, d)
         self._epsilon = architecture.rms_epsilon_ppb * 1e-9
+        self._ready: dict[str, Tensor] = {}  # matrices that were used, packed
+        self._unrouted = [
+            unrouted_of(architecture, parameters, layer)
+            for layer in range(architecture.layers)
+        ]
         self._cosine, self._sine = rope_tables(architecture, self.device)
 
     @property
@@ -113,7 +120,7 @@ class Trunk:
         ]
         cosine = torch.cat([self._cosine[span] for span in spans])  # (n, w/2)
         sine = torch.cat([self._sine[span] for span in spans])  # (n, w/2)
-        return Step(tuple(parts), cosine[:, None], sine[:, None])
+        return Step(tuple(parts), *doubled(cosine, sine))
 
     def run(
         self,
@@ -131,8 +138,10 @@ class Trunk:
         """
         for layer in range(first, end):
             hidden, x, routing = self.attend(layer, hidden, step)
+            if self._is_dense(layer):
+                continue
             outputs = {
-                expert: (rows, experts(layer, expert)(x[rows]))
+                expert: (rows, experts(layer, expert)(x[rows] if len(x) > 1 else x))
                 for expert, rows in routing.rows().items()
             }
             hidden = self.combine(hidden, routing, outputs)  # (..., d)
@@ -156,13 +165,17 @@ class Trunk:
             mixed = self._attend_cached(layer, x, step)  # (n, H * w)
         else:
             mixed = self._attend_fresh(layer, x.view(-1, *hidden.shape[-2:]))
-        output = self._projected(layer, "o", mixed)  # (n, d)
+        output = linear(mixed, self._packed(layer, "o"))  # (n, d)
+        output = adjusted(self.architecture, self._parameters, layer, "o", output)
         hidden = hidden + output.view(hidden.shape)  # (..., d)
         x = self._norm(layer, "expert_norm", hidden).view(-1, width)  # (n, d)
-        always = unrouted(self.architecture, self._parameters, layer, x)  # (n, d)
+        always = self._unrouted[layer]
         if always is not None:
-            hidden = hidden + always.view(hidden.shape)  # (..., d)
-        if layer in self.architecture.dense_layers:
+            made = always(x)  # (n, d)
+            if self.architecture.shared_gate and not self._is_dense(layer):
+                made = shared_share(self._parameters, layer, x) * made  # (n, d)
+            hidden = hidden + made.view(hidden.shape)  # (..., d)
+        if self._is_dense(layer):
             return hidden, x, nowhere(len(x), self.device)
         routing = route(
             x,
@@ -178,25 +191,32 @@ class Trunk:
         hidden (..., d); each expert's output (m, d) belongs to its rows (m,) of the n
         tokens. Every chosen pair of token and expert must be there.
         """
-        total = torch.zeros(
-            routing.experts.shape[0], hidden.shape[-1], device=hidden.device
-        )  # (n, d)
+        flat = hidden.view(-1, hidden.shape[-1])  # (n, d)
+        total: Tensor | None = None  # (n, d)
         for expert in sorted(outputs):
             rows, output = outputs[expert]  # (m,), (m, d)
-            total[rows] += routing.weights_of(expert, rows) * output  # (m, d)
-        return hidden + total.view(hidden.shape)  # (..., d)
+            weighted = routing.shares[expert][1] * output  # (m, d)
+            if len(rows) == len(flat):  # all of them, in order
+                total = weighted if total is None else total + weighted
+                continue
+            if total is None:
+                total = torch.zeros_like(flat)
+            total.index_add_(0, rows, weighted)
+        return hidden if total is None else hidden + total.view(hidden.shape)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., d) -> logits (..., V)."""
         x = rms_norm(hidden, self._parameters["final_norm.weight"], self._epsilon)
-        flat = linear(x.reshape(-1, x.shape[-1]), self._head)  # (n, V)
+        if "head" not in self._ready:
+            self._ready["head"] = packed(self._head)
+        flat = linear(x.reshape(-1, x.shape[-1]), self._ready["head"])  # (n, V)
         return flat.view(*hidden.shape[:-1], -1)  # (..., V)
 
     def _attend_cached(self, layer: int, x: Tensor, step: Step) -> Tensor:
         """x (n, d): one projection of all rows, attention sequence by sequence."""
         query, keys, values = self._split(layer, x)  # (n, H, w), (n, G, w) twice
-        query = rotate(query, step.cosine, step.sine)  # (n, H, w)
-        keys = rotate(keys, step.cosine, step.sine)  # (n, G, w)
+        query = turned(query, step.cosine, step.sine)  # (n, H, w)
+        keys = turned(keys, step.cosine, step.sine)  # (n, G, w)
         window = self.architecture.attention_window
         mixed: list[Tensor] = []
         start = 0
@@ -229,14 +249,29 @@ class Trunk:
 
     def _split(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (n, d) -> queries (n, H, w), keys and values (n, G, w), not yet rotated."""
-        shape = len(x), -1, self.architecture.head_width
+        heads, width = self.architecture.heads, self.architecture.head_width
+        groups = self.architecture.kv_heads
+        made = linear(x, self._packed(layer, "qkv"))  # (n, (H + 2 G) * w)
+        widths = [heads * width, groups * width, groups * width]
+        parts = torch.split(made, widths, dim=1)
         query, keys, values = (
-            self._projected(layer, name, x).view(shape) for name in "qkv"
+            adjusted(self.architecture, self._parameters, layer, name, part).view(
+                len(x), -1, width
+            )
+            for name, part in zip("qkv", parts)
         )
         return query, keys, values
 
-    def _projected(self, layer: int, name: str, x: Tensor) -> Tensor:
-        return projected(self.architecture, self._parameters, layer, name, x)
+    def _packed(self, layer: int, names: str) -> Tensor:
+        """Return matrices of a layer's attention, one below the other, to multiply."""
+        key = f"layer{layer}.{names}"
+        if key not in self._ready:
+            parts = [self._weight(layer, f"attention.{name}") for name in names]
+            self._ready[key] = packed(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return self._ready[key]
+
+    def _is_dense(self, layer: int) -> bool:
+        return layer in self.architecture.dense_layers
 
     def _weight(self, layer: int, name: str) -> Tensor:
         return self._parameters[f"layer{layer}.{name}.weight"]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from blyan_proto.block.model import Architecture, BiasKind, QueryKeyNorm
 from blyan_proto.errors import LimitExceeded
 from blyan_tile.create import architecture_of, initial_parameters
-from blyan_tile.model.attention import attention, linear, projected, rotate
+from blyan_tile.model.attention import attention, projected, rotate
 from blyan_tile.model.expert import (
     Expert,
     dense_of,
@@ -23,6 +23,7 @@ from blyan_tile.model.expert import (
     silu,
     unrouted,
 )
+from blyan_tile.model.linear import linear
 from blyan_tile.model.mixture import mixture
 from blyan_tile.model.rope import ROWS_AT_ONCE, rope_tables
 from blyan_tile.model.router import choose
@@ -163,7 +164,7 @@ def test_equal_probabilities_go_to_the_lowest_expert() -> None:
     rows = routing.rows()
     assert sorted(rows) == [0, 1, 2]
     assert rows[1].tolist() == [0, 1]
-    assert routing.weights_of(2, rows[2]).tolist() == [[0.5]]
+    assert routing.shares[2][1].tolist() == [[0.5]]
 
 
 def reference(architecture: Architecture, parameters: dict[str, Tensor]) -> Tensor:
