@@ -141,13 +141,16 @@ def create(job: CreateJob, report: Callable[[Progress], None]) -> CreateResult:
 
 def write_tile(directory: Path, tile: np.ndarray) -> bytes:
     """Write one TBLOCK file named by its root, unless it is there; return the root."""
-    root = tblock.root_of(tile)
-    path = directory / root.hex()
+    outline = tblock.outline_of(tile)
+    path = directory / outline.root.hex()
     if not path.exists():
         partial = path.with_suffix(".partial")
-        partial.write_bytes(tblock.to_bytes(tile))
+        with open(partial, "wb") as file:
+            file.write(outline.head_bytes())
+            file.write(np.ascontiguousarray(tile).reshape(-1).view(np.uint8).data)
+            file.write(outline.tail_bytes())
         os.replace(partial, path)
-    return root
+    return outline.root
 
 
 def _falling(rounds: int) -> tuple[RateStep, ...]:

@@ -91,7 +91,7 @@ def _piece(text: str, steps: list[dict[str, Any]], lossy: bool) -> tuple[bytes, 
     return text.encode(), kind
 
 
-def _byte_characters() -> dict[str, int]:
+def byte_characters() -> dict[str, int]:
     """Return GPT-2's spelling of bytes: printable ones as they are, others from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -101,4 +101,4 @@ def _byte_characters() -> dict[str, int]:
     }
 
 
-_BYTES = _byte_characters()
+_BYTES = byte_characters()

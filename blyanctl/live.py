@@ -177,6 +177,8 @@ ALWAYS: dict[str, Show] = {
     "train.watch": rounds,
     "data.add": progress,
     "model.create": progress,
+    "model.import": progress,
+    "model.export": progress,
     "chain.export": lines,
     "chain.verify": progress,
     "chain.sync": syncing,

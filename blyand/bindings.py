@@ -23,6 +23,7 @@ from blyand.replica import Replica
 from blyand.rpc import (
     backup,
     chain,
+    checkpoint,
     consensus,
     data,
     expert,
@@ -51,6 +52,7 @@ from blyand.rpc.publishing import Publishing
 from blyand.rpc.resolve import dataset_called, model_called
 from blyand.rpc.rounds import Watching
 from blyand.rpc.tally import Tally
+from blyand.training import birth
 from blyand.training.proof import Proof
 from blyand.upkeep import Upkeep
 
@@ -80,7 +82,12 @@ def bind_all(
     ordering = Ordering(replica.machine, stores.blocks, base.events)
     holders = Holders(replica.machine, models.holder, base.key.account)
     publishing = Publishing(
-        make=replica.author.make,
+        chain=birth.Chain(
+            make=replica.author.make,
+            pending=lambda: replica.author.pending,
+            view=lambda: replica.view,
+            account=base.key.account,
+        ),
         worker=importer,
         blobs=stores.blobs,
         lane=base.disk_lane,
@@ -263,6 +270,13 @@ def bind_all(
     expert.bind(answers, holders=holders, latency_ms=latency_ms)
     history.bind(answers, ordering=ordering, blocks=stores.blocks, lane=base.disk_lane)
     model.bind(answers, holders=holders, ordering=ordering, publishing=publishing)
+    checkpoint.bind(
+        answers,
+        holders=holders,
+        ordering=ordering,
+        publishing=publishing,
+        fetcher=fetcher,
+    )
     data.bind(answers, ordering=ordering, publishing=publishing)
     tile.bind(
         answers,

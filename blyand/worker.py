@@ -46,6 +46,8 @@ class Row:
     result: str
 
 
+_IMPORT, _EXPORT = "blyan_tile.model.import_hf", "blyan_tile.model.export_hf"
+
 # Class of the job -> who runs it. Names, so that the daemon never imports torch here.
 JOBS: Mapping[str, Row] = {
     f"{module}:{job}": Row(f"{module}:{run}", f"{module}:{result}")
@@ -55,6 +57,8 @@ JOBS: Mapping[str, Row] = {
         ("blyan_tile.corpus", "ArchiveJob", "build", "ArchiveResult"),
         ("blyan_tile.vocabulary", "OpenJob", "open_vocabulary", "Opened"),
         ("blyan_tile.vocabulary", "EncodeJob", "encode_text", "Encoded"),
+        (_IMPORT, "ImportJob", "import_checkpoint", "ImportResult"),
+        (_EXPORT, "ExportJob", "export_model", "ExportResult"),
     )
 }
 

@@ -123,6 +123,10 @@ MODEL_UNKNOWN = ErrorCode(510, "model unknown", "no such model, or none yet")
 MODEL_AMBIGUOUS = ErrorCode(511, "model ambiguous", "several fit; name one")
 MODEL_EXISTS = ErrorCode(512, "model exists", "the name is taken")
 PRESET_UNKNOWN = ErrorCode(513, "preset unknown", "no such preset")
+CHECKPOINT_INVALID = ErrorCode(
+    514, "checkpoint invalid", "the files are no checkpoint that can be imported"
+)
+EXPORT_REFUSED = ErrorCode(515, "export refused", "it cannot be written so, or there")
 
 DATASET_UNKNOWN = ErrorCode(610, "dataset unknown", "no such dataset, or none yet")
 DATASET_AMBIGUOUS = ErrorCode(611, "dataset ambiguous", "several fit; name one")
@@ -190,6 +194,8 @@ NOUN_ERRORS = (
     MODEL_AMBIGUOUS,
     MODEL_EXISTS,
     PRESET_UNKNOWN,
+    CHECKPOINT_INVALID,
+    EXPORT_REFUSED,
     DATASET_UNKNOWN,
     DATASET_AMBIGUOUS,
     DATASET_EXISTS,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from blyan_proto.rpc.errors import (
+    CHECKPOINT_INVALID,
+    EXPORT_REFUSED,
     MODEL_AMBIGUOUS,
     MODEL_EXISTS,
     MODEL_UNKNOWN,
@@ -51,6 +53,84 @@ create = declare(
         errors=(PRESET_UNKNOWN, MODEL_EXISTS),
         streams=Progress,
         deadline_s=LONG_DEADLINE_S,
+    )
+)
+
+
+@record
+class ImportModel:
+    """Publish a Hugging Face checkpoint of safetensors; goes on where it was stopped."""
+
+    directory: str = arg(
+        "folder on the daemon's machine, with config.json and tokenizer.json",
+        positional=True,
+        path=True,
+    )
+    name: str | None = arg("its name; default: the folder's", default=None)
+
+
+@record
+class Imported:
+    """A checkpoint that is published."""
+
+    model: Id = arg("model block id, as infer.generate takes it")
+    name: str = arg("model name")
+    family: str = arg("model_type of its config.json")
+    dtype: str = arg("element type of most of its weights: f32, f16 or bf16")
+    parameters: int = arg("numbers in it")
+    groups: int = arg("groups: trunks, routers, experts, embeddings")
+    tiles: int = arg("tiles in all groups")
+    bytes: int = arg("bytes of its weights as stored")
+
+
+import_ = declare(
+    Method(
+        "model.import",
+        ImportModel,
+        Imported,
+        errors=(MODEL_EXISTS, CHECKPOINT_INVALID),
+        streams=Progress,
+        deadline_s=None,
+    )
+)
+
+
+@record
+class ExportModel:
+    """Write a model's adopted weights as a Hugging Face checkpoint of safetensors."""
+
+    model: str = arg("model name or block id", positional=True)
+    directory: str = arg(
+        "new or empty folder on the daemon's machine", positional=True, path=True
+    )
+    dtype: str | None = arg(
+        "element type of all tensors; default: as imported, f32 once trained",
+        default=None,
+        choices=("f32", "f16", "bf16"),
+    )
+    shard_mib: int = arg("most MiB in one file", default=4096, low=1, high=1 << 30)
+
+
+@record
+class Exported:
+    """A model that was written."""
+
+    model: Id = arg("model block id")
+    directory: str = arg("where it is")
+    files: int = arg("files written")
+    tensors: int = arg("tensors in them")
+    bytes: int = arg("bytes of all tensors")
+    round: int = arg("round of these weights")
+
+
+export = declare(
+    Method(
+        "model.export",
+        ExportModel,
+        Exported,
+        errors=(MODEL_UNKNOWN, MODEL_AMBIGUOUS, EXPORT_REFUSED),
+        streams=Progress,
+        deadline_s=None,
     )
 )
 

@@ -64,6 +64,11 @@ class Author:
         self._turn = trio.Lock()
         self._abandoned: set[bytes] = set()
 
+    @property
+    def pending(self) -> list[Block]:
+        """Our own blocks that no checkpoint took yet, by ascending sequence."""
+        return self._pool.of(self._key.public)
+
     async def make(
         self,
         payload: Any,

@@ -25,7 +25,7 @@ from blyand.rules.records import GROUPS, MODELS, ModelRecord, Node
 from blyand.rules.view import View
 from blyand.training import birth
 
-WEIGHTS_ORDERED_S = 300.0  # from the last block made to the last one ordered
+WEIGHTS_ORDERED_S = 300.0  # from one block ordered to the next
 
 
 def bind(
@@ -45,7 +45,7 @@ def bind(
         under_way.add(model.name)
         try:
             born = await _born(publishing, model, params.seed, emit)
-            await _ordered(ordering, born, emit)
+            await ordered(ordering, born, emit)
         finally:
             under_way.discard(model.name)
         return created_of(model, born)
@@ -97,7 +97,7 @@ async def _born(
                 publishing.worker,
                 publishing.blobs,
                 publishing.lane,
-                publishing.make,
+                publishing.chain,
                 work,
                 report,
             )
@@ -105,20 +105,24 @@ async def _born(
             raise Unavailable(f"no weights were made: {error}") from error
 
 
-async def _ordered(ordering: Ordering, born: birth.Born, emit: Emit) -> None:
-    """Wait until every group has its weights, so that the caller can go on at once."""
-    total = len(born.layout.groups)
-    await emit(Progress("waiting for a checkpoint", 0, total, "groups"))
+async def ordered(ordering: Ordering, born: birth.Born, emit: Emit) -> None:
+    """Wait until every group has its weights, so that the caller can go on at once.
+
+    TooSlow when none came within `WEIGHTS_ORDERED_S` of the one before.
+    """
     refused = await ordering.wait(born.id, WEIGHTS_ORDERED_S)
     if refused is not None:
         raise Unavailable(f"the network refused the model: {refused}")
+    total, done = len(born.layout.groups), -1
 
-    def is_whole() -> bool:
+    def given() -> int:
         record = MODELS.get(ordering.view, born.id)
-        return record is not None and record.weights == record.groups
+        return 0 if record is None else record.weights
 
-    await ordering.until(is_whole, WEIGHTS_ORDERED_S)
-    await emit(Progress("waiting for a checkpoint", total, total, "groups"))
+    while done < total:
+        await ordering.until(lambda: given() > done, WEIGHTS_ORDERED_S)
+        done = given()
+        await emit(Progress("waiting for a checkpoint", done, total, "groups"))
 
 
 def created_of(model: Model, born: birth.Born) -> spec.Created:

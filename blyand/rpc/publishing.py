@@ -15,19 +15,25 @@ from blyan_proto.block.block import Block
 from blyan_proto.rpc.errors import INVALID_PARAMS, RpcError
 from blyand.compute import Threads, Worker
 from blyand.store.blobs import BlobStore
+from blyand.training.birth import Chain
 
 MAX_NAME_BYTES = 128  # blyan_proto.types.Name
 
 
 @dataclass(frozen=True)
 class Publishing:
-    """A worker of its own (never the learner's), the blobs, and the author."""
+    """A worker of its own (never the learner's), the blobs, and the chain."""
 
     worker: Worker
     blobs: BlobStore
     lane: Threads
-    make: Callable[..., Awaitable[Block]]
+    chain: Chain
     work: Path  # scratch, on the file system of the blobs
+
+    @property
+    def make(self) -> Callable[..., Awaitable[Block]]:
+        """What makes a block of ours and announces it."""
+        return self.chain.make
 
 
 @asynccontextmanager

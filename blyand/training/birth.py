@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import trio
 
 from blyan_proto.block.block import Block
 from blyan_proto.block.header import NO_LAYER
-from blyan_proto.block.model import Model, Weights
+from blyan_proto.block.model import Model, TileRootsList, Weights
+from blyan_proto.block.payload import KINDS
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_tile.create import CreateJob, CreateResult
 from blyan_tile.layout import Layout
 from blyand.compute import Threads, Worker
+from blyand.errors import TooSlow
 from blyand.rules.model.model import layout_for
+from blyand.rules.records import GROUPS, MODELS
+from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
 
 Report = Callable[[str, int, int], Awaitable[None]]  # stage, done, total
+
+MAX_AHEAD = 256  # blocks of ours that no checkpoint took; making one looks at them all
+ROOM_S = 300.0  # for one of them to be taken
+LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -27,13 +37,23 @@ class Born:
     layout: Layout
 
 
+@dataclass(frozen=True)
+class Chain:
+    """What a model's birth needs of this node's chain."""
+
+    make: Callable[..., Awaitable[Block]]
+    pending: Callable[[], Sequence[Block]]  # our own blocks that no checkpoint took
+    view: Callable[[], View]
+    account: bytes
+
+
 async def create(
     model: Model,
     seed: int,
     worker: Worker,
     blobs: BlobStore,
     lane: Threads,
-    make: Callable[..., Awaitable[Block]],
+    chain: Chain,
     work: Path,
     report: Report,
 ) -> Born:
@@ -52,14 +72,79 @@ async def create(
             if path.exists():
                 await lane.run(blobs.put_file, path)
         await report("storing", index + 1, len(layout.groups))
-    block = await make(model, subject=model.name)
-    for index, tiles in enumerate(result.groups):
+    return await publish(model, result.groups, None, chain, report)
+
+
+async def publish(
+    model: Model,
+    groups: Sequence[TileRootsList],
+    begun: bytes | None,
+    chain: Chain,
+    report: Report,
+) -> Born:
+    """Publish a model and the first weights of its groups; their blobs are here.
+
+    `begun`: its block, when an earlier life came so far (`find_begun`); then only what
+    is lacking is made. TooSlow when no checkpoint takes our blocks.
+    """
+    layout = layout_for(model)
+    id = begun or (await chain.make(model, subject=model.name)).id
+    known = _groups_known(id, chain) if begun else frozenset()
+    for index, tiles in enumerate(groups):
         group = layout.groups[index]
-        await make(
-            Weights(FORMAT_VERSION, block.id, index, tiles),
-            subject=group.name,
-            layer=NO_LAYER if group.layer is None else group.layer,
-            meta_ref=block.id,
-        )
-        await report("publishing", index + 1, len(layout.groups))
-    return Born(block.id, layout)
+        if index not in known:
+            await _room(chain)
+            await chain.make(
+                Weights(FORMAT_VERSION, id, index, tiles),
+                subject=group.name,
+                layer=NO_LAYER if group.layer is None else group.layer,
+                meta_ref=id,
+            )
+        await report("publishing", index + 1, len(groups))
+    return Born(id, layout)
+
+
+def find_begun(
+    model: Model, groups: Sequence[TileRootsList], chain: Chain
+) -> bytes | None:
+    """Return our block of exactly this model, executed or not; None without one.
+
+    What is executed of its weights must be these too, and not be trained.
+    """
+    for record in MODELS.scan(chain.view()):
+        same = replace(record.model, replication=model.replication) == model
+        if same and record.creator == chain.account:
+            known = list(GROUPS.scan(chain.view(), record.id))
+            if all(one.tiles == groups[one.group] for one in known):
+                return record.id
+    for block in _pending(Model, chain):
+        if block.content == model:
+            return block.id
+    return None
+
+
+def _groups_known(model: bytes, chain: Chain) -> frozenset[int]:
+    ordered = {record.group for record in GROUPS.scan(chain.view(), model)}
+    waiting = (block.content for block in _pending(Weights, chain))
+    return frozenset(ordered | {one.group for one in waiting if one.model == model})
+
+
+def _pending(payload: type, chain: Chain) -> list[Block]:
+    (code,) = (kind.code for kind in KINDS.values() if kind.payload is payload)
+    return [block for block in chain.pending() if block.header.kind == code]
+
+
+async def _room(chain: Chain) -> None:
+    """Wait until checkpoints took enough of our blocks."""
+    last, since = len(chain.pending()), trio.current_time()
+    while last >= MAX_AHEAD:
+        await trio.sleep(LOOK_S)
+        now = len(chain.pending())
+        if now < last:
+            since = trio.current_time()
+        elif trio.current_time() - since > ROOM_S:
+            raise TooSlow(
+                f"{now} blocks of ours wait, and no checkpoint took one for {ROOM_S:g} s; "
+                "`blyanctl consensus status` says what the next one waits for"
+            )
+        last = now

@@ -17,6 +17,7 @@ from blyan_proto.block.block import Block
 from blyan_proto.block.model import TileRootsList, TileUpdate
 from blyan_proto.errors import ProtocolError
 from blyan_tile.layout import Group
+from blyan_tile.tokenizer import MAX_COMPANIONS_BYTES
 from blyand.compute import Threads
 from blyand.errors import Unavailable
 from blyand.events import (
@@ -240,6 +241,8 @@ class Holder:
         head = self._heads.get(key)
         if head is None or not self._stands(key, head, final):
             self._move(key, final)  # a roll-back, or the first version
+        if group.name == "embed":
+            await self._keep_companions(model)
         lacks_blobs = await self._extend(key, group)
         await self._keep_adopted(record, key)
         await self._keep_snapshot(record, key)
@@ -376,6 +379,17 @@ class Holder:
             hints = self._replay.holders(record.model, record.group)
             await self._fetcher.get(root, hints, durable=False)
         self._trails.adopt(key, roots)
+
+    async def _keep_companions(self, model: bytes) -> None:
+        """Have the files that came with the weights, as everyone who runs a trunk needs.
+
+        They go with the group `embed`: it counts as held when they are here, too.
+        """
+        record = MODELS.get(self._blocks.view(), model)
+        root = record.model.companions if record else None
+        if root is not None:
+            hints = self._replay.holders(model, 0)
+            await self._fetcher.get(root, hints, most_bytes=MAX_COMPANIONS_BYTES)
 
     async def _keep_snapshot(self, record: GroupRecord, key: Key) -> None:
         """Make the version that a snapshot block names durable (DEC-B3)."""

@@ -95,7 +95,12 @@ class Training:
             node.trainer,
             node.blobs,
             InlineLane(),
-            node.author.make,
+            birth.Chain(
+                node.author.make,
+                lambda: node.author.pending,
+                lambda: node.machine.view,
+                node.key.account,
+            ),
             node.home / "work",
             quiet,
         )

@@ -63,6 +63,7 @@ from blyand.poison import PoisonBox
 from blyand.protocols.meeting import Met
 from blyand.rpc import (
     chain,
+    checkpoint,
     data,
     expert,
     explorer,
@@ -113,6 +114,7 @@ from blyand.store.checkpoints import CheckpointStore
 from blyand.store.memory import MemoryStore
 from blyand.store.sets import SetStore
 from blyand.store.state import State
+from blyand.training import birth
 from blyand.training.holder import Version as Held
 from blyand.training.journal import Report
 
@@ -738,6 +740,13 @@ def bind_models(world, publishing=None):
         ordering=world.ordering,
         publishing=publishing,
     )
+    checkpoint.bind(
+        world.answers,
+        holders=world.holders,
+        ordering=world.ordering,
+        publishing=publishing,
+        fetcher=None,
+    )
 
 
 def test_models_and_experts_with_their_holders(world):
@@ -841,7 +850,8 @@ def publishing_of(world, tmp_path, effect):
         world.order(block, change=lambda overlay: effect(overlay, block, payload))
         return block
 
-    return Publishing(Worker(), world.blobs, world.lane, make, tmp_path / "work")
+    chain = birth.Chain(make, list, lambda: world.view, bytes(20))
+    return Publishing(Worker(), world.blobs, world.lane, chain, tmp_path / "work")
 
 
 def test_creating_a_model_ends_when_its_weights_are_ordered(world, tmp_path):
