@@ -36,21 +36,6 @@ class TextStream(Protocol):
         """Return what an unfinished last character amounts to."""
 
 
-class Tokenizer(Protocol):
-    """The way back from tokens to text, and what a model's tokens are."""
-
-    vocabulary: int  # ids below it may be chosen
-    ends: frozenset[int]  # ids that end an answer
-    template: str | None  # chat template, Jinja
-    pieces: Sequence[bytes]  # (vocabulary,) what each id adds to a text, UTF-8
-
-    def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of a whole sequence."""
-
-    def stream(self) -> TextStream:
-        """Return a decoder for tokens that continue a text."""
-
-
 class ByteTokenizer:
     """256 ids, no training, no file; any text round-trips."""
 

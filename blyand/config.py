@@ -183,6 +183,11 @@ class InferenceSection:
         "0: an eighth of the machine's, divided by daemons_on_host.",
         unit="MiB",
     )
+    allow_templates: tuple[str, ...] = option(
+        (),
+        "Chat templates of other people's models that may run here: blake3 of the text in "
+        "hex, or all. Those of models that this node published always may.",
+    )
     max_requests: int = option(
         64, "Requests of peers served at once; above it BUSY.", low=1, high=4096
     )

@@ -55,6 +55,7 @@ JOBS: Mapping[str, Row] = {
         ("blyan_tile.learner", "LearnJob", "learn", "LearnResult"),
         ("blyan_tile.create", "CreateJob", "create", "CreateResult"),
         ("blyan_tile.corpus", "ArchiveJob", "build", "ArchiveResult"),
+        ("blyan_tile.template", "RenderJob", "render", "Rendered"),
         ("blyan_tile.vocabulary", "OpenJob", "open_vocabulary", "Opened"),
         ("blyan_tile.vocabulary", "EncodeJob", "encode_text", "Encoded"),
         (_IMPORT, "ImportJob", "import_checkpoint", "ImportResult"),
@@ -71,7 +72,8 @@ class Limits:
     cpu_s: int = 0  # of one job; 0: no limit
 
     def enter(self) -> None:
-        """Bound the memory of this process from now on."""
+        """Bound the memory of this process from now on; its end leaves no core file."""
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if self.memory_mib:
             size = self.memory_mib << 20
             resource.setrlimit(resource.RLIMIT_AS, (size, size))

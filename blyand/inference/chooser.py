@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from blyan_proto.protocols.expert import Numerics
 from blyan_tile.model.sampling import (
     Choice,
     Constraint,
@@ -31,7 +32,7 @@ class Wanted:
     logprobs: int | None = None  # how many of the likeliest tokens are told
     echo_logprobs: bool = False  # the prompt's tokens are told likewise
     schema: str | None = None  # JSON Schema that the answer fits
-    numerics: str | None = None  # None: as the node is configured
+    numerics: Numerics | None = None  # None: as the node is configured
     owner: bytes = b""  # whose earlier requests may be built on (DEC-S2)
     request: str = ""  # for `Generation.cancel`; empty: one is made
     deadline_s: float = float("inf")  # trio time

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import trio
 
 from blyan_tile.model.sampling import Choice
-from blyand.errors import Busy, NotHere
+from blyand.errors import Busy
 from blyand.inference.chooser import Chooser, Wanted
 from blyand.inference.session import Parts, Session
 from blyand.inference.text import Writer
@@ -124,8 +124,6 @@ class Generation:
         result.request = wanted.request or secrets.token_hex(8)
         if result.request in self._under_way:
             raise Busy(f"request {result.request} is under way already")
-        if wanted.numerics not in (None, "reference"):
-            raise NotHere(f"this node does not compute with {wanted.numerics}")
         under_way = self._under_way[result.request] = UnderWay(wanted, result)
         try:
             model = self._parts.pins.newest(wanted.model).pinned.model
@@ -138,7 +136,13 @@ class Generation:
             end = max(length, min(length + wanted.max_tokens, context))
             writer = Writer(vocabulary, wanted.stop)
             chooser = Chooser(wanted, vocabulary)
-            with Session(self._parts, wanted.model, end, wanted.deadline_s) as session:
+            with Session(
+                self._parts,
+                wanted.model,
+                end,
+                wanted.deadline_s,
+                numerics=wanted.numerics,
+            ) as session:
                 result.height = session.heads.height
                 feed, from_row = list(wanted.tokens), length - 1
                 if wanted.echo_logprobs:

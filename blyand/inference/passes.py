@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blyan_proto.protocols.expert import Numerics
 from blyan_tile.model.cache import KeyValueCache
 from blyan_tile.model.router import Routing
 from blyan_tile.model.transformer import Trunk
@@ -30,6 +31,7 @@ class Pass:
     tally: Tally
     deadline_s: float  # trio time
     is_stale: Callable[[], bool]
+    numerics: Numerics | None = None  # of calls to peers; None: the node's
 
 
 @dataclass
@@ -75,6 +77,7 @@ def _layer(run: Pass, state: _State, index: int) -> Layer:
         tally=run.tally,
         deadline_s=run.deadline_s,
         is_stale=run.is_stale,
+        numerics=run.numerics,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 import trio
 from torch import Tensor
 
+from blyan_proto.protocols.expert import Numerics
 from blyan_tile.model.cache import cache_bytes
 from blyan_tile.model.transformer import PREFILL_TOKENS, Trunk
 from blyand.compute import Threads
@@ -65,6 +66,7 @@ class Session:
         capacity: int,
         deadline_s: float,
         which: Which = Which.ADOPTED,
+        numerics: Numerics | None = None,
     ) -> None:
         """Pin the newest `which` heads. `capacity` in tokens; `deadline_s`: trio time.
 
@@ -77,6 +79,7 @@ class Session:
         self._capacity = capacity
         self._deadline_s = deadline_s
         self._which = which
+        self._numerics = numerics
         self._fed: list[int] = []
         self._pinned = ExitStack()
         self._trunk: Trunk | None = None
@@ -172,6 +175,7 @@ class Session:
             tally=self.tally,
             deadline_s=self._deadline_s,
             is_stale=partial(parts.pins.is_newer, self.heads, self._which),
+            numerics=self._numerics,
         )
         path: list[Stage] = []
         for leg in self._legs:

@@ -12,6 +12,7 @@ import numpy as np
 import trio
 
 from blyan_proto.errors import LimitExceeded
+from blyan_proto.protocols.expert import Numerics
 from blyan_proto.rpc import infer as spec
 from blyan_proto.rpc.errors import (
     PROMPT_INVALID,
@@ -79,7 +80,7 @@ def bind(
             stop_tokens=frozenset(params.stop_token_ids or ()),
             ignore_eos=params.ignore_eos,
             logprobs=params.logprobs,
-            numerics=params.numerics,
+            numerics=Numerics[params.numerics.upper()] if params.numerics else None,
             owner=LOCAL,
             request=params.request or "",
             deadline_s=trio.current_time() + DEADLINE_S,
