@@ -193,7 +193,7 @@ def bind_all(
         host=base.host,
         meeting=base.meeting,
         view=lambda: replica.view,
-        latency_ms=latency_ms,
+        known=models.serving.routes.of,
         clock=base.clock,
     )
     tally = Tally(

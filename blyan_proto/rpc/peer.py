@@ -33,6 +33,8 @@ class Peer:
     latency_ms: float | None = arg("measured round trip; null before the first")
     score: float | None = arg("misbehaviour points; they halve every ten minutes")
     state: str = arg("good, throttled or banned")
+    calls: int = arg("expert calls that it answered this node")
+    wrong: int = arg("its wrong answers: malformed, or contradicted by other holders")
     connected_s: float = arg("seconds since it was greeted")
 
 
@@ -91,6 +93,22 @@ class Reason:
 
 
 @record
+class ExpertAnswers:
+    """How a peer answered this node's expert calls since the start."""
+
+    calls: int = arg("answered")
+    busy: int = arg("refused with BUSY")
+    failed: int = arg("refused otherwise, broken or late")
+    wrong: int = arg("wrong answers: malformed, or contradicted by other holders")
+    confirmed: int = arg(
+        "answers that another holder gave, too, since the last wrong one"
+    )
+    record: str = arg("proven, none yet, or left out after a wrong answer")
+    median_ms: float | None = arg("of small calls; null before the first")
+    slow_ms: float | None = arg("90 % of small calls are faster; null before the first")
+
+
+@record
 class PeerDetails:
     """One peer, connected or remembered."""
 
@@ -112,6 +130,7 @@ class PeerDetails:
     region: str | None = arg("region it claims, or empty")
     finalised: int | None = arg("checkpoint height it last told")
     hosted: list[Hosted] = arg("groups it says it holds")
+    answers: ExpertAnswers = arg("how it answered expert calls")
     reasons: list[Reason] = arg("its last faults, newest first")
 
 

@@ -1,8 +1,9 @@
 """Expert computations of all requests, local and foreign, gathered into lane calls.
 
 Strategy. While one lane call computes, further work waits; the next call takes all of
-it, grouped by expert, our own first and every peer in turn. A row's result does not depend on its batch-mates, not even on
-how many there are: they are computed in blocks of a fixed size (DEC-S1, S2).
+it, grouped by expert, our own first and every peer in turn. A row's result does not
+depend on its batch-mates, not even on how many there are: they are computed in blocks
+of a fixed size (DEC-S1, S2).
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ LEAST_HEDGE_S = 0.005  # a second call is not worth less
 
 
 @dataclass
-class Standing:
+class Record:
     """One peer as a server of experts. Times are trio's, 0: never."""
 
     windows: dict[int, Window] = field(default_factory=dict)  # seconds, by size class
@@ -67,12 +67,12 @@ class Routes:
     def __init__(self) -> None:
         self.hedges = Ration()
         self.opinions = Ration()
-        self._peers: OrderedDict[str, Standing] = OrderedDict()
+        self._peers: OrderedDict[str, Record] = OrderedDict()
         self._stale: OrderedDict[tuple[str, bytes], float] = OrderedDict()
 
-    def of(self, peer: str) -> Standing:
+    def of(self, peer: str) -> Record:
         """Return what is known of a peer; do not change it."""
-        return self._peers.get(peer) or Standing()
+        return self._peers.get(peer) or Record()
 
     def holder(self, peer: str, rows: int = 1, root: bytes = b"") -> Holder:
         """Return a peer as the rules see it, for a call of `rows` to version `root`."""
@@ -179,8 +179,8 @@ class Routes:
         if for_long:
             known.out_until_s = trio.current_time() + LEFT_OUT_S
 
-    def _known(self, peer: str) -> Standing:
-        known = self._peers.setdefault(peer, Standing())
+    def _known(self, peer: str) -> Record:
+        known = self._peers.setdefault(peer, Record())
         self._peers.move_to_end(peer)
         while len(self._peers) > MAX_PEERS:
             self._peers.popitem(last=False)

@@ -21,6 +21,7 @@ from blyan_proto.rpc.parts import Hosted
 from blyan_proto.types import Role, members
 from blyand.clock import Clock
 from blyand.errors import NoRoute, TooSlow
+from blyand.inference.routes import Record
 from blyand.net.address import peer_in
 from blyand.net.connections import PeerInfo
 from blyand.net.host import Host
@@ -41,17 +42,17 @@ def bind(
     host: Host,
     meeting: Meeting,
     view: Callable[[], View],
-    latency_ms: Callable[[str], float | None],
+    known: Callable[[str], Record],
     clock: Clock,
 ) -> None:
-    """Bind peer.*. `latency_ms` gives a peer's measured round trip, None before one."""
+    """Bind peer.*. `known` tells how a peer answered expert calls."""
 
     @answers(spec.list_)
     async def peers(params: spec.ListPeers) -> spec.Peers:
         now = trio.current_time()
         return spec.Peers(
             peers=[
-                peer_of(met, host.standing.of(peer), view(), latency_ms(peer), now)
+                peer_of(met, host.standing.of(peer), view(), known(peer), now)
                 for peer, met in meeting.peers.items()
             ]
         )
@@ -94,13 +95,14 @@ def bind(
             )
         met = meeting.peers.get(peer)
         line = (
-            peer_of(met, told, view(), latency_ms(peer), trio.current_time())
+            peer_of(met, told, view(), known(peer), trio.current_time())
             if met
             else None
         )
         info = here.get(peer)
         around = host.standing.points_at(info.address) if info else 0.0
-        return details_of(told, info, line, around, clock.now_ms())
+        answers = answers_of(known(peer), trio.current_time())
+        return details_of(told, info, line, around, answers, clock.now_ms())
 
     @answers(spec.bans)
     async def bans(params: spec.ListBans) -> spec.Bans:
@@ -173,6 +175,7 @@ def details_of(
     info: PeerInfo | None,
     line: spec.Peer | None,
     address_points: float,
+    answers: spec.ExpertAnswers,
     now_ms: int,
 ) -> spec.PeerDetails:
     """Return all about a peer: `info` if it is connected, `line` if it is greeted."""
@@ -194,6 +197,7 @@ def details_of(
         region=line.region if line else None,
         finalised=line.finalised if line else None,
         hosted=line.hosted if line else [],
+        answers=answers,
         reasons=[
             spec.Reason(
                 age_s=max(0.0, (now_ms - reason.time_ms) / 1000),
@@ -221,10 +225,10 @@ async def _greeted(host: Host, meeting: Meeting, peer: str) -> Met | None:
 
 
 def peer_of(
-    met: Met, told: PeerStanding, view: View, latency_ms: float | None, now: float
+    met: Met, told: PeerStanding, view: View, known: Record, now: float
 ) -> spec.Peer:
     """Return one peer as declared. `now`: trio time."""
-    greeting = met.greeting
+    greeting, answers = met.greeting, answers_of(known, now)
     return spec.Peer(
         peer_id=met.info.peer_id,
         address=met.info.address,
@@ -234,10 +238,28 @@ def peer_of(
         region=greeting.region,
         finalised=greeting.finalised,
         hosted=hosted_of(view, greeting.model, greeting.held),
-        latency_ms=latency_ms,
+        latency_ms=answers.median_ms,
         score=round(told.points, 1),
         state=told.state,
+        calls=answers.calls,
+        wrong=answers.wrong,
         connected_s=max(0.0, now - met.since),
+    )
+
+
+def answers_of(known: Record, now: float) -> spec.ExpertAnswers:
+    """Return how a peer answered expert calls. `now`: trio time."""
+    window = known.window(1)
+    record = "proven" if known.proven else "none yet"
+    return spec.ExpertAnswers(
+        calls=known.answered,
+        busy=known.busy,
+        failed=known.failed,
+        wrong=known.wrong,
+        confirmed=known.right,
+        record="left out" if known.out_until_s > now else record,
+        median_ms=window.at(0.5) * 1e3 if window else None,
+        slow_ms=window.at(0.9) * 1e3 if window else None,
     )
 
 

@@ -54,8 +54,9 @@ from blyand.chain.pool import Pool
 from blyand.clock import ManualClock, SystemClock
 from blyand.compute import Threads
 from blyand.config import Config
-from blyand.errors import NoRoute, NotHere, Unavailable
+from blyand.errors import NoRoute, NotHere, Unavailable, WrongAnswer
 from blyand.events import Broadcast, CheckpointFinalised
+from blyand.inference.routes import Routes
 from blyand.net.host import PeerInfo
 from blyand.net.identity import peer_id_of
 from blyand.net.standing import Standing
@@ -471,6 +472,12 @@ def test_peers_and_connecting(world):
             await trio.sleep_forever()
         return True
 
+    def answering():
+        routes = Routes()
+        routes.answered("a", 0.0015, rows=1)
+        routes.failed("a", WrongAnswer("half a row"))
+        return routes.of("a")
+
     standing = Standing("me", now_s=lambda: 0.0)
     standing.blame("a", DecodeError("nonsense"))
     standing.ban("banned", 60, "too loud")
@@ -481,7 +488,7 @@ def test_peers_and_connecting(world):
         ),
         meeting=SimpleNamespace(peers=known, greeted=greeted),
         view=lambda: world.view,
-        latency_ms=lambda peer: 1.5,
+        known=lambda peer: answering(),
         clock=SystemClock(),
     )
 
@@ -490,6 +497,7 @@ def test_peers_and_connecting(world):
         assert (line.score, line.state) == (10, "good")
         assert line.roles == ["learn", "serve"] and line.outbound
         assert line.hosted[0].groups == ["embed"] and line.latency_ms == 1.5
+        assert (line.calls, line.wrong) == (1, 1)
         connected = await world.ask("peer.connect", address="/ip4/1.2.3.4/tcp/1/p2p/a")
         assert connected.peer_id == "a"
 
@@ -528,7 +536,7 @@ def test_judging_peers_by_hand(world):
         ),
         meeting=SimpleNamespace(peers={b: met(b)}),
         view=lambda: world.view,
-        latency_ms=lambda peer: None,
+        known=lambda peer: Routes().of(peer),
         clock=clock,
     )
 
