@@ -69,7 +69,7 @@ from blyand.protocols.uploads import Uploads
 from blyand.rules.chain.effects import Lock
 from blyand.rules.chain.reconcile import MAX_ROUNDS, Comparison, IdSet, answer
 from blyand.rules.trust.evidence import FalseEvidence, prove
-from tests.fuzz import agreement_targets, state_targets
+from tests.fuzz import agreement_targets, expert_targets, state_targets
 from tests.sim.network import InlineLane
 from tests.unit.daemon.stream_world import Transport
 from tests.vectors import make_mux
@@ -393,7 +393,9 @@ TARGETS: dict[str, Target] = {
         ),
     ),
     "leaf": message(blobs.Leaf, blobs.MAX_ANSWER_BYTES, sample("leaf")),
-    "expert request": choice(expert.REQUEST, expert.MAX_MESSAGE_BYTES, "forward"),
+    "expert request": choice(
+        expert.REQUEST, expert.MAX_MESSAGE_BYTES, "forward", "forward_bf16"
+    ),
     "expert answer": choice(expert.ANSWER, expert.MAX_MESSAGE_BYTES, "outputs"),
     "call frame of a client": call_frame(True),
     "call frame of a server": call_frame(False),
@@ -463,5 +465,6 @@ TARGETS: dict[str, Target] = {
     ),
     **{name: Target(*parts) for name, parts in agreement_targets.TARGETS.items()},
     **{name: Target(*parts) for name, parts in state_targets.TARGETS.items()},
+    **{name: Target(*parts) for name, parts in expert_targets.TARGETS.items()},
     **{f"payload {kind.name}": payload(code) for code, kind in KINDS.items()},
 }
