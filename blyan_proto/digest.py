@@ -24,6 +24,7 @@ class Domain(enum.Enum):
     CHANGE = "blyan 1 change"
     CLAIM = "blyan 1 update claim"
     GROUP = "blyan 1 group root"
+    SPAN = "blyan 1 versions of a span"
     OFFENCE = "blyan 1 offence"
     MODEL = "blyan 1 model heads"
     STATE = "blyan 1 state key"

@@ -50,6 +50,7 @@ from blyan_proto.protocols import (
     hello,
     providers,
     reach,
+    span,
     sync,
     votes,
 )
@@ -397,6 +398,10 @@ TARGETS: dict[str, Target] = {
         expert.REQUEST, expert.MAX_MESSAGE_BYTES, "forward", "forward_bf16"
     ),
     "expert answer": choice(expert.ANSWER, expert.MAX_MESSAGE_BYTES, "outputs"),
+    "span request": choice(span.REQUEST, span.MAX_MESSAGE_BYTES, "open", "step", "end"),
+    "span answer": choice(
+        span.ANSWER, span.MAX_MESSAGE_BYTES, "opened", "stepped", "ended"
+    ),
     "call frame of a client": call_frame(True),
     "call frame of a server": call_frame(False),
     "delta request": choice(delta.REQUEST, delta.MAX_BUNDLE_BYTES, "bundle"),

@@ -48,6 +48,7 @@ from blyan_proto.protocols import (
     hello,
     providers,
     reach,
+    span,
     sync,
     votes,
 )
@@ -562,6 +563,28 @@ MESSAGES: dict[str, tuple[Any, Any]] = {
         expert.REQUEST,
     ),
     "outputs": (expert.Outputs(3, (bytes(16), bytes(8))), expert.ANSWER),
+    "open": (
+        span.Open(
+            session=hash_of("session")[:16],
+            model=MODEL_ID,
+            numerics=expert.Numerics.REFERENCE,
+            first=2,
+            end=4,
+            versions=span.versions_digest(
+                MODEL_ID, 2, 4, [hash_of("group"), hash_of("group 6")]
+            ),
+            capacity=300,
+        ),
+        span.REQUEST,
+    ),
+    "opened": (span.Opened(0), span.ANSWER),
+    "step": (
+        span.Step(hash_of("session")[:16], 256, 1, bytes(range(16))),
+        span.REQUEST,
+    ),
+    "stepped": (span.Stepped(bytes(range(8))), span.ANSWER),
+    "end": (span.End(hash_of("session")[:16]), span.REQUEST),
+    "ended": (span.Ended(258), span.ANSWER),
     "bundle": (
         delta.Bundle(
             MANIFEST,

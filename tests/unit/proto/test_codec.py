@@ -26,12 +26,12 @@ from blyan_proto.codec import (
     to_plain,
 )
 from blyan_proto.errors import DecodeError, LimitExceeded, ProtocolError
-from blyan_proto.protocols import blobs, blocks, delta, expert, hello, sync
+from blyan_proto.protocols import blobs, blocks, delta, expert, hello, span, sync
 from tests.strategies import made, messages
 
 MODULES: tuple[ModuleType, ...] = (
     *(header, block, model, data, economy, ledger, checkpoint, genesis),
-    *(hello, blocks, sync, blobs, expert, delta),
+    *(hello, blocks, sync, blobs, expert, span, delta),
 )
 ALL = [cls for module in MODULES for cls in messages(module)]
 LIMIT = 1 << 26

@@ -1,6 +1,7 @@
 """Stream protocols: golden messages, limits that hold what they must, and their pages."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from blyan_proto.protocols import (
     hello,
     providers,
     reach,
+    span,
     sync,
     votes,
 )
@@ -40,6 +42,7 @@ MODULES = {
     "sync": sync,
     "blobs": blobs,
     "expert": expert,
+    "span": span,
     "delta": delta,
     "cosign": cosign,
     "votes": votes,
@@ -150,6 +153,35 @@ def test_a_full_expert_call_fits_its_limit():
     assert expert.REQUEST.decode(raw, expert.MAX_MESSAGE_BYTES) == call
 
 
+def test_a_full_step_of_a_span_fits_its_limit():
+    raw = bytes(span.MAX_ACTIVATION_BYTES)
+    step = span.REQUEST.encode(span.Step(bytes(16), 2**32 - 1, span.MAX_ROWS, raw))
+    assert len(step) <= span.MAX_MESSAGE_BYTES
+    assert len(span.ANSWER.encode(span.Stepped(raw))) <= span.MAX_MESSAGE_BYTES
+
+
+def test_what_no_session_can_be_is_refused():
+    fine = made.MESSAGES["open"][0]
+    with pytest.raises(ValueError, match="without layers"):
+        replace(fine, end=fine.first)
+    with pytest.raises(ValueError, match="without room"):
+        replace(fine, capacity=0)
+    with pytest.raises(ValueError, match="more rows back"):
+        span.Step(bytes(16), 0, span.MAX_ROWS + 1, bytes(4))
+
+
+def test_the_versions_of_a_span_are_those_of_its_layers_and_of_its_model():
+    roots = [made.hash_of("one"), made.hash_of("two")]
+    name = span.versions_digest(made.MODEL_ID, 1, 2, roots)
+    others = [
+        span.versions_digest(made.NETWORK, 1, 2, roots),
+        span.versions_digest(made.MODEL_ID, 0, 2, roots),
+        span.versions_digest(made.MODEL_ID, 1, 3, roots),
+        span.versions_digest(made.MODEL_ID, 1, 2, roots[::-1]),
+    ]
+    assert len({name, *others}) == 5
+
+
 @pytest.mark.parametrize("count", [0, 17, 65_535])
 def test_leaves_come_sixteen_at_most(count):
     with pytest.raises(ProtocolError, match="count"):
@@ -181,6 +213,8 @@ def test_half_a_row_number_is_refused():
         blobs.REQUEST,
         expert.REQUEST,
         expert.ANSWER,
+        span.REQUEST,
+        span.ANSWER,
         delta.REQUEST,
         delta.ANSWER,
         votes.MESSAGE,
