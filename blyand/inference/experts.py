@@ -52,10 +52,9 @@ class Experts:
         self._misses.add()
         parameters = load_group(self._blobs, layout, group, tiles, self.device)
         expert = Expert(
-            *(
-                parameters[f"{group.name}.{name}.weight"]
-                for name in ("gate", "up", "down")
-            )
+            parameters[f"{group.name}.gate.weight"],
+            parameters[f"{group.name}.up.weight"],
+            parameters[f"{group.name}.down.weight"],
         )
         self._keep(root, expert, sum(t.nbytes for t in parameters.values()))
         return expert

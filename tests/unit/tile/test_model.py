@@ -20,8 +20,9 @@ from blyan_tile.model.expert import (
     expert_forward,
     expert_of,
     shared_of,
+    shared_share,
     silu,
-    unrouted,
+    unrouted_of,
 )
 from blyan_tile.model.linear import linear
 from blyan_tile.model.mixture import mixture
@@ -98,11 +99,11 @@ def test_what_every_token_passes_ignores_its_batch_mates(threads: int) -> None:
     x = torch.randn(64, ODD.width, generator=torch.Generator().manual_seed(2))
     x[5] *= 1000
 
-    def dense(rows: Tensor) -> Tensor | None:
-        return unrouted(ODD, parameters, 0, rows)
+    def dense(rows: Tensor) -> Tensor:
+        return dense_of(parameters, 0)(rows)
 
-    def gated(rows: Tensor) -> Tensor | None:
-        return unrouted(ODD, parameters, 1, rows)
+    def gated(rows: Tensor) -> Tensor:
+        return shared_share(parameters, 1, rows) * shared_of(parameters, 1)(rows)
 
     def queries(rows: Tensor) -> Tensor:
         return projected(ODD, parameters, 0, "q", rows)
@@ -111,7 +112,7 @@ def test_what_every_token_passes_ignores_its_batch_mates(threads: int) -> None:
         alone = torch.cat([computed(x[row : row + 1]) for row in range(64)])
         for rows in range(1, 65):
             assert torch.equal(computed(x[:rows]), alone[:rows])
-    assert unrouted(TINY, parameters_of(TINY), 0, x) is None
+    assert unrouted_of(TINY, parameters_of(TINY), 0) is None
 
 
 def test_rope_turns_pairs_and_sees_only_distance() -> None:
