@@ -26,7 +26,7 @@ class Table(Generic[T]):
         self._prefix = prefix + b"/"
         self._record = record
         # The same bytes are read again and again, and never change.
-        self._decoded = lru_cache(maxsize=2048)(self._decode)
+        self._decoded = lru_cache(maxsize=256)(self._decode)
 
     def get(self, view: View, *parts: bytes | int) -> T | None:
         raw = view.get(self._key(parts))

@@ -33,7 +33,7 @@ from blyand.store.schema import (
 )
 
 MAX_OF_STRANGERS = 4096  # proofs, from which on only registered authors get one
-RECENT = 8192  # blocks and authors remembered: more than are ever under way at once
+RECENT = 2048  # blocks and authors remembered: more than are ever under way at once
 MAX_PROOF_BYTES = 2 * MAX_BLOCK_BYTES
 LOOKED_AT = 64  # blocks under one sequence of an account, of all chains
 
