@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from blyan_proto.block.model import Architecture, BiasKind, Dtype, Model
+from blyan_proto.codec import encode
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.errors import DecodeError
 from blyan_tile.layout import layout_of
 from blyan_tile.model.described import config_of
 from blyan_tile.model.kinds import DTYPES, KINDS, MICRO, Kind
 from blyan_tile.model.names import is_surplus, tensor_names
-from blyan_tile.model.options import MAX_U32, Options
+from blyan_tile.model.options import MAX_U8, MAX_U16, MAX_U32, Options
 from blyan_tile.model.stretching import PPB, read_rope
 from blyan_tile.tokenizer import BYTES
 
@@ -60,7 +61,19 @@ def read_config(config: Mapping[str, object]) -> Family:
     DecodeError names the first option that is wrong, missing or not supported;
     LimitExceeded for a model that has more groups or tiles than blocks can name.
     """
-    options = Options(config, "config.json: ")
+    try:
+        family = _read(Options(config, "config.json: "))
+    except RecursionError:
+        raise DecodeError("config.json is nested too deeply") from None
+    try:
+        encode(family.architecture)
+        layout_of(_unnamed(family.architecture))
+    except DecodeError as error:
+        raise DecodeError(f"config.json: {error}") from None
+    return family
+
+
+def _read(options: Options) -> Family:
     name = options.text("model_type")
     if name not in KINDS:
         raise options.refused("model_type", f"supported are {', '.join(KINDS)}")
@@ -76,36 +89,32 @@ def read_config(config: Mapping[str, object]) -> Family:
             raise options.refused(off, "the model must be a decoder, and whole")
     options.without_effect(WITHOUT_EFFECT)
     options.finish()
-    try:
-        layout_of(_unnamed(architecture))
-    except DecodeError as error:
-        raise DecodeError(f"config.json: {error}") from None
     return Family(name, architecture, dtype)
 
 
 def _sizes(options: Options, kind: Kind) -> dict[str, Any]:
     """Return what every family says alike."""
     width = options.whole("hidden_size", low=1)
-    heads = options.whole("num_attention_heads", low=1)
+    heads = options.whole("num_attention_heads", low=1, high=MAX_U16)
     context = options.whole("max_position_embeddings", low=1)
     is_null = options.has("num_key_value_heads")  # or a number, read below
     kv_heads = heads if is_null else kind.kv_heads or heads
-    kv_heads = options.whole("num_key_value_heads", kv_heads, low=1)
+    kv_heads = options.whole("num_key_value_heads", kv_heads, 1, MAX_U16)
     if heads % kv_heads:
         raise options.refused("num_key_value_heads", f"must divide {heads} heads")
-    head_width = options.whole("head_dim", width // heads, low=1)
+    head_width = options.whole("head_dim", width // heads, 1, MAX_U16)
     if head_width % 2:
         raise options.refused("head_dim", f"positions turn pairs of {head_width}")
     epsilon = options.number("rms_norm_eps")
     base, rope = read_rope(options, kind.theta, context)
     spelled = options.either("num_experts", "num_local_experts") or "num_experts"
-    experts = options.whole(spelled, low=1)
-    per_token = options.whole("num_experts_per_tok", kind.per_token, low=1)
+    experts = options.whole(spelled, low=1, high=MAX_U16)
+    per_token = options.whole("num_experts_per_tok", kind.per_token, 1, MAX_U8)
     if per_token > experts:
         raise options.refused("num_experts_per_tok", f"there are {experts} experts")
     return dict(
         vocabulary=options.whole("vocab_size", low=1),
-        layers=options.whole("num_hidden_layers", low=1),
+        layers=options.whole("num_hidden_layers", low=1, high=MAX_U16),
         width=width,
         heads=heads,
         kv_heads=kv_heads,
@@ -210,7 +219,8 @@ def _dense(options: Options) -> dict[str, Any]:
         type(layer) is int and 0 <= layer < layers for layer in named
     ):
         raise options.refused("mlp_only_layers", "must be a list of layers")
-    dense = tuple(i for i in range(layers) if i in named or (i + 1) % every)
+    listed = frozenset(named)
+    dense = tuple(i for i in range(layers) if i in listed or (i + 1) % every)
     if len(dense) == layers:
         raise options.refused("decoder_sparse_step", "no layer has experts")
     if not dense:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 
 from blyan_proto.errors import DecodeError
 
+MAX_U8 = 2**8 - 1
+MAX_U16 = 2**16 - 1
 MAX_U32 = 2**32 - 1
 MAX_U64 = 2**64 - 1
 _SHOWN = 60  # characters of a value in an error
@@ -18,7 +20,10 @@ _SHOWN = 60  # characters of a value in an error
 
 def shown(value: object) -> str:
     """Return a foreign value as an error shows it."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested deeply, or an endless integer
+        return type(value).__name__
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
@@ -47,19 +52,21 @@ class Options:
         self._asked.add(name)
         return self._values.get(name)
 
-    def whole(self, name: str, default: int | None = None, low: int = 0) -> int:
-        """Return an integer from `low` to 2^32 - 1; without a default it must be there."""
+    def whole(
+        self, name: str, default: int | None = None, low: int = 0, high: int = MAX_U32
+    ) -> int:
+        """Return an integer from `low` to `high`; without a default it must be there."""
         value = self.get(name)
         if value is None and default is not None:
             return default
         if type(value) is float and value.is_integer():
             value = int(value)
-        if type(value) is not int or not low <= value <= MAX_U32:
-            raise self.refused(name, f"must be an integer from {low} to {MAX_U32}")
+        if type(value) is not int or not low <= value <= high:
+            raise self.refused(name, f"must be an integer from {low} to {high}")
         return value
 
     def optional_whole(self, name: str, low: int = 0) -> int | None:
-        """Return the same, or None where it is absent."""
+        """Return an integer from `low` to 2^32 - 1, None if it is absent."""
         return None if self.get(name) is None else self.whole(name, low=low)
 
     def number(self, name: str) -> float | None:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from blyan_proto.block.model import (
     BiasKind,
@@ -16,7 +18,7 @@ from blyan_proto.block.model import (
     RopeKind,
     RopeScaling,
 )
-from blyan_proto.errors import DecodeError, LimitExceeded
+from blyan_proto.errors import DecodeError, LimitExceeded, ProtocolError
 from blyan_tile.create import PRESETS, model_of
 from blyan_tile.layout import layout_of
 from blyan_tile.model.families import (
@@ -26,6 +28,7 @@ from blyan_tile.model.families import (
     read_config,
     tensor_names,
 )
+from blyan_tile.model.rope import rope_tables
 from tests.documents import tables
 
 MIXTRAL: dict[str, Any] = {
@@ -232,7 +235,7 @@ WRONG = [
     ("mixtral", dict(quantization_config={"bits": 4}), "quantization_config"),
     ("mixtral", dict(partial_rotary_factor=0.5), "partial_rotary_factor 0.5"),
     ("mixtral", dict(original_max_position_embeddings=9), "original_max_position"),
-    ("mixtral", dict(num_local_experts=10**6), "groups"),
+    ("mixtral", dict(num_local_experts=65_535), "groups"),
     ("olmoe", dict(sliding_window=8), "sliding_window 8"),
     ("olmoe", dict(head_dim=32), "head_dim 32"),
     ("olmoe", dict(clip_qkv=0), "clip_qkv 0"),
@@ -302,6 +305,64 @@ def test_an_unknown_option_is_never_ignored():
     with pytest.raises(DecodeError) as caught:
         read_config({**MIXTRAL, "x" * 10_000: "y" * 10_000})
     assert len(str(caught.value)) < 200
+
+
+JSON = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-3, 200),
+        st.sampled_from([2**16, 2**32, 10**400, 1e-9, 0.5, 1e300, 10000.0]),
+        st.floats(),
+        st.text(max_size=8),
+        st.sampled_from(["yarn", "linear", "llama3", "default", "float16"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+ROPE_NAMES = (
+    "rope_type factor rope_theta original_max_position_embeddings attention_factor "
+    "beta_fast beta_slow truncate mscale mscale_all_dim low_freq_factor "
+    "high_freq_factor partial_rotary_factor"
+).split()
+
+
+@given(
+    family=st.sampled_from(sorted(NAMED)),
+    changed=st.dictionaries(
+        st.sampled_from(sorted(set(MIXTRAL) | set(OLMOE) | set(QWEN2) | set(QWEN3))),
+        JSON,
+        max_size=3,
+    ),
+    rope=st.dictionaries(st.sampled_from(ROPE_NAMES), JSON, max_size=5),
+)
+@settings(max_examples=100, deadline=None)
+def test_any_other_value_is_read_or_named(family, changed, rope):
+    try:
+        made = read_config({**NAMED[family], "rope_scaling": rope, **changed})
+    except ProtocolError as error:
+        assert len(str(error)) < 300
+        return
+    cosine, sine = (table[:1] for table in rope_tables(made.architecture))
+    assert cosine.isfinite().all() and not sine.any()
+    model = Model(1, "m", made.architecture, "bytes", made.dtype or Dtype.F32, 1, "")
+    assert read_config(config_of(model)).architecture == made.architecture
+
+
+def test_a_value_that_is_nested_deeply_is_named():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    for changed in (
+        {"frobnicate": deep},
+        {"rope_scaling": deep},
+        {"rope_scaling": {"a": deep}, "rope_parameters": {"a": deep}},
+    ):
+        with pytest.raises(DecodeError):
+            read_config({**MIXTRAL, **changed})
 
 
 def test_dense_layers_and_windows():

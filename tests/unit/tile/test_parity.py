@@ -150,8 +150,8 @@ CASES = {
                 YARN,
                 original_max_position_embeddings=64,
                 attention_factor=1.25,
-                beta_fast=16.0,
-                beta_slow=2.0,
+                beta_fast=2.0,
+                beta_slow=0.25,
                 truncate=False,
             )
         ),
