@@ -7,12 +7,15 @@ S tokens in the cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from blyan_proto.block.model import Architecture, BiasKind, QueryKeyNorm
+from blyan_tile.model.cache import PAGE_TOKENS
 from blyan_tile.model.linear import linear
 
 
@@ -95,6 +98,69 @@ def doubled(cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
         torch.cat((cosine, cosine), dim=-1)[:, None],
         torch.cat((-sine, sine), dim=-1)[:, None],
     )
+
+
+@dataclass(frozen=True)
+class Glance:
+    """Queries of one sequence that look at the same keys.
+
+    They lie within one page of positions, and the keys are whole pages; so a token's
+    result does not depend on which others come with it, one by one or a prompt at once.
+    """
+
+    start: int  # of the sequence's new tokens
+    end: int
+    keys_start: int  # positions
+    keys_end: int
+    mask: Tensor  # (T * repeats rounded up, S) float32, 0 or -inf
+
+
+GLANCE_ROWS = 4  # BLAS takes other kernels, with other last bits, for fewer
+
+
+def glances(
+    position: int, tokens: int, repeats: int, window: int, device: torch.device
+) -> tuple[Glance, ...]:
+    """Divide the `tokens` from `position` on; `repeats` query heads share a key's.
+
+    `window` as in `attention`.
+    """
+    made: list[Glance] = []
+    start = 0
+    while start < tokens:
+        first = position + start
+        page = first - first % PAGE_TOKENS
+        end = min(tokens, page + PAGE_TOKENS - position)
+        seen = max(0, page - window + 1) if window else 0
+        seen -= seen % PAGE_TOKENS
+        at = torch.arange(first, position + end, device=device)  # (T,)
+        at = at.repeat_interleave(repeats)  # (T * repeats,)
+        at = F.pad(at, (0, -len(at) % GLANCE_ROWS), value=first)
+        keys = torch.arange(seen, page + PAGE_TOKENS, device=device)  # (S,)
+        hidden = keys > at[:, None]  # (rows, S)
+        if window:
+            hidden |= keys <= at[:, None] - window
+        mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -inf)
+        made.append(Glance(start, end, seen, page + PAGE_TOKENS, mask))
+        start = end
+    return tuple(made)
+
+
+def look(query: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
+    """Attend as a glance says.
+
+    query (T, H, w), seen (2, 1, G, S, w) keys and values, mask (rows, S) -> (T, H * w).
+    """
+    length, heads, width = query.shape
+    groups = seen.shape[2]
+    rows = query.view(length, groups, -1, width).transpose(0, 1)  # (G, T, repeats, w)
+    rows = rows.reshape(1, groups, -1, width)  # (1, G, T * repeats, w)
+    count = rows.shape[2]
+    if len(mask) > count:
+        rows = F.pad(rows, (0, 0, 0, len(mask) - count))
+    out = F.scaled_dot_product_attention(rows, seen[0], seen[1], attn_mask=mask)
+    out = out[0, :, :count].reshape(groups, length, -1)  # (G, T, repeats * w)
+    return out.transpose(0, 1).reshape(length, heads * width)  # (T, H * w)
 
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, window: int = 0) -> Tensor:

@@ -1,7 +1,8 @@
 """The keys and values of one sequence in a run of layers.
 
 Held by whoever attends: the requester in expert mode, the server of a span (DEC-S3).
-Memory grows with the sequence: `capacity` is what it may come to, not what it takes.
+Memory grows with the sequence: `capacity` is what it may come to, not what it takes. With
+a sliding window it holds what can still be seen, and some more to redo a step.
 """
 
 from __future__ import annotations
@@ -12,14 +13,28 @@ from torch import Tensor
 from blyan_proto.block.model import Architecture
 from blyan_proto.errors import LimitExceeded
 
-PAGE_TOKENS = 64  # the first allocation; each further one doubles
+PAGE_TOKENS = 64  # keys are allocated, dropped and looked at in multiples of it
+REDONE_TOKENS = 256  # with a window: steps that can be taken back, at least
 ELEMENT_BYTES = 4  # float32
 
 
+def page_end(tokens: int) -> int:
+    """Return `tokens` rounded up to whole pages."""
+    return -(-tokens // PAGE_TOKENS) * PAGE_TOKENS
+
+
+def kept_tokens(architecture: Architecture, tokens: int) -> int:
+    """Return the tokens, in whole pages, that a sequence of `tokens` keeps."""
+    window = architecture.attention_window
+    if window:  # what is seen, taken back and added at once, and two broken pages
+        tokens = min(tokens, window + 2 * REDONE_TOKENS + 2 * PAGE_TOKENS)
+    return page_end(tokens)
+
+
 def cache_bytes(architecture: Architecture, tokens: int, layers: int) -> int:
-    """Return the memory of `tokens` tokens in `layers` layers."""
+    """Return the memory of a sequence of `tokens` in `layers` layers."""
     per_token = 2 * architecture.kv_heads * architecture.head_width * ELEMENT_BYTES
-    return layers * tokens * per_token
+    return layers * kept_tokens(architecture, tokens) * per_token
 
 
 class KeyValueCache:
@@ -44,11 +59,13 @@ class KeyValueCache:
         self.first = first
         self.end = architecture.layers if end is None else end
         self.capacity = capacity
-        shape = (architecture.kv_heads, 0, architecture.head_width)
-        empty = torch.empty(shape, device=device)  # (G, 0, w)
+        self._window = architecture.attention_window
+        self._most = kept_tokens(architecture, capacity)
+        shape = (2, architecture.kv_heads, 0, architecture.head_width)
+        empty = torch.zeros(shape, device=device)  # (2, G, 0, w)
         count = self.end - first
-        self._keys = [empty] * count  # (G, room, w) each
-        self._values = [empty] * count  # (G, room, w) each
+        self._pages = [empty] * count  # keys and values, (2, G, room, w) each
+        self._starts = [0] * count  # position of the first that is kept
         self._lengths = [0] * count
 
     @property
@@ -59,47 +76,62 @@ class KeyValueCache:
     @property
     def bytes(self) -> int:
         """Memory of the keys and values now."""
-        return sum(part.nbytes for part in self._keys + self._values)
+        return sum(pages.nbytes for pages in self._pages)
 
     def length(self, layer: int) -> int:
         """Tokens that `layer` has seen: the position of its next one."""
         return self._lengths[layer - self.first]
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add T tokens, keys and values (G, T, w); return all of them (1, G, S, w).
-
-        LimitExceeded when they do not fit.
-        """
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Add T tokens, keys and values (T, G, w). LimitExceeded when they do not fit."""
         place = layer - self.first
-        start = self._lengths[place]
-        end = start + keys.shape[1]
+        length = self._lengths[place]
+        end = length + len(keys)
         if end > self.capacity:
             raise LimitExceeded(f"{end} tokens, this session has {self.capacity}")
-        if end > self._keys[place].shape[1]:
-            self._grow(place, end)
-        all_keys, all_values = self._keys[place], self._values[place]
-        all_keys[:, start:end] = keys
-        all_values[:, start:end] = values
+        if end - self._starts[place] > self._pages[place].shape[2]:
+            self._make_room(place, end)
+        start = self._starts[place]
+        new = self._pages[place][:, :, length - start : end - start]  # (2, G, T, w)
+        new[0] = keys.transpose(0, 1)
+        new[1] = values.transpose(0, 1)
         self._lengths[place] = end
-        return all_keys[None, :, :end], all_values[None, :, :end]  # (1, G, S, w)
+
+    def seen(self, layer: int, start: int, end: int) -> Tensor:
+        """Return keys and values of positions in whole pages, (2, 1, G, S, w).
+
+        What no token has filled yet is finite.
+        """
+        place = layer - self.first
+        first = self._starts[place]
+        return self._pages[place][:, None, :, start - first : end - first]
 
     def rewind(
         self, tokens: int, first: int | None = None, end: int | None = None
     ) -> None:
         """Forget everything after the first `tokens`, so that a step can be redone.
 
-        In the layers `first` to `end` - 1, by default all.
+        In the layers `first` to `end` - 1, by default all. LimitExceeded when a window
+        has passed over what would be needed.
         """
         for layer in range(first or self.first, end or self.end):
             place = layer - self.first
-            self._lengths[place] = min(self._lengths[place], tokens)
+            if tokens >= self._lengths[place]:
+                continue
+            if self._starts[place] > max(0, tokens - self._window):
+                raise LimitExceeded(f"the first {tokens} tokens are no longer kept")
+            self._lengths[place] = tokens
 
-    def _grow(self, place: int, tokens: int) -> None:
-        """Make room for `tokens`, at least twice what there was."""
-        kept, old = self._lengths[place], self._keys[place]
-        pages = -(-max(tokens, 2 * old.shape[1]) // PAGE_TOKENS)
-        room = min(self.capacity, pages * PAGE_TOKENS)
-        for parts in (self._keys, self._values):
-            grown = old.new_empty(old.shape[0], room, old.shape[2])  # (G, room, w)
-            grown[:, :kept] = parts[place][:, :kept]
-            parts[place] = grown
+    def _make_room(self, place: int, end: int) -> None:
+        """Make room up to position `end`: drop what nobody sees, then grow."""
+        length, old = self._lengths[place], self._starts[place]
+        start = old
+        if self._window:
+            seen = max(0, length - self._window - REDONE_TOKENS)
+            start = seen - seen % PAGE_TOKENS
+        pages = self._pages[place]
+        needed = page_end(end) - start
+        room = max(needed, min(self._most, max(pages.shape[2], 2 * (length - start))))
+        grown = pages.new_zeros(2, pages.shape[1], room, pages.shape[3])
+        grown[:, :, : length - start] = pages[:, :, start - old : length - old]
+        self._pages[place], self._starts[place] = grown, start

@@ -23,9 +23,12 @@ from torch import Tensor
 from blyan_proto.block.model import Architecture
 from blyan_proto.errors import LimitExceeded
 from blyan_tile.model.attention import (
+    Glance,
     adjusted,
     attention,
     doubled,
+    glances,
+    look,
     rms_norm,
     rotate,
     turned,
@@ -58,6 +61,7 @@ class Step:
     parts: tuple[Part, ...]
     cosine: Tensor  # (n, 1, w), of each token's position, as `turned` takes it
     sine: Tensor  # (n, 1, w)
+    glances: tuple[tuple[Glance, ...], ...]  # of each part
 
 
 class Trunk:
@@ -106,21 +110,24 @@ class Trunk:
 
         LimitExceeded when a cache is too full for its tokens.
         """
+        shape = self.architecture
+        cosines: list[Tensor] = []
+        sines: list[Tensor] = []
+        looks: list[tuple[Glance, ...]] = []
         for part in parts:
             start = part.cache.length(layer)
-            if start + part.tokens > part.cache.capacity:
+            end = start + part.tokens
+            if end > part.cache.capacity:
                 raise LimitExceeded(
-                    f"{start + part.tokens} tokens, "
-                    f"there is room for {part.cache.capacity}"
+                    f"{end} tokens, there is room for {part.cache.capacity}"
                 )
-        spans = [
-            slice(start, start + part.tokens)
-            for part in parts
-            for start in (part.cache.length(layer),)
-        ]
-        cosine = torch.cat([self._cosine[span] for span in spans])  # (n, w/2)
-        sine = torch.cat([self._sine[span] for span in spans])  # (n, w/2)
-        return Step(tuple(parts), *doubled(cosine, sine))
+            cosines.append(self._cosine[start:end])  # (T, w/2)
+            sines.append(self._sine[start:end])  # (T, w/2)
+            repeats = shape.heads // shape.kv_heads
+            window = shape.attention_window
+            looks.append(glances(start, part.tokens, repeats, window, self.device))
+        tables = doubled(torch.cat(cosines), torch.cat(sines))
+        return Step(tuple(parts), *tables, tuple(looks))
 
     def run(
         self,
@@ -217,18 +224,16 @@ class Trunk:
         query, keys, values = self._split(layer, x)  # (n, H, w), (n, G, w) twice
         query = turned(query, step.cosine, step.sine)  # (n, H, w)
         keys = turned(keys, step.cosine, step.sine)  # (n, G, w)
-        window = self.architecture.attention_window
         mixed: list[Tensor] = []
         start = 0
-        for part in step.parts:
-            own = slice(start, start + part.tokens)
-            all_keys, all_values = part.cache.append(
-                layer, keys[own].transpose(0, 1), values[own].transpose(0, 1)
-            )  # (1, G, S, w) each
-            asked = query[own].transpose(0, 1)[None]  # (1, H, T, w)
-            own_mix = attention(asked, all_keys, all_values, window)  # (1, T, H * w)
-            mixed.append(own_mix[0])
-            start += part.tokens
+        for part, looks in zip(step.parts, step.glances):
+            end = start + part.tokens
+            part.cache.append(layer, keys[start:end], values[start:end])
+            for one in looks:
+                seen = part.cache.seen(layer, one.keys_start, one.keys_end)
+                asked = query[start + one.start : start + one.end]  # (T, H, w)
+                mixed.append(look(asked, seen, one.mask))  # (T, H * w)
+            start = end
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)  # (n, H * w)
 
     def _attend_fresh(self, layer: int, x: Tensor) -> Tensor:
