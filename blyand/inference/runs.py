@@ -124,7 +124,7 @@ class Runs:
         """Compute what waits, until cancelled."""
         task_status.started()
         while True:
-            if not self._waiting:
+            while not self._waiting:  # who came may be gone again
                 self._arrived = trio.Event()
                 await self._arrived.wait()
             pieces = self._take()
