@@ -38,6 +38,8 @@ from blyand.foundation import Base
 from blyand.guard.forks import Forks
 from blyand.home import Home, read_or_none, replace_file
 from blyand.http.place import Place
+from blyand.inference import templates, vocabularies
+from blyand.language import build_language
 from blyand.metrics import Metrics
 from blyand.net.calls import open_calls
 from blyand.net.dialer import WANTED_PEERS, Dialer
@@ -130,6 +132,8 @@ async def run(home: Home, config: Config) -> None:
             open_host(replace(settings, note=note)) as host,
             open_worker("training", nice=nice) as trainer,
             open_worker("import", nice=nice) as importer,
+            open_worker("text", nice=0, limits=vocabularies.LIMITS) as reader,
+            open_worker("template", nice=0, limits=templates.LIMITS) as renderer,
             open_calls(host) as calls,
         ):
             events = Broadcast()
@@ -182,8 +186,9 @@ async def run(home: Home, config: Config) -> None:
             replica = build_replica(base)
             newcomer = build_newcomer(base, replica, fetcher, roles(base))
             settling.begin(base, must_join=newcomer.aim.must)
+            language = build_language(base, replica, fetcher, reader, renderer)
             models = build_models(
-                base, replica, fetcher, expert_ends.Client(calls), trainer
+                base, replica, fetcher, expert_ends.Client(calls), trainer, language
             )
             mesh = Mesh(host, dialer.dial, events, random.Random())
             reporter = participation.build_reporter(base, replica)

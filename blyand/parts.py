@@ -33,6 +33,7 @@ from blyand.finality.pen import Pen
 from blyand.finality.ports import Availability, Chain, Pending
 from blyand.finality.voter import Surroundings, Voter
 from blyand.foundation import Base
+from blyand.language import Language
 from blyand.net.identity import peer_id_of
 from blyand.protocols import blobs as blobs_ends
 from blyand.protocols import cosign as cosign_ends
@@ -74,6 +75,7 @@ class Seat:
 class Models:
     """What this node does with models: hold, serve, learn, aggregate."""
 
+    language: Language
     holder: Holder
     serving: Serving
     journal: Journal
@@ -113,6 +115,7 @@ def build_models(
     fetcher: Fetcher,
     experts: ExpertClient,
     trainer: Worker,
+    language: Language,
 ) -> Models:
     """Return everything that works with weights."""
 
@@ -148,7 +151,7 @@ def build_models(
         base.genesis.parameters.liveness_span_ms,
         doubting.note,
     )
-    serving = _serving(base, replica, holder, experts)
+    serving = _serving(base, replica, holder, experts, language)
     journal = Journal(
         view,
         base.host.traffic,
@@ -222,17 +225,8 @@ def build_models(
         replica.author.make,
         base.events,
     )
-    return Models(
-        holder,
-        serving,
-        journal,
-        primary,
-        cosigner,
-        receipting,
-        doubting,
-        judge,
-        learner,
-    )
+    parts = (journal, primary, cosigner, receipting, doubting, judge, learner)
+    return Models(language, holder, serving, *parts)
 
 
 async def _give_receipt(base: Base, replica: Replica, receipt: BlobReceipt) -> None:
@@ -241,7 +235,11 @@ async def _give_receipt(base: Base, replica: Replica, receipt: BlobReceipt) -> N
 
 
 def _serving(
-    base: Base, replica: Replica, holder: Holder, experts: ExpertClient
+    base: Base,
+    replica: Replica,
+    holder: Holder,
+    experts: ExpertClient,
+    language: Language,
 ) -> Serving:
     @functools.lru_cache(maxsize=8)
     def heartbeats(checkpoint: bytes) -> list[tuple[str, bytes | None, frozenset[int]]]:
@@ -291,6 +289,7 @@ def _serving(
         config.inference.max_requests,
         choose_cache_bytes(config.inference.cache_mib, config.compute.daemons_on_host),
         Numerics[config.inference.numerics.upper()],
+        vocabularies=language.vocabularies,
     )
 
 

@@ -8,6 +8,83 @@ from blyand.options import option
 
 
 @dataclass(frozen=True)
+class NetSection:
+    """Where peers reach this node, and whom it dials first."""
+
+    listen: tuple[str, ...] = option(
+        ("/ip4/0.0.0.0/tcp/4001",),
+        "Addresses to listen on; port 0 takes a free one.",
+        unit="multiaddr",
+    )
+    bootstrap: tuple[str, ...] = option(
+        (),
+        "Peers to dial at the start, with their /p2p/<peer id>.",
+        unit="multiaddr",
+    )
+    announce: tuple[str, ...] = option(
+        (),
+        "Addresses to tell others instead of those listened on: /ip4/IP/tcp/PORT as seen "
+        "from outside, where a router forwards a port.",
+        unit="multiaddr",
+    )
+    relay: str = option(
+        "auto",
+        "Relays carry connections to nodes that cannot be dialled. auto: be one if others "
+        "can dial this node, use up to two if they cannot. use: only use. serve: be one "
+        "in any case. off: neither.",
+        choices=("auto", "use", "serve", "off"),
+    )
+    relay_circuits: int = option(
+        64, "Connections carried for others at once.", low=1, high=4096
+    )
+    relay_mib: int = option(
+        512,
+        "Bytes after which a connection that is carried for others ends.",
+        unit="MiB",
+        low=1,
+    )
+    mdns: bool = option(
+        False,
+        "Announce this node on the local network, and find others there, by multicast "
+        "DNS.",
+    )
+    region: str = option(
+        "", "Name of the place this node stands in; near peers are asked first."
+    )
+    upload_kib_s: int = option(
+        0,
+        "Blobs sent to all peers together, a second; equal shares for all who ask. "
+        "0: no limit. Small messages are never limited.",
+        unit="KiB/s",
+    )
+    upload_peer_kib_s: int = option(
+        0, "Blobs sent to one peer, a second. 0: no limit.", unit="KiB/s"
+    )
+    uploads: int = option(
+        32,
+        "Requests for blobs answered at once; above it, and above a peer's share, BUSY.",
+        low=1,
+        high=4096,
+    )
+    max_peers: int = option(
+        64, "Connected peers above which strangers are refused.", low=1, high=4096
+    )
+    max_per_group: int = option(
+        16,
+        "Inbound connections from one neighbourhood, a /24 of IPv4 or a /48 of IPv6; "
+        "more are refused. A devnet, all of one address, is made with 4096.",
+        low=1,
+        high=4096,
+    )
+    max_per_key: int = option(
+        3,
+        "Connections that one peer may have and still open another.",
+        low=1,
+        high=64,
+    )
+
+
+@dataclass(frozen=True)
 class SyncSection:
     """How this node comes to the state of the network, and to its history."""
 

@@ -43,6 +43,7 @@ LEVELS = {
     ),
     **dict.fromkeys(["directory", "upkeep", "founding", "founding_commands"], 5),
     "newcomer": 5,
+    "language": 5,
     "participation": 5,
     "gateway": 5,
     "rpc": 4,
@@ -68,6 +69,9 @@ EXCLUSIVE = {
     "msgpack": ("blyan_proto/codec.py",),
     "coincurve": ("blyan_proto/signing.py",),
     "zstandard": ("blyan_tile/compress/",),
+    "tokenizers": ("blyan_tile/vocabulary.py",),
+    "jinja2": ("blyan_tile/template.py",),
+    "llguidance": ("blyan_tile/grammar.py",),
     "torch": (
         "blyan_tile/",
         "blyand/inference/",

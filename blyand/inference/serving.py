@@ -24,6 +24,7 @@ from blyand.inference.serve import ExpertServer
 from blyand.inference.session import Parts
 from blyand.inference.trunks import Trunks
 from blyand.inference.versions import Versions
+from blyand.inference.vocabularies import Vocabularies
 from blyand.metrics import Metrics
 from blyand.protocols.expert import Client
 from blyand.rules.model.heads import Pinned
@@ -54,6 +55,7 @@ class Serving:
         max_requests: int,
         cache_bytes: int,
         numerics: Numerics,
+        vocabularies: Vocabularies | None = None,
     ) -> None:
         self._view = view
         self._held = held
@@ -78,7 +80,7 @@ class Serving:
             room=Room(cache_bytes, metrics),
             lane=lane,
         )
-        self.generation = Generation(parts)
+        self.generation = Generation(parts, vocabularies=vocabularies)
         self.evaluation = Evaluation(parts)
         self.experts = ExpertServer(
             self._model, self._versions, self._batcher, wire, metrics, max_requests
