@@ -118,6 +118,8 @@ class PeerCalls:
 
     peer_id: str = arg("libp2p peer id; this node's own for local work")
     calls: int = arg("expert calls answered")
+    failed: int = arg("expert calls refused, broken or late")
+    wrong: int = arg("of these: answers that cannot be right")
 
 
 @record
@@ -137,6 +139,7 @@ class Generated:
     peers: list[PeerCalls] = arg("who answered expert calls")
     checkpoint: Id = arg("finalised checkpoint whose versions answered")
     retries: int = arg("calls sent again to another peer")
+    hedges: int = arg("calls sent to a second peer, too, because the first was late")
     repinned: int = arg("times it began again at a newer checkpoint")
     request: str = arg("the name by which it could be cancelled")
 

@@ -47,6 +47,9 @@ class Result:
     finish_reason: str = "length"  # or stop, end (the model's own), cancelled
     height: int = 0  # of the checkpoint whose versions answered
     calls: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    wrong: Counter[str] = field(default_factory=Counter)
+    hedges: int = 0
     retries: int = 0
     repinned: int = 0
 
@@ -186,5 +189,8 @@ def _note(result: Result, session: Session, text: str, choice: Choice) -> None:
     result.logprobs.append(choice.logprob)
     result.height = session.heads.height
     result.calls = session.tally.calls
+    result.failed = session.tally.failed
+    result.wrong = session.tally.wrong
+    result.hedges = session.tally.hedges
     result.retries = session.tally.retries
     result.repinned = session.tally.repinned

@@ -70,6 +70,8 @@ class Session:
     ) -> None:
         """Pin the newest `which` heads. `capacity` in tokens; `deadline_s`: trio time.
 
+        `numerics`: of calls to peers; None: the node's.
+
         NotHere when the model has no weights yet; Busy when there is no memory for
         `capacity` keys and values.
         """

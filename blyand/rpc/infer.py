@@ -258,11 +258,14 @@ def _generated(
             total_s=trio.current_time() - result.began_s,
         ),
         peers=[
-            spec.PeerCalls(peer_id, calls)
-            for peer_id, calls in sorted(result.calls.items())
+            spec.PeerCalls(
+                peer, result.calls[peer], result.failed[peer], result.wrong[peer]
+            )
+            for peer in sorted({*result.calls, *result.failed})
         ],
         checkpoint=checkpoint(result.height),
         retries=result.retries,
+        hedges=result.hedges,
         repinned=result.repinned,
         request=result.request,
     )

@@ -439,3 +439,19 @@ def test_one_peer_with_many_calls_leaves_places_and_turns_to_another():
         assert "modest" not in order[16:]  # served with the first lane call
 
     trio.run(main, clock=jumping())
+
+
+def test_an_answer_says_who_lied_and_how_peers_were_asked():
+    async def main():
+        net, me, b, c = swarm("b", "c")
+        net.mangle = lambda peer, raw: LIES["infinite"](raw) if peer == "b" else raw
+        async with running(me, b, c):
+            made, result = await me.generate([1, 2, 3], 4, numerics=Numerics.BF16)
+            assert {call.numerics for _, _, call in net.calls} == {Numerics.BF16}
+            assert result.wrong == result.failed == {"b": 1} and result.calls["c"]
+            net.calls.clear()
+            await me.generate([1, 2, 3], 2)
+            assert {call.numerics for _, _, call in net.calls} == {Numerics.REFERENCE}
+        assert len(made) == 4
+
+    trio.run(main, clock=jumping())
