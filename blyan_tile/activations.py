@@ -17,13 +17,15 @@ _EXPONENT = {4: np.uint32(0x7F80_0000), 2: np.uint16(0x7F80)}  # all ones: no nu
 _BITS: dict[int, np.dtype[Any]] = {4: np.dtype("<u4"), 2: np.dtype("<u2")}
 _TOO_LARGE = np.uint32(0x7F7F_8000).view(np.float32)  # rounds to infinity in 16 bits
 
-# Relative distance of rows from honest servers. A wrong row is off by about 1.
+# Relative distance of rows from honest servers, over what was measured of the recipes:
+# 1e-6, 0.008, 0.07 and 0.32, of weights with outliers. A wrong row is off by about 1.
 TOLERANCE = {
     Numerics.REFERENCE: 1e-3,
     Numerics.BF16: 0.03,
-    Numerics.INT8: 0.1,
-    Numerics.INT4: 0.4,
+    Numerics.INT8: 0.15,
+    Numerics.INT4: 0.6,
 }
+LEAST_SIZE = 0.1  # of the largest row: below that, errors do not shrink with the row
 
 
 def write_rows(x: np.ndarray, numerics: Numerics) -> bytes:
@@ -74,4 +76,5 @@ def is_close(one: np.ndarray, other: np.ndarray, numerics: Numerics) -> bool:
     """
     apart = np.linalg.norm(one - other, axis=1)  # (n,)
     size = np.maximum(np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1))
-    return bool((apart <= TOLERANCE[numerics] * size + 1e-6).all())
+    size = np.maximum(size, LEAST_SIZE * size.max())
+    return bool((apart <= TOLERANCE[numerics] * size).all())

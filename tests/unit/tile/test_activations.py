@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from blyan_proto.errors import DecodeError
 from blyan_proto.protocols.expert import Numerics
-from blyan_tile.activations import is_finite, read_rows, write_rows
+from blyan_tile.activations import (
+    TOLERANCE,
+    is_close,
+    is_finite,
+    read_rows,
+    write_rows,
+)
 
 BF16 = Numerics.BF16
 
@@ -65,3 +71,18 @@ def test_only_whole_rows_are_read(numerics):
     for wrong, width in ((raw[:-1], 4), (b"", 4), (raw, 5), (raw, 0)):
         with pytest.raises(DecodeError):
             read_rows(wrong, width, numerics)
+
+
+@pytest.mark.parametrize("numerics", Numerics)
+def test_close_is_what_rounding_and_recipes_explain(numerics):
+    random = np.random.default_rng(1)
+    x = random.standard_normal((9, 64), np.float32)
+    noise = random.standard_normal((9, 64), np.float32) * TOLERANCE[numerics]
+    assert is_close(x, x, numerics) and is_close(x, x + noise / 2, numerics)
+    small = x * np.where(np.arange(9) == 4, 1e-3, 1)[:, None].astype(np.float32)
+    assert is_close(small, small + noise / 20, numerics)
+    for wrong in (x + noise * 3, np.zeros_like(x), x[::-1], -x):
+        assert not is_close(x, wrong, numerics)
+    one = x.copy()
+    one[3] = x[4]
+    assert not is_close(x, one, numerics)
