@@ -203,8 +203,10 @@ def test_hostile_templates_cost_the_worker_alone(tmp_path, monkeypatch):
             for name, template in HOSTILE.items():
                 with pytest.raises(LimitExceeded) as caught:
                     await templates.render(with_template(shelf, template), TALK)
-                if name == "loops":
-                    assert "signal 24" in str(caught.value)  # by the kernel: SIGXCPU
+                if name == "loops":  # by the kernel, or on a busy machine by the clock
+                    assert any(
+                        why in str(caught.value) for why in ("signal 24", "takes above")
+                    )
                 assert await templates.render(good, TALK) == "1"
             with pytest.raises(LimitExceeded, match="messages have"):
                 await templates.render(good, [{"content": "x" * (5 << 20)}])
