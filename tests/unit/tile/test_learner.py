@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from blyan_proto.block.model import RateStep
+from blyan_proto.block.model import (
+    BiasKind,
+    QueryKeyNorm,
+    RateStep,
+    RopeKind,
+    RopeScaling,
+)
 from blyan_proto.codec import decode, encode
 from blyan_proto.types import bitmap
 from blyan_tile import tblock
@@ -119,6 +125,47 @@ def test_a_round_on_weights_of_half_precision(tmp_path: Path) -> None:
     result = learn(job_of(tmp_path, halved), quiet)
     assert result.finite and len(result.deltas) == len(HELD | SHARED)
     assert learn(job_of(tmp_path, widened), quiet) == result
+
+
+def test_a_round_of_a_decoder_with_every_option(tmp_path: Path) -> None:
+    odd = replace(
+        MODEL.architecture,
+        kv_heads=1,
+        query_key_norm=QueryKeyNorm.HEAD,
+        clip_qkv_micro=2_000_000,
+        attention_window=9,
+        attention_bias=BiasKind.ALL,
+        dense_layers=(0,),
+        dense_width=48,
+        shared_width=32,
+        shared_gate=True,
+        rope=RopeScaling(RopeKind.LINEAR, 2_000_000_000),
+    )
+    model = replace(MODEL, architecture=odd)
+    layout = layout_of(model)
+    parameters = initial_parameters(odd, 1)
+    held = {layout.group_named(f"layer1.expert{n}").index for n in (0, 2)}
+    shared = {group.index for group in layout.shared_groups}
+    tiles = {
+        group.index: split(group, parameters)
+        for group in layout.groups
+        if group.index in held | shared
+    }
+    job = replace(
+        job_of(tmp_path, first_tiles()),
+        model=model,
+        base=files_of(tiles, tmp_path),
+        held=bitmap(held, len(layout.groups)),
+    )
+    result = learn(job, quiet)
+    assert result.finite and {delta.group for delta in result.deltas} == held | shared
+    trunk = layout.group_named("layer0.trunk")
+    (delta,) = [d for d in result.deltas if d.group == trunk.index]
+    changes = decode_group(trunk, delta.tiles)
+    for tile, change in zip(trunk.tiles, changes):
+        for piece in tile.pieces:  # of the vectors, biases too
+            assert change.any(), piece.parameter
+    assert np.count_nonzero(changes[-1]) > 0.9 * changes[-1].size
 
 
 def test_rows_of_experts_elsewhere_stay_out_of_the_router(tmp_path: Path) -> None:
