@@ -36,15 +36,15 @@ class PositionTable:
         self._rows = torch.empty(0, len(self._rates), device=device)  # (made, w/2)
 
     def __getitem__(self, positions: slice) -> Tensor:
-        """Return the rows of `positions`, (T, w/2); a slice with an end."""
-        if positions.stop > len(self._rows):
-            self._grow(max(positions.stop, 2 * len(self._rows)))
-        return self._rows[positions]
+        """Return the rows of `positions`, (T, w/2); a slice with an end. In any thread."""
+        rows = self._rows
+        if positions.stop > len(rows):
+            self._rows = rows = self._grown(rows, max(positions.stop, 2 * len(rows)))
+        return rows[positions]
 
-    def _grow(self, wanted: int) -> None:
-        starts = range(len(self._rows), wanted, ROWS_AT_ONCE)
-        blocks = [self._block(start) for start in starts]  # (ROWS_AT_ONCE, w/2) each
-        self._rows = torch.cat((self._rows, *blocks))
+    def _grown(self, rows: Tensor, wanted: int) -> Tensor:
+        starts = range(len(rows), wanted, ROWS_AT_ONCE)
+        return torch.cat((rows, *(self._block(start) for start in starts)))
 
     def _block(self, start: int) -> Tensor:
         positions = torch.arange(start, start + ROWS_AT_ONCE, dtype=torch.float64)

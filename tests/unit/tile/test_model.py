@@ -137,6 +137,17 @@ def test_positions_are_made_when_they_are_asked_for() -> None:
     assert torch.equal(fresh[:1], torch.ones(1, 8))
     fresh[: ROWS_AT_ONCE + 1]
     assert torch.equal(fresh[3000:3001], late)
+    grow, in_between = fresh._grown, []
+
+    def overtaken(rows: Tensor, wanted: int) -> Tensor:
+        fresh._grown = grow  # type: ignore[method-assign]
+        in_between.append(fresh[9000:9001])  # by another thread
+        return grow(rows, wanted)
+
+    fresh._grown = overtaken  # type: ignore[method-assign]
+    assert torch.equal(fresh[8200:8201], table[8200:8201])
+    assert torch.equal(fresh[9000:9001], table[9000:9001])
+    assert torch.equal(in_between[0], table[9000:9001])
 
 
 def test_attention_is_causal_softmax_over_shared_heads() -> None:
