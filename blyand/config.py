@@ -111,6 +111,12 @@ class InferenceSection:
         "Chat templates of other people's models that may run here: blake3 of the text in "
         "hex, or all. Those of models that this node published always may.",
     )
+    spans: str = option(
+        "off",
+        "Whole layers to hold and serve beyond what placement gives this node, so that "
+        "a token passes them in one hop: layers like 0-3; auto: as many as memory_mib "
+        "has room for, where fewest nodes have them; off. Placement stays as it is.",
+    )
     max_requests: int = option(
         64, "Requests of peers served at once; above it BUSY.", low=1, high=4096
     )

@@ -61,6 +61,7 @@ from blyand.parts import (
 from blyand.poison import PoisonBox
 from blyand.presence import greeting, heard, role_names, roles, validates
 from blyand.protocols import expert as expert_ends
+from blyand.protocols import span as span_ends
 from blyand.protocols.hello import Greeter
 from blyand.protocols.meeting import Meeting
 from blyand.protocols.reach import open_reach
@@ -188,7 +189,13 @@ async def run(home: Home, config: Config) -> None:
             settling.begin(base, must_join=newcomer.aim.must)
             language = build_language(base, replica, fetcher, reader, renderer)
             models = build_models(
-                base, replica, fetcher, expert_ends.Client(calls), trainer, language
+                base,
+                replica,
+                fetcher,
+                expert_ends.Client(calls),
+                span_ends.Client(calls),
+                trainer,
+                language,
             )
             mesh = Mesh(host, dialer.dial, events, random.Random())
             reporter = participation.build_reporter(base, replica)

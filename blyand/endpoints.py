@@ -8,6 +8,7 @@ from blyan_proto.protocols import cosign as cosign_proto
 from blyan_proto.protocols import delta as delta_proto
 from blyan_proto.protocols import expert as expert_proto
 from blyan_proto.protocols import providers as providers_proto
+from blyan_proto.protocols import span as span_proto
 from blyan_proto.protocols import sync as sync_proto
 from blyan_proto.protocols import votes as votes_proto
 from blyand.finality.voter import Voter
@@ -20,6 +21,7 @@ from blyand.protocols import cosign as cosign_ends
 from blyand.protocols import delta as delta_ends
 from blyand.protocols import expert as expert_ends
 from blyand.protocols import providers as providers_ends
+from blyand.protocols import span as span_ends
 from blyand.protocols import sync as sync_ends
 from blyand.protocols import votes as votes_ends
 from blyand.replica import Replica
@@ -89,5 +91,10 @@ def serve_streams(
         host.handle(
             expert_proto.PROTOCOL_ID,
             expert_ends.serve(models.serving.experts.answer),
+            deadline_s=None,
+        )
+        host.handle(
+            span_proto.PROTOCOL_ID,
+            span_ends.serve(models.serving.spans.answer),
             deadline_s=None,
         )

@@ -6,7 +6,7 @@ Level 3 parts never import one another; here their callables meet. `daemon` runs
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,7 @@ from blyan_proto.block.block import Block
 from blyan_proto.checkpoint import BlobReceipt, Receipts
 from blyan_proto.codec import encode
 from blyan_proto.protocols.expert import Numerics
-from blyan_proto.protocols.providers import expert_key
 from blyan_proto.signing import SigningKey
-from blyan_proto.types import members
 from blyan_proto.validators import ValidatorSet
 from blyand.chain.orderable import Orderable
 from blyand.compute import (
@@ -33,18 +31,19 @@ from blyand.finality.pen import Pen
 from blyand.finality.ports import Availability, Chain, Pending
 from blyand.finality.voter import Surroundings, Voter
 from blyand.foundation import Base
+from blyand.hosting import hosting
 from blyand.language import Language
-from blyand.net.identity import peer_id_of
+from blyand.neighbours import Neighbours
 from blyand.protocols import blobs as blobs_ends
 from blyand.protocols import cosign as cosign_ends
 from blyand.protocols import delta as delta_ends
 from blyand.protocols.expert import Client as ExpertClient
 from blyand.protocols.fetch import Fetcher
+from blyand.protocols.span import Client as SpanClient
 from blyand.protocols.uploads import Uploads
 from blyand.protocols.votes import Mesh
 from blyand.replica import Replica
 from blyand.rules.net.uploads import UploadLimits
-from blyand.rules.records import NODES
 from blyand.rules.verdict import Reject
 from blyand.rules.view import View
 from blyand.training.cosign import Cosigner, Ranks
@@ -114,6 +113,7 @@ def build_models(
     replica: Replica,
     fetcher: Fetcher,
     experts: ExpertClient,
+    spans: SpanClient,
     trainer: Worker,
     language: Language,
 ) -> Models:
@@ -150,8 +150,9 @@ def build_models(
         replica.peer_of,
         base.genesis.parameters.liveness_span_ms,
         doubting.note,
+        hosting(base, view).groups,
     )
-    serving = _serving(base, replica, holder, experts, language)
+    serving = _serving(base, replica, holder, experts, spans, language)
     journal = Journal(
         view,
         base.host.traffic,
@@ -239,32 +240,12 @@ def _serving(
     replica: Replica,
     holder: Holder,
     experts: ExpertClient,
+    spans: SpanClient,
     language: Language,
 ) -> Serving:
-    @functools.lru_cache(maxsize=8)
-    def heartbeats(checkpoint: bytes) -> list[tuple[str, bytes | None, frozenset[int]]]:
-        """Peer, model and groups of every node, decoded once per checkpoint."""
-        return [
-            (peer_id_of(node.key), node.model, members(node.held))
-            for node in NODES.scan(replica.view)
-        ]
+    near = Neighbours(base, replica)
 
-    def holders(model: bytes, group: int) -> Iterable[str]:
-        """Connected peers whose last heartbeat says that they hold the group.
-
-        Where there is none, the directory is asked for some; a caller tries again.
-        """
-        connected = base.meeting.peers
-        found = [
-            peer
-            for peer, follows, held in heartbeats(replica.machine.last_id)
-            if peer in connected and follows == model and group in held
-        ]
-        if not found:
-            base.directory.seek(expert_key(model, group))
-        return found
-
-    from blyand.inference.serving import Serving
+    from blyand.inference.serving import Around, Serving
 
     def tiles(model: bytes, group: int) -> list[bytes] | None:
         head = holder.head(model, group)
@@ -277,7 +258,8 @@ def _serving(
         base.stores.blobs,
         base.infer_lane,
         experts,
-        holders,
+        Around(spans, near.hosts, near.rtt_ms, near.is_connected),
+        near.holders,
         holder.held,
         tiles,
         base.events,

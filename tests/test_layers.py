@@ -31,6 +31,8 @@ LEVELS = {
     **dict.fromkeys(
         [
             "foundation",
+            "hosting",
+            "neighbours",
             "bindings",
             "endpoints",
             "replica",

@@ -18,6 +18,7 @@ from blyan_proto.rpc.parts import DATASET_HELP, MODEL_HELP
 from blyan_proto.rpc.spec import LONG_DEADLINE_S, Id, Method, arg, declare, record
 
 NUMERICS = ("reference", "bf16", "int8", "int4")
+ROUTES = ("auto", "spans", "experts", "local")
 MAX_TOP = 20  # likeliest tokens told for each token
 
 
@@ -74,6 +75,12 @@ class Generate:
         "how to compute; default: as the node is configured",
         default=None,
         choices=NUMERICS,
+    )
+    route: str = arg(
+        "who may compute: auto (the shortest path), spans (whole layers at peers, "
+        "wherever offered), experts (no spans), local (this node only)",
+        default="auto",
+        choices=ROUTES,
     )
     request: str | None = arg(
         "a name for infer.cancel; default: one is made up", default=None

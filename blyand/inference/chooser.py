@@ -16,6 +16,7 @@ from blyan_tile.model.sampling import (
     score,
 )
 from blyand.inference.vocabularies import Vocabulary
+from blyand.rules.net.path import Route
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Wanted:
     echo_logprobs: bool = False  # the prompt's tokens are told likewise
     schema: str | None = None  # JSON Schema that the answer fits
     numerics: Numerics | None = None  # None: as the node is configured
+    route: Route = Route.AUTO  # who may compute
     owner: bytes = b""  # whose earlier requests may be built on (DEC-S2)
     request: str = ""  # for `Generation.cancel`; empty: one is made
     deadline_s: float = float("inf")  # trio time

@@ -17,10 +17,10 @@ from blyan_tile.batches import JUDGED_TOKENS, held_out_windows
 from blyan_tile.model.transformer import Trunk
 from blyand.errors import StaleVersion, Unavailable
 from blyand.inference.call import most_rows
+from blyand.inference.course import Parts
 from blyand.inference.passes import Pass, run_pass
 from blyand.inference.pins import Heads
 from blyand.inference.scatter import Tally
-from blyand.inference.session import Parts
 from blyand.rules.model.heads import Which
 
 SEQUENCE = 128

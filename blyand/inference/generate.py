@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 import trio
 
+from blyan_proto.protocols.expert import Numerics
 from blyan_tile.model.sampling import Choice
 from blyand.errors import Busy
 from blyand.inference.chooser import Chooser, Wanted
-from blyand.inference.session import Parts, Session
+from blyand.inference.course import Parts
+from blyand.inference.session import Session
 from blyand.inference.text import Writer
 from blyand.inference.vocabularies import Vocabularies
 
@@ -144,6 +146,7 @@ class Generation:
                 wanted.model,
                 end,
                 wanted.deadline_s,
+                route=wanted.route,
                 numerics=wanted.numerics,
             ) as session:
                 result.height = session.heads.height

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import trio
@@ -12,27 +13,42 @@ from blyan_proto.protocols.expert import Numerics
 from blyand.compute import Threads
 from blyand.events import Broadcast, CheckpointFinalised, HeadMoved, HeldChanged
 from blyand.inference.batch import Batcher
+from blyand.inference.course import Parts
+from blyand.inference.editions import Editions
 from blyand.inference.evaluate import Evaluation
 from blyand.inference.experts import Experts
 from blyand.inference.generate import Generation
+from blyand.inference.paths import Paths
 from blyand.inference.pins import Pins, heads_of
+from blyand.inference.remote import Spans
 from blyand.inference.room import Room
 from blyand.inference.routes import Routes
 from blyand.inference.runs import Runs
 from blyand.inference.scatter import Scatter
 from blyand.inference.serve import ExpertServer
-from blyand.inference.session import Parts
+from blyand.inference.spans import SpanServer
 from blyand.inference.trunks import Trunks
 from blyand.inference.versions import Versions
 from blyand.inference.vocabularies import Vocabularies
 from blyand.metrics import Metrics
 from blyand.protocols.expert import Client
+from blyand.protocols.span import Client as SpanClient
 from blyand.rules.model.heads import Pinned
 from blyand.rules.records import MODELS
 from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
 
 Tiles = Callable[[bytes, int], Iterable[bytes] | None]  # of a provisional head
+
+
+@dataclass(frozen=True)
+class Around:
+    """What is known of the peers, and how their spans are reached."""
+
+    client: SpanClient
+    hosts: Callable[[bytes], Mapping[str, frozenset[int]]]  # who serves, and what
+    rtt_ms: Callable[[str], float | None]
+    is_connected: Callable[[str], bool]
 
 
 class Serving:
@@ -45,6 +61,7 @@ class Serving:
         blobs: BlobStore,
         lane: Threads,
         client: Client,
+        around: Around,
         holders: Callable[[bytes, int], Iterable[str]],
         held: Callable[[bytes], frozenset[int]],
         tiles: Tiles,
@@ -71,14 +88,34 @@ class Serving:
         self._scatter = Scatter(
             peer_id, self._batcher, client, self.routes, holders, held, wire, numerics
         )
+        pins, room = Pins(view), Room(cache_bytes, metrics)
+        self._spans = Spans(
+            around.client,
+            Paths(held, around.hosts, around.rtt_ms, self.routes),
+            wire,
+        )
+        self._editions = Editions(view, pins)
+        self.spans = SpanServer(
+            self._model,
+            self._editions,
+            self._versions,
+            self._runs,
+            room,
+            wire,
+            around.is_connected,
+            metrics,
+            device,
+        )
         parts = Parts(
-            pins=Pins(view),
+            pins=pins,
             trunks=trunks,
             versions=self._versions,
             scatter=self._scatter,
             runs=self._runs,
-            room=Room(cache_bytes, metrics),
+            room=room,
             lane=lane,
+            paths=self._spans.paths,
+            spans=self._spans,
         )
         self.generation = Generation(parts, vocabularies=vocabularies)
         self.evaluation = Evaluation(parts)
@@ -107,6 +144,8 @@ class Serving:
             await nursery.start(self._batcher.run)
             await nursery.start(self._runs.serve)
             await nursery.start(self._scatter.run)
+            await nursery.start(self._spans.run)
+            await nursery.start(self.spans.run)
             with self._events.subscribe(
                 CheckpointFinalised, HeldChanged, HeadMoved, capacity=4096
             ) as facts:
@@ -124,3 +163,4 @@ class Serving:
         view = self._view()
         for record in MODELS.scan(view):
             self._versions.update(view, self._held(record.id), record.id)
+        self._editions.update()

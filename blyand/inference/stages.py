@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +19,6 @@ from blyan_tile.model.transformer import Trunk
 from blyand.compute import Threads
 from blyand.errors import NotHere, TooSlow
 from blyand.inference.passes import Pass, run_pass
-from blyand.inference.pins import Heads
 from blyand.inference.runs import Choose, Run, Runs
 from blyand.inference.scatter import Scatter
 
@@ -143,30 +141,6 @@ def choose_rows(
     with torch.no_grad():
         logits = trunk.logits(hidden[from_row:]).float().cpu().numpy()  # (wanted, V)
     return [choose(from_row + row, values) for row, values in enumerate(logits)]
-
-
-@dataclass(frozen=True)
-class Leg:
-    """A part of a path before it has begun: who will run which layers."""
-
-    first: int
-    end: int
-    is_local: bool  # all its experts are here
-
-
-def local_or_expert(heads: Heads, held: frozenset[int]) -> list[Leg]:
-    """Return the path without any span; `held` are the groups that are here."""
-    here = [True] * heads.architecture.layers
-    for group in heads.layout.expert_groups:
-        if group.index not in held and group.layer is not None:
-            here[group.layer] = False
-    legs: list[Leg] = []
-    for layer, is_local in enumerate(here):
-        if legs and legs[-1].is_local == is_local:
-            legs[-1] = Leg(legs[-1].first, layer + 1, is_local)
-        else:
-            legs.append(Leg(layer, layer + 1, is_local))
-    return legs
 
 
 def _unchanged(trunk: Trunk, hidden: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from blyand.errors import NotHere
 from blyand.rpc.bind import Answers, Emit
 from blyand.rules.economy.price import micro_of_tokens
 from blyand.rules.model.heads import Which
+from blyand.rules.net.path import Route
 from blyand.rules.records import ModelRecord
 
 if TYPE_CHECKING:  # torch is imported when the first part of inference is made
@@ -81,6 +82,7 @@ def bind(
             ignore_eos=params.ignore_eos,
             logprobs=params.logprobs,
             numerics=Numerics[params.numerics.upper()] if params.numerics else None,
+            route=Route(params.route),
             owner=LOCAL,
             request=params.request or "",
             deadline_s=trio.current_time() + DEADLINE_S,

@@ -61,8 +61,13 @@ class Holder:
         peer_of: Callable[[bytes], str | None],
         liveness_ms: int,
         doubt: Callable[[Block, TileRootsList], None],
+        more: Callable[[ModelRecord], frozenset[int]] = lambda record: frozenset(),
     ) -> None:
-        """`doubt(block, computed)` is told of updates that claim another result."""
+        """`doubt(block, computed)` is told of updates that claim another result.
+
+        `more` are groups that this node holds beyond what placement gives it.
+        """
+        self._more = more
         self._account = account
         self._blocks = blocks
         self._blobs = blobs
@@ -94,13 +99,15 @@ class Holder:
         return self._trails.uses(root)
 
     def desired(self, record: ModelRecord) -> frozenset[int]:
-        """Return the groups that placement gives to this node (DEC-A8)."""
+        """Return the groups that placement gives to this node (DEC-A8), and more."""
         view = self._blocks.view()
         nodes = [node.account for node in NODES.scan(view)]
         placed = placement.place(
             record.id, layout_for(record.model), nodes, record.model.replication
         )
-        return placed.get(self._account, frozenset())
+        if self._account not in placed:
+            return frozenset()
+        return placed[self._account] | self._more(record)
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -8,7 +8,7 @@ import pytest
 
 from tests.functional.harness import Network, network
 
-LAST = ("test_damage.py", "test_kills.py", "test_validators.py")
+LAST = ("test_damage.py", "test_kills.py", "test_spans.py", "test_validators.py")
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import trio
 from blyan_proto.block.model import Architecture, Dtype, Model, TileRoots
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.protocols import expert as wire
+from blyan_proto.protocols import span
 from blyan_tile import tblock
 from blyan_tile.create import initial_parameters
 from blyan_tile.layout import layout_of, split
@@ -19,15 +20,19 @@ from blyan_tile.model.transformer import generate_local
 from blyand.compute import Threads
 from blyand.errors import NotHere, TooSlow
 from blyand.inference.batch import Batcher
+from blyand.inference.course import Parts
+from blyand.inference.editions import Editions
 from blyand.inference.experts import Experts
 from blyand.inference.generate import Generation, Result, Wanted
+from blyand.inference.paths import Paths
 from blyand.inference.pins import Pins
+from blyand.inference.remote import Spans
 from blyand.inference.room import Room
 from blyand.inference.routes import Routes
 from blyand.inference.runs import Runs
 from blyand.inference.scatter import Scatter
 from blyand.inference.serve import ExpertServer
-from blyand.inference.session import Parts
+from blyand.inference.spans import SpanServer
 from blyand.inference.trunks import Trunks
 from blyand.inference.versions import Versions
 from blyand.metrics import Metrics
@@ -107,13 +112,14 @@ class World:
         self.record = ModelRecord(
             MODEL, self.model, b"\1" * 20, count, count, 0, 0, zero, None
         )
-        MODELS.put(self.view, self.record, MODEL)
         self.adopt(1)
 
     def adopt(self, seed):
         """Finalise a checkpoint at which the weights of `seed` are the heads."""
         self.parameters = initial_parameters(self.model.architecture, seed)
         self.height += 1
+        self.record = replace(self.record, adopted_height=self.height)
+        MODELS.put(self.view, self.record, MODEL)
         zero = b"\0" * 32
         for group in self.layout.groups:
             roots = tuple(
@@ -146,11 +152,21 @@ class Net:
         self.dead = set()
         self.silent = set()
         self.calls = []  # (from, to, call)
+        self.span_calls = []  # (from, to, request)
+        self.mangle_span = lambda peer, hidden: hidden
+        self.rtt_ms = {}
         self.before = None  # async (peer): runs before a call is answered
         self.mangle = lambda peer, outputs: outputs
 
     def client(self, me):
         return _Client(self, me)
+
+    def hosts(self, me):
+        return lambda model: {
+            name: node.held
+            for name, node in self.nodes.items()
+            if name != me and name not in self.dead
+        }
 
     def holders(self, model, group):
         assert model == MODEL
@@ -178,6 +194,42 @@ class _Client:
             reply = wire.ANSWER.encode(outputs)
             made = wire.ANSWER.decode(reply, wire.MAX_MESSAGE_BYTES)
             return replace(made, outputs=net.mangle(peer, made.outputs))
+        raise TooSlow(f"{peer} did not answer")
+
+
+class _SpanClient:
+    """Sessions at peers; messages travel as bytes."""
+
+    def __init__(self, net, me):
+        self.net, self.me = net, me
+
+    async def open(self, peer, request, deadline_s):
+        return (await self._ask(peer, request, deadline_s)).tokens
+
+    async def step(self, peer, request, row_bytes, deadline_s):
+        made = await self._ask(peer, request, deadline_s)
+        assert len(made.hidden) == request.tail * row_bytes
+        return self.net.mangle_span(peer, made.hidden)
+
+    async def end(self, peer, session, deadline_s):
+        await self._ask(peer, span.End(session), deadline_s)
+
+    async def _ask(self, peer, request, deadline_s):
+        net = self.net
+        net.span_calls.append((self.me, peer, request))
+        if net.before is not None:
+            await net.before(peer)
+        if peer in net.dead:
+            await trio.lowlevel.checkpoint()
+            raise NotHere(f"{peer} is not connected")
+        with trio.move_on_after(deadline_s):
+            if peer in net.silent:
+                await trio.sleep_forever()
+            raw = span.REQUEST.encode(request)
+            asked = span.REQUEST.decode(raw, span.MAX_MESSAGE_BYTES)
+            made = await net.nodes[peer].spans.answer(self.me, asked)
+            reply = span.ANSWER.encode(made)
+            return span.ANSWER.decode(reply, span.MAX_MESSAGE_BYTES)
         raise TooSlow(f"{peer} did not answer")
 
 
@@ -215,6 +267,22 @@ class Node:
         trunks = Trunks(world.blobs)
         self.runs = Runs(trunks, self.experts, self.lane, self.metrics)
         self.room = Room(cache_bytes, self.metrics)
+        rows = Threads("rows", 1)
+        paths = Paths(
+            lambda model: self.held, net.hosts(name), net.rtt_ms.get, self.routes
+        )
+        self.remote = Spans(_SpanClient(net, name), paths, rows)
+        self.editions = Editions(lambda: world.view, self.pins)
+        self.spans = SpanServer(
+            lambda model: world.model if model == MODEL else None,
+            self.editions,
+            self.versions,
+            self.runs,
+            self.room,
+            rows,
+            lambda peer: peer not in net.dead,
+            self.metrics,
+        )
         self.parts = Parts(
             self.pins,
             trunks,
@@ -223,12 +291,15 @@ class Node:
             self.runs,
             self.room,
             self.lane,
+            paths,
+            self.remote,
         )
         net.nodes[name] = self
         self.finalised()
 
     def finalised(self):
         self.versions.update(self.world.view, self.held, MODEL)
+        self.editions.update()
 
     async def generate(self, tokens, count, on_token=None, **more):
         """Return (token ids, Result)."""
@@ -249,6 +320,7 @@ async def running(*nodes):
             await nursery.start(node.batcher.run)
             await nursery.start(node.runs.serve)
             await nursery.start(node.scatter.run)
+            await nursery.start(node.remote.run)
         yield
         nursery.cancel_scope.cancel()
 

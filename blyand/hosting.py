@@ -1,0 +1,85 @@
+"""Whole layers that this node hosts of its own will (inference.spans), to serve spans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from blyan_proto.types import members
+from blyand.compute import choose_memory_bytes
+from blyand.errors import ConfigFault
+from blyand.foundation import Base
+from blyand.rules.model import placement
+from blyand.rules.model.hosting import groups_of, layers_named, layers_with_room
+from blyand.rules.model.model import layout_for
+from blyand.rules.records import NODES, ModelRecord
+from blyand.rules.view import View
+
+OFF, AUTO = "off", "auto"
+
+
+class Hosting:
+    """The layers of each model that this node hosts beyond its placement.
+
+    What `auto` chose for a model stays chosen for the life of the process, so that nodes
+    do not run after each other.
+    """
+
+    def __init__(
+        self, wish: str, account: bytes, view: Callable[[], View], room_bytes: int
+    ) -> None:
+        """ConfigFault for a wish that names nothing."""
+        if wish not in (OFF, AUTO):
+            try:
+                layers_named(wish, 0)
+            except ValueError as error:
+                raise ConfigFault(
+                    f"inference.spans: {error}; write off, auto, or layers like 0-3"
+                ) from error
+        self._wish = wish
+        self._account = account
+        self._view = view
+        self._room_bytes = room_bytes
+        self._chosen: dict[bytes, frozenset[int]] = {}
+
+    def groups(self, record: ModelRecord) -> frozenset[int]:
+        """Return the groups of these layers; none where the option is off."""
+        if self._wish == OFF:
+            return frozenset()
+        if record.id not in self._chosen:
+            layout = layout_for(record.model)
+            self._chosen[record.id] = groups_of(layout, self._layers(record))
+        return self._chosen[record.id]
+
+    def _layers(self, record: ModelRecord) -> range:
+        count = record.model.architecture.layers
+        if self._wish != AUTO:
+            return layers_named(self._wish, count)
+        layout = layout_for(record.model)
+        nodes = list(NODES.scan(self._view()))
+        placed = placement.place(
+            record.id,
+            layout,
+            [node.account for node in nodes],
+            record.model.replication,
+        )
+        others = [
+            members(node.held)
+            for node in nodes
+            if node.account != self._account and node.model == record.id
+        ]
+        return layers_with_room(
+            layout,
+            placed.get(self._account, frozenset()),
+            others,
+            self._room_bytes,
+            record.id + self._account,
+        )
+
+
+def hosting(base: Base, view: Callable[[], View]) -> Hosting:
+    """Return what the configuration says. ConfigFault."""
+    config = base.config
+    room_bytes = choose_memory_bytes(
+        config.inference.memory_mib, config.compute.daemons_on_host
+    )
+    return Hosting(config.inference.spans, base.key.account, view, room_bytes)

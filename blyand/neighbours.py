@@ -1,0 +1,74 @@
+"""What this node knows of the peers that are connected: what they hold, how near they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from blyan_proto.protocols.providers import expert_key
+from blyan_proto.types import Role, members
+from blyand.foundation import Base
+from blyand.net.identity import peer_id_of
+from blyand.replica import Replica
+from blyand.rules.records import NODES
+
+Beat = tuple[str, bytes | None, frozenset[int]]  # peer, the model it follows, groups
+
+
+class Neighbours:
+    """Connected peers, by their last heartbeats (DEC-A8)."""
+
+    def __init__(self, base: Base, replica: Replica) -> None:
+        self._base = base
+        self._replica = replica
+        self._beats: list[Beat] = []
+        self._beats_of = b""  # the checkpoint at which they were read
+
+    def holders(self, model: bytes, group: int) -> Iterable[str]:
+        """Return the peers that say they hold the group.
+
+        Where there is none, the directory is asked for some; a caller tries again.
+        """
+        connected = self._base.meeting.peers
+        found = [
+            peer
+            for peer, follows, held in self._heartbeats()
+            if peer in connected and follows == model and group in held
+        ]
+        if not found:
+            self._base.directory.seek(expert_key(model, group))
+        return found
+
+    def hosts(self, model: bytes) -> dict[str, frozenset[int]]:
+        """Return the peers that serve, with the groups of the model that each holds."""
+        met = self._base.meeting.peers
+        return {
+            peer: held
+            for peer, follows, held in self._heartbeats()
+            if follows == model
+            and peer in met
+            and met[peer].greeting.roles & Role.SERVE
+        }
+
+    def rtt_ms(self, peer: str) -> float | None:
+        """Return the round trip of a peer's best connection; None where unknown."""
+        found = [
+            wire.rtt_ms
+            for wire in self._base.host.wires()
+            if wire.peer_id == peer and wire.rtt_ms is not None
+        ]
+        return min(found, default=None)
+
+    def is_connected(self, peer: str) -> bool:
+        """True while hello holds with the peer."""
+        return peer in self._base.meeting.peers
+
+    def _heartbeats(self) -> list[Beat]:
+        """Return every node's, decoded once per checkpoint."""
+        newest = self._replica.machine.last_id
+        if self._beats_of != newest:
+            self._beats_of = newest
+            self._beats = [
+                (peer_id_of(node.key), node.model, members(node.held))
+                for node in NODES.scan(self._replica.view)
+            ]
+        return self._beats
