@@ -32,14 +32,19 @@ from blyan_tile.tokenizer import BYTES
 
 
 def _architecture(
-    width: int, head_width: int, experts: int, expert_width: int, context: int
+    width: int,
+    head_width: int,
+    experts: int,
+    expert_width: int,
+    context: int,
+    layers: int = 2,
 ) -> Architecture:
     return Architecture(
         vocabulary=256,
-        layers=2,
+        layers=layers,
         width=width,
-        heads=4,
-        kv_heads=4,
+        heads=width // head_width,
+        kv_heads=width // head_width,
         head_width=head_width,
         experts=experts,
         experts_per_token=2,
@@ -54,6 +59,7 @@ def _architecture(
 
 PRESETS = {
     "demo": _architecture(256, 64, 8, 384, 512),  # 5.4 million parameters
+    "small": _architecture(512, 64, 8, 448, 1024, layers=8),  # 52 million
     "tiny": _architecture(64, 16, 4, 96, 256),  # 0.2 million, for tests
 }
 

@@ -156,9 +156,13 @@ class Course:
         return _with(chunk, x, chosen)
 
     def _note(self, stage: Stage, chunk: _Chunk, began_s: float) -> None:
-        if len(chunk.x) == 1 and isinstance(stage, LocalStage):
-            seconds = trio.current_time() - began_s
-            self._parts.paths.computed(stage.end - stage.first, seconds)
+        paths, seconds = self._parts.paths, trio.current_time() - began_s
+        if len(chunk.x) > 1:
+            return
+        if isinstance(stage, LocalStage):
+            paths.computed(stage.end - stage.first, seconds)
+        elif isinstance(stage, ExpertStage):
+            paths.scattered(stage.end - stage.first, seconds)
 
     def _made(self, legs: Sequence[Leg]) -> list[Stage]:
         """Return the stages of `legs`; their memory is claimed until the end. Busy."""

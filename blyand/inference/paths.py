@@ -69,7 +69,9 @@ class Paths:
         self._hosts = hosts
         self._rtt_ms = rtt_ms
         self._routes = routes
-        self._local = _Pace()
+        self._local = _Pace()  # of layers whose experts are all here
+        self._attend = _Pace()  # of this node's part where they are not
+        self._trip_s = 0.0  # of a call to the experts of a layer, as last planned
         self._peers: OrderedDict[str, _Pace] = OrderedDict()
         self._layers: OrderedDict[bytes, Layers] = OrderedDict()  # by model
 
@@ -120,6 +122,10 @@ class Paths:
     def computed(self, layers: int, seconds: float) -> None:
         """Note how long one token took through layers here."""
         _note(self._local, seconds / layers)
+
+    def scattered(self, layers: int, seconds: float) -> None:
+        """Note how long one token took through layers whose experts are at peers."""
+        _note(self._attend, max(seconds / layers - self._trip_s, 1e-6))
 
     def answered(self, peer: str, layers: int, seconds: float, rows: int) -> None:
         """Note a step that came back from a peer's span."""
@@ -174,7 +180,9 @@ class Paths:
         held = self._held(heads.model)
         calls = {peer: self._call_us(peer) for peer in hosts}
         near = sorted(hosts, key=lambda peer: (calls[peer], peer))
-        costs = []
+        attend_us = round(self._attend.layer_s * 1e6) or self._layer_us
+        costs: list[LayerCost] = []
+        trips: list[int] = []
         for experts in self._layers_of(heads).experts:
             missing = experts - held
             local_us = None if missing else self._layer_us
@@ -186,12 +194,18 @@ class Paths:
                     slowest_us = calls[peer]
                     missing -= hosts[peer]
             trip_us = NOBODY_US if missing else slowest_us
-            costs.append(LayerCost(local_us, self._layer_us + trip_us))
+            costs.append(LayerCost(local_us, attend_us + trip_us))
+            trips.append(slowest_us)
+        self._trip_s = sum(trips) / len(trips) / 1e6 if trips else 0.0
         return costs
 
     @property
     def _layer_us(self) -> int:
-        return round(self._local.layer_s * 1e6) or LAYER_US
+        """What a token's layer costs here; until it was measured, as at the best peer."""
+        known = self._local.layer_s or min(
+            (pace.layer_s for pace in self._peers.values() if pace.layer_s), default=0.0
+        )
+        return round(known * 1e6) or LAYER_US
 
     def _trip_us(self, peer: str) -> float:
         rtt_ms = self._rtt_ms(peer)

@@ -138,6 +138,8 @@ def choose_rows(
     trunk: Trunk, hidden: Tensor, choose: Choose, from_row: int
 ) -> list[Any]:
     """Return choose(row, logits (V,)) of hidden (T, d) from `from_row` on; in a lane."""
+    if from_row >= len(hidden):
+        return []  # an earlier chunk of a prompt
     with torch.no_grad():
         logits = trunk.logits(hidden[from_row:]).float().cpu().numpy()  # (wanted, V)
     return [choose(from_row + row, values) for row, values in enumerate(logits)]

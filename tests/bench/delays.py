@@ -92,8 +92,11 @@ class Wire:
 
 
 @contextmanager
-def delayed(network: Network, one_way_s: float) -> Iterator[None]:
-    """Start the nodes of a network again with a delaying wire before each."""
+def delayed(network: Network, one_way_s: float) -> Iterator[Wire]:
+    """Start the nodes of a network again with a delaying wire before each.
+
+    Its delay may be changed while it is there.
+    """
     wire = Wire(one_way_s)
     devnet.down(network.directory)
     ports = {node.name: _free_port() for node in network.nodes}  # not those in books
@@ -109,7 +112,7 @@ def delayed(network: Network, one_way_s: float) -> Iterator[None]:
             wait_for(
                 lambda: node.status()["peers"] >= len(network.nodes) - 1, "a full mesh"
             )
-        yield
+        yield wire
     finally:
         wire.close()
 
