@@ -22,6 +22,7 @@ from blyand.protocols.votes import Mesh
 from blyand.replica import Replica
 from blyand.rpc import (
     backup,
+    cache,
     chain,
     checkpoint,
     consensus,
@@ -268,6 +269,7 @@ def bind_all(
         lane=base.disk_lane,
     )
     expert.bind(answers, holders=holders, latency_ms=latency_ms)
+    cache.bind(answers, models.serving.cache)
     history.bind(answers, ordering=ordering, blocks=stores.blocks, lane=base.disk_lane)
     model.bind(answers, holders=holders, ordering=ordering, publishing=publishing)
     checkpoint.bind(

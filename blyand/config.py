@@ -126,6 +126,12 @@ class InferenceSection:
         "16 bits on the wire, weights of at least so many bits.",
         choices=("reference", "bf16", "int8", "int4"),
     )
+    recipe: str = option(
+        "f32",
+        "How the weights of experts are held, where a request allows it: f32 (as stored, "
+        "mapped), bf16, int8, int4. Smaller ones are faster and less exact.",
+        choices=("f32", "bf16", "int8", "int4"),
+    )
 
 
 @dataclass(frozen=True)

@@ -271,6 +271,7 @@ def _serving(
         config.inference.max_requests,
         choose_cache_bytes(config.inference.cache_mib, config.compute.daemons_on_host),
         Numerics[config.inference.numerics.upper()],
+        config.inference.recipe,
         vocabularies=language.vocabularies,
     )
 

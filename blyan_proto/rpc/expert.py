@@ -150,3 +150,37 @@ history = declare(
         public=True,
     )
 )
+
+
+@record
+class GetCache:
+    """List the experts that are ready to compute on this node."""
+
+
+@record
+class ReadyExpert:
+    """One version of an expert in memory."""
+
+    name: str = arg("group name, as layer0.expert3")
+    root: Id = arg("group root of the version")
+    recipe: str = arg("how its weights are held: f32, bf16, int8 or int4")
+    bytes: int = arg("bytes it takes")
+    hits: int = arg("times it was found here since it was loaded")
+    idle_s: float = arg("seconds since it was last asked for")
+    in_use: bool = arg("somebody computes with it right now")
+
+
+@record
+class Cache:
+    """The experts that are ready, and how often that helped since the start."""
+
+    budget_bytes: int = arg("most that ready experts may take")
+    resident_bytes: int = arg("what they take")
+    hits: int = arg("requests that found their expert ready")
+    misses: int = arg("requests that did not")
+    evictions: int = arg("experts that had to go, or that nobody used for an hour")
+    streamed: int = arg("misses for which there was no room: computed from the files")
+    experts: list[ReadyExpert] = arg("what is ready, most recently used first")
+
+
+cache = declare(Method("expert.cache", GetCache, Cache))

@@ -16,11 +16,11 @@ import torch
 import trio
 from torch import Tensor
 
+from blyan_proto.protocols.expert import Numerics
 from blyan_tile.layout import Group, Layout
-from blyan_tile.model.expert import Expert
 from blyand.compute import Threads
 from blyand.errors import Unavailable
-from blyand.inference.experts import Experts
+from blyand.inference.experts import Experts, InUse
 from blyand.inference.versions import Tiles
 from blyand.rules.net.fair import OWN, FairQueue
 
@@ -40,6 +40,7 @@ class Work:
     tiles: Tiles
     x: np.ndarray  # (n, d) float32, the activations of the call
     rows: np.ndarray  # (m,) int64, those for this expert
+    numerics: Numerics = Numerics.REFERENCE
 
 
 @dataclass
@@ -128,11 +129,11 @@ class Batcher:
 
     def _compute(self, works: list[Work]) -> list[np.ndarray | Unavailable]:
         """Run in the lane."""
-        by_root: dict[bytes, list[int]] = {}
+        alike: dict[tuple[bytes, Numerics], list[int]] = {}
         for index, work in enumerate(works):
-            by_root.setdefault(work.root, []).append(index)
+            alike.setdefault((work.root, work.numerics), []).append(index)
         results: dict[int, np.ndarray | Unavailable] = {}
-        for indices in by_root.values():
+        for indices in alike.values():
             same = [works[index] for index in indices]
             results |= zip(indices, self._through(same))
         return [results[index] for index in range(len(works))]
@@ -141,7 +142,7 @@ class Batcher:
         first = works[0]
         try:
             expert = self._experts.get(
-                first.layout, first.group, first.root, first.tiles
+                first.layout, first.group, first.root, first.tiles, first.numerics
             )
         except Unavailable as error:
             return [error for _ in works]
@@ -154,6 +155,6 @@ class Batcher:
         return list(np.split(whole, ends[:-1]))
 
 
-def forward_rows(expert: Expert, x: Tensor) -> Tensor:
+def forward_rows(expert: InUse, x: Tensor) -> Tensor:
     """Return expert(x), whose rows' bits do not depend on the other rows. (n, d)."""
     return torch.cat([expert(block) for block in torch.split(x, BLOCK_ROWS)])

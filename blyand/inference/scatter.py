@@ -158,6 +158,7 @@ class _Gathering:
                 heads.tiles[self._group(expert)],
                 layer.x,
                 layer.rows[expert],
+                self._numerics,
             )
             for expert in experts
         ]

@@ -89,7 +89,9 @@ class ExpertServer:
         try:
             x = await self._convert(read_rows, call.activations, width, call.numerics)
             works = [
-                Work(layout, layout.groups[group], root, made_of, x, rows)
+                Work(
+                    layout, layout.groups[group], root, made_of, x, rows, call.numerics
+                )
                 for (group, root, rows), made_of in zip(wanted, tiles)
             ]
             results = await self._batcher.compute(works, peer)

@@ -10,6 +10,7 @@ import trio
 
 from blyan_proto.block.model import Model
 from blyan_proto.protocols.expert import Numerics
+from blyan_tile.recipe import recipe_called
 from blyand.compute import Threads
 from blyand.events import Broadcast, CheckpointFinalised, HeadMoved, HeldChanged
 from blyand.inference.batch import Batcher
@@ -37,6 +38,8 @@ from blyand.rules.model.heads import Pinned
 from blyand.rules.records import MODELS
 from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
+
+LOOK_S = 60.0  # between two looks for experts that nobody used
 
 Tiles = Callable[[bytes, int], Iterable[bytes] | None]  # of a provisional head
 
@@ -72,6 +75,7 @@ class Serving:
         max_requests: int,
         cache_bytes: int,
         numerics: Numerics,
+        recipe: str,
         vocabularies: Vocabularies | None = None,
     ) -> None:
         self._view = view
@@ -79,7 +83,7 @@ class Serving:
         self._tiles = tiles
         self._events = events
         self._versions = Versions()
-        experts = Experts(blobs, budget_bytes, metrics, device)
+        experts = Experts(blobs, budget_bytes, metrics, device, recipe_called(recipe))
         trunks = Trunks(blobs, device)
         self._batcher = Batcher(experts, lane)
         self._runs = Runs(trunks, experts, lane, metrics)
@@ -117,6 +121,7 @@ class Serving:
             paths=self._spans.paths,
             spans=self._spans,
         )
+        self.cache = experts
         self.generation = Generation(parts, vocabularies=vocabularies)
         self.evaluation = Evaluation(parts)
         self.experts = ExpertServer(
@@ -146,6 +151,7 @@ class Serving:
             await nursery.start(self._scatter.run)
             await nursery.start(self._spans.run)
             await nursery.start(self.spans.run)
+            nursery.start_soon(self._let_go)
             with self._events.subscribe(
                 CheckpointFinalised, HeldChanged, HeadMoved, capacity=4096
             ) as facts:
@@ -158,6 +164,11 @@ class Serving:
                             self._versions.offer(fact.model, fact.group, list(tiles))
                     else:
                         self._update()
+
+    async def _let_go(self) -> None:
+        while True:
+            await trio.sleep(LOOK_S)
+            self.cache.evict_idle()
 
     def _update(self) -> None:
         view = self._view()

@@ -15,6 +15,7 @@ import torch
 import trio
 from torch import Tensor
 
+from blyan_proto.protocols.expert import Numerics
 from blyan_tile.model.transformer import Trunk
 from blyand.compute import Threads
 from blyand.errors import NotHere, TooSlow
@@ -52,6 +53,11 @@ class ExpertStage:
         self._scatter = scatter
         self._lane = lane
         self._run = run
+
+    @property
+    def numerics(self) -> Numerics:
+        """Those of the node, for requests that name none."""
+        return self._scatter.numerics
 
     async def run(self, x: Tensor, position: int) -> Tensor:
         hidden: Tensor = await self._through(x, position, _unchanged)
@@ -121,7 +127,10 @@ class LocalStage:
         cache = self._run.cache
         assert cache is not None
         cache.rewind(position, self.first, self.end)
-        return Run(self._run.heads, self.first, self.end, cache, x)
+        numerics = self._run.numerics
+        if numerics is None:
+            numerics = self._otherwise.numerics
+        return Run(self._run.heads, self.first, self.end, cache, x, numerics)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -36,12 +36,7 @@ def load_group(
     float32 tile stays the read-only mapping of its file, on the CPU. NotHere when a
     tile is missing or is not of the layout's shape.
     """
-    if len(tiles) != len(group.tiles):
-        raise NotHere(f"{group.name}: {len(tiles)} tiles, not {len(group.tiles)}")
-    arrays = [_open(blobs, root) for root in tiles]
-    for tile, array in zip(group.tiles, arrays):
-        if array.shape != tile.shape:
-            raise NotHere(f"{group.name}: a tile of {array.shape}, not {tile.shape}")
+    arrays = [tblock.widened(array) for array, _ in _opened(blobs, group, tiles)]
     whole = _whole(layout, group, arrays)
     if len(whole) < len(group.parameters):
         whole = {**join(layout, group, arrays), **whole}
@@ -51,11 +46,29 @@ def load_group(
     }
 
 
-def _open(blobs: Blobs, root: bytes) -> np.ndarray:
-    array = blobs.open_array(root)
-    if blobs.outline(root).dtype not in (Dtype.F32, Dtype.F16, Dtype.BF16):
-        raise NotHere(f"blob {root.hex()} holds no floats")
-    return tblock.widened(array)
+def open_tiles(blobs: Blobs, group: Group, tiles: Sequence[bytes]) -> list[Tensor]:
+    """Return the tiles of one version of `group` as they are stored, mapped; blocking.
+
+    Read-only. NotHere as above.
+    """
+    opened = _opened(blobs, group, tiles)
+    return [tblock.to_torch(array, dtype) for array, dtype in opened]
+
+
+def _opened(
+    blobs: Blobs, group: Group, tiles: Sequence[bytes]
+) -> list[tuple[np.ndarray, Dtype]]:
+    if len(tiles) != len(group.tiles):
+        raise NotHere(f"{group.name}: {len(tiles)} tiles, not {len(group.tiles)}")
+    made: list[tuple[np.ndarray, Dtype]] = []
+    for tile, root in zip(group.tiles, tiles):
+        array, dtype = blobs.open_array(root), blobs.outline(root).dtype
+        if dtype not in (Dtype.F32, Dtype.F16, Dtype.BF16):
+            raise NotHere(f"blob {root.hex()} holds no floats")
+        if array.shape != tile.shape:
+            raise NotHere(f"{group.name}: a tile of {array.shape}, not {tile.shape}")
+        made.append((array, dtype))
+    return made
 
 
 def _whole(

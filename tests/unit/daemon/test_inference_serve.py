@@ -19,10 +19,8 @@ from blyan_tile.model.expert import Expert
 from blyand.errors import Busy, NotHere, StaleVersion
 from blyand.inference import serve, versions
 from blyand.inference.batch import Batcher, forward_rows
-from blyand.inference.experts import Experts
 from blyand.inference.versions import Versions
 from blyand.inference.weights import load_group
-from blyand.metrics import Metrics
 from blyand.rules.records import GROUPS
 from tests.unit.daemon.inference_world import MODEL, TINY, Net, Node, World, running
 
@@ -287,28 +285,6 @@ def test_the_last_adopted_versions_and_recent_heads_are_served():
         assert set(kept) <= served.tiles_in_use()
     served.update(world.view, frozenset(), MODEL)
     assert not served.tiles_in_use()
-
-
-def test_experts_stay_within_their_budget():
-    world, metrics = World(), Metrics()
-    size = 3 * TINY.width * TINY.expert_width * 4
-    experts = Experts(world.blobs, 2 * size, metrics)
-    node = Node(world, Net(), "a", world.all_experts())
-    heads = node.pins.newest(MODEL)
-
-    def get(expert):
-        group = heads.expert(0, expert)
-        root, tiles = heads.roots[group.index], heads.tiles[group.index]
-        return experts.get(world.layout, group, root, tiles)
-
-    first = get(0)
-    assert get(0) is first
-    get(1), get(0), get(2)  # 1 was used longest ago
-    assert get(0) is first and experts.resident_bytes == 2 * size
-    counts = metrics.snapshot()
-    assert (counts["expert_hits"], counts["expert_misses"]) == (3, 3)
-    assert counts["expert_evictions"] == 1
-    assert counts["expert_resident_bytes"] == 2 * size
 
 
 def test_one_tile_is_not_copied_and_many_are_joined():

@@ -63,6 +63,7 @@ from blyand.net.standing import Standing
 from blyand.poison import PoisonBox
 from blyand.protocols.meeting import Met
 from blyand.rpc import (
+    cache,
     chain,
     checkpoint,
     data,
@@ -742,6 +743,7 @@ def test_a_block_and_a_checkpoint(world):
 
 def bind_models(world, publishing=None):
     expert.bind(world.answers, holders=world.holders, latency_ms=lambda peer: None)
+    cache.bind(world.answers, None)
     model.bind(
         world.answers,
         holders=world.holders,
