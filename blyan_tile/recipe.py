@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from blyan_tile.model.linear import linear
 from blyan_tile.model.expert import silu
+from blyan_tile.model.linear import linear
 from blyan_tile.quantised import (
     Tokens,
     bytes_of_int4,

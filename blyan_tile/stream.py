@@ -19,17 +19,27 @@ from torch import Tensor
 from blyan_tile.layout import Group
 from blyan_tile.quantised import Tokens
 from blyan_tile.recipe import Gated, Recipe, Weight, bytes_of, derive
+from blyan_tile.slice import WHOLE, Slice
 
 PARTS = ("gate", "up", "down")  # the matrices of an expert
 
 
 @dataclass(frozen=True)
+class Cut:
+    """What a band takes of one tile."""
+
+    tile: int  # of the group
+    rows: slice
+    columns: slice
+
+
+@dataclass(frozen=True)
 class Band:
-    """Some rows of a matrix, all of their columns."""
+    """Some rows of a matrix, all of the columns that are wanted."""
 
     rows: int
     columns: int
-    tiles: tuple[int, ...]  # of the group, from left to right
+    cuts: tuple[Cut, ...]  # from left to right
 
 
 @dataclass(frozen=True)
@@ -60,44 +70,71 @@ class Streamed:
         return derive(self.recipe, rows_of(band, self.tiles).to(self.device))
 
 
-def bands_of(group: Group, parameter: str) -> tuple[Band, ...]:
-    """Return the bands of a matrix of `group`, from its first row on."""
-    by_row: dict[tuple[int, int], list[int]] = {}
-    columns = 0
-    for tile in group.tiles:
-        (piece,) = tile.pieces
-        if piece.parameter == parameter:
-            by_row.setdefault((piece.row0, piece.row1), []).append(tile.index)
-            columns = max(columns, piece.col1)
-    return tuple(
-        Band(row1 - row0, columns, tuple(tiles))
-        for (row0, row1), tiles in by_row.items()
-    )
+def bands_of(group: Group, part: str, piece: Slice = WHOLE) -> tuple[Band, ...]:
+    """Return the bands of one of an expert's matrices, from its first row on.
+
+    Of a slice: the rows of gate and up, the columns of down that belong to it.
+    """
+    name = f"{group.name}.{part}.weight"
+    tiles = [tile for tile in group.tiles if tile.pieces[0].parameter == name]
+    ends = max((t.pieces[0].row1, t.pieces[0].col1) for t in tiles)
+    row, column = slice(0, ends[0]), slice(0, ends[1])
+    if part == "down":
+        column = slice(*piece.units(ends[1]))
+    else:
+        row = slice(*piece.units(ends[0]))
+    by_row: dict[tuple[int, int], list[Cut]] = {}
+    for tile in tiles:
+        (stands,) = tile.pieces
+        rows = _common(row, stands.row0, stands.row1)
+        columns = _common(column, stands.col0, stands.col1)
+        if rows.start < rows.stop and columns.start < columns.stop:
+            cut = Cut(tile.index, rows, columns)
+            by_row.setdefault((stands.row0, rows.stop - rows.start), []).append(cut)
+    width = column.stop - column.start
+    return tuple(Band(rows, width, tuple(cuts)) for (_, rows), cuts in by_row.items())
+
+
+def _common(wanted: slice, start: int, stop: int) -> slice:
+    """Return what of `wanted` lies in [start, stop), counted from `start`."""
+    first = min(max(wanted.start, start), stop)
+    return slice(first - start, max(first, min(wanted.stop, stop)) - start)
 
 
 def rows_of(band: Band, tiles: Sequence[Tensor]) -> Tensor:
     """Return a band (b, k) as it is stored; a copy if several tiles make it."""
-    if len(band.tiles) == 1:
-        return tiles[band.tiles[0]]
-    return torch.cat([tiles[index] for index in band.tiles], dim=1)  # (b, k)
+    made = [tiles[cut.tile][cut.rows, cut.columns] for cut in band.cuts]
+    return made[0] if len(made) == 1 else torch.cat(made, dim=1)  # (b, k)
 
 
-def expert_bytes(group: Group, recipe: Recipe) -> int:
-    """Return what the expert `group` takes when it is ready in `recipe`."""
+def hidden_units(group: Group) -> int:
+    """Return how many hidden units the expert `group` has: the most slices there are."""
+    return sum(band.rows for band in bands_of(group, "gate"))
+
+
+def expert_bytes(group: Group, recipe: Recipe, piece: Slice = WHOLE) -> int:
+    """Return what an expert, or a slice of it, takes when it is ready in `recipe`."""
     return sum(
         bytes_of(recipe, band.rows, band.columns)
         for part in PARTS
-        for band in bands_of(group, f"{group.name}.{part}.weight")
+        for band in bands_of(group, part, piece)
     )
 
 
 def ready_expert(
-    group: Group, tiles: Sequence[Tensor], recipe: Recipe, device: torch.device
+    group: Group,
+    tiles: Sequence[Tensor],
+    recipe: Recipe,
+    device: torch.device,
+    piece: Slice = WHOLE,
 ) -> Gated:
-    """Return the expert `group` made of its stored tiles; a mapping where it can be."""
+    """Return an expert made of its stored tiles; a mapping where it can be.
+
+    A slice's output is that of its own hidden units: one summand of the expert's.
+    """
 
     def ready(part: str) -> Weight:
-        bands = bands_of(group, f"{group.name}.{part}.weight")
+        bands = bands_of(group, part, piece)
         made = [derive(recipe, rows_of(band, tiles).to(device)) for band in bands]
         return made[0] if len(made) == 1 else Banded(tuple(made))
 
@@ -105,12 +142,15 @@ def ready_expert(
 
 
 def streamed_expert(
-    group: Group, tiles: Sequence[Tensor], recipe: Recipe, device: torch.device
+    group: Group,
+    tiles: Sequence[Tensor],
+    recipe: Recipe,
+    device: torch.device,
+    piece: Slice = WHOLE,
 ) -> Gated:
-    """Return the same expert without ever holding more than a band of it."""
+    """Return the same without ever holding more than a band of it."""
 
     def streamed(part: str) -> Streamed:
-        bands = bands_of(group, f"{group.name}.{part}.weight")
-        return Streamed(recipe, bands, tiles, device)
+        return Streamed(recipe, bands_of(group, part, piece), tiles, device)
 
     return Gated(recipe, *(streamed(part) for part in PARTS))

@@ -132,6 +132,12 @@ class InferenceSection:
         "mapped), bf16, int8, int4. Smaller ones are faster and less exact.",
         choices=("f32", "bf16", "int8", "int4"),
     )
+    slice_mib: int = option(
+        0,
+        "Experts at peers that take more than this in float32 are asked for in slices of "
+        "at most this size, of several holders at once. 0: whole.",
+        unit="MiB",
+    )
 
 
 @dataclass(frozen=True)

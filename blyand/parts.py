@@ -272,6 +272,7 @@ def _serving(
         choose_cache_bytes(config.inference.cache_mib, config.compute.daemons_on_host),
         Numerics[config.inference.numerics.upper()],
         config.inference.recipe,
+        config.inference.slice_mib << 20,
         vocabularies=language.vocabularies,
     )
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import enum
 from typing import Annotated
 
-from blyan_proto.codec import U16, U32, Choice, Size, message
+from blyan_proto.codec import U16, U32, Choice, Range, Size, message
 from blyan_proto.constants import KIB, MIB
 from blyan_proto.types import Hash
 
@@ -15,6 +15,7 @@ MAX_ROWS = 4096  # tokens in one call
 MAX_ACTIVATION_BYTES = 16 * MIB
 MAX_MESSAGE_BYTES = MAX_ACTIVATION_BYTES + 64 * KIB
 MAX_EXPERTS_PER_CALL = 64
+MAX_SLICES = 64  # of one expert
 MAX_IN_FLIGHT_BYTES = 4 * MAX_MESSAGE_BYTES  # requests and outputs of one peer's calls
 DEADLINE_S = 20.0
 
@@ -58,6 +59,12 @@ class Forward:
     width: U32  # d; a row is d little-endian values, float32 or bfloat16
     experts: Annotated[tuple[ExpertRows, ...], Size(1, MAX_EXPERTS_PER_CALL)]
     activations: Annotated[bytes, Size(2, MAX_ACTIVATION_BYTES)]
+    slice: U16 = 0  # of `slices`: the part of every expert's hidden units that is meant
+    slices: Annotated[int, Range(1, MAX_SLICES)] = 1  # 1: whole experts
+
+    def __post_init__(self) -> None:
+        if self.slice >= self.slices:
+            raise ValueError(f"slice {self.slice} of {self.slices}")
 
 
 @message

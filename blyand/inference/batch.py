@@ -18,6 +18,7 @@ from torch import Tensor
 
 from blyan_proto.protocols.expert import Numerics
 from blyan_tile.layout import Group, Layout
+from blyan_tile.slice import WHOLE, Slice
 from blyand.compute import Threads
 from blyand.errors import Unavailable
 from blyand.inference.experts import Experts, InUse
@@ -41,6 +42,7 @@ class Work:
     x: np.ndarray  # (n, d) float32, the activations of the call
     rows: np.ndarray  # (m,) int64, those for this expert
     numerics: Numerics = Numerics.REFERENCE
+    piece: Slice = WHOLE
 
 
 @dataclass
@@ -129,9 +131,10 @@ class Batcher:
 
     def _compute(self, works: list[Work]) -> list[np.ndarray | Unavailable]:
         """Run in the lane."""
-        alike: dict[tuple[bytes, Numerics], list[int]] = {}
+        alike: dict[tuple[bytes, Numerics, Slice], list[int]] = {}
         for index, work in enumerate(works):
-            alike.setdefault((work.root, work.numerics), []).append(index)
+            key = (work.root, work.numerics, work.piece)
+            alike.setdefault(key, []).append(index)
         results: dict[int, np.ndarray | Unavailable] = {}
         for indices in alike.values():
             same = [works[index] for index in indices]
@@ -142,7 +145,12 @@ class Batcher:
         first = works[0]
         try:
             expert = self._experts.get(
-                first.layout, first.group, first.root, first.tiles, first.numerics
+                first.layout,
+                first.group,
+                first.root,
+                first.tiles,
+                first.numerics,
+                first.piece,
             )
         except Unavailable as error:
             return [error for _ in works]

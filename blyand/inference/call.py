@@ -21,6 +21,7 @@ from blyan_proto.protocols.expert import (
     Outputs,
 )
 from blyan_tile.activations import is_finite, read_rows, write_rows
+from blyan_tile.slice import WHOLE, Slice
 from blyand.errors import NotFinite, Unavailable, WrongAnswer
 from blyand.inference.pins import Heads
 
@@ -74,7 +75,12 @@ def _by_tokens(rows: Rows, most: int) -> Iterator[Rows]:
 
 
 def make_call(
-    heads: Heads, layer: int, rows: Rows, x: np.ndarray, numerics: Numerics
+    heads: Heads,
+    layer: int,
+    rows: Rows,
+    x: np.ndarray,
+    numerics: Numerics,
+    piece: Slice = WHOLE,
 ) -> Forward:
     """Return the call for `rows` of x (n, d) float32, all of one layer.
 
@@ -101,6 +107,8 @@ def make_call(
         width=x.shape[1],
         experts=tuple(wanted),
         activations=write_rows(states, numerics),
+        slice=piece.index,
+        slices=piece.count,
     )
 
 

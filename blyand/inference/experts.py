@@ -22,10 +22,13 @@ from torch import Tensor
 from blyan_proto.protocols.expert import Numerics
 from blyan_tile.layout import Group, Layout
 from blyan_tile.recipe import Gated, Recipe, recipe_for
+from blyan_tile.slice import WHOLE, Slice
 from blyan_tile.stream import expert_bytes, ready_expert, streamed_expert
 from blyand.errors import Unavailable
 from blyand.inference.weights import Blobs, open_tiles
 from blyand.metrics import Metrics
+
+Key = tuple[bytes, Recipe, Slice]  # root of the version, and what of it
 
 IDLE_S = 3600.0  # unused for so long: evicted (GROUP-08)
 
@@ -85,7 +88,7 @@ class Counts:
 
 
 class Experts:
-    """Versions of experts by (group root, recipe). Any thread may ask.
+    """Versions of experts by (group root, recipe, slice). Any thread may ask.
 
     On the CPU a float32 expert is a view over mapped files, so the budget bounds what
     may stay in the page cache on our behalf; every other recipe, and every recipe on an
@@ -107,7 +110,7 @@ class Experts:
         self._blobs = blobs
         self._now_s = now_s
         self._lock = threading.Lock()
-        self._resident: OrderedDict[tuple[bytes, Recipe], _Entry] = OrderedDict()
+        self._resident: OrderedDict[Key, _Entry] = OrderedDict()
         self._bytes = 0
         self._hits = metrics.counter("expert_hits")
         self._misses = metrics.counter("expert_misses")
@@ -122,13 +125,14 @@ class Experts:
         root: bytes,
         tiles: Sequence[bytes],
         numerics: Numerics = Numerics.REFERENCE,
+        piece: Slice = WHOLE,
     ) -> InUse:
         """Return the version `root` of an expert, made of `tiles`; blocking. NotHere.
 
-        Its weights are held as the node prefers, but as exactly as `numerics` asks.
+        `piece`: a slice of it, for its summand of the output. The weights are held as the node prefers, but as exactly as `numerics` asks.
         """
         recipe = recipe_for(self.recipe, numerics)
-        key = (root, recipe)
+        key = (root, recipe, piece)
         with self._lock:
             entry = self._resident.get(key)
             is_first = entry is None
@@ -144,7 +148,7 @@ class Experts:
         if entry is None:
             self._streamed.add()
             opened = open_tiles(self._blobs, group, tiles)
-            return InUse(streamed_expert(group, opened, recipe, self.device))
+            return InUse(streamed_expert(group, opened, recipe, self.device, piece))
         if is_first:
             self._load(key, entry, group, tiles)
         return self._lend(entry)
@@ -168,7 +172,7 @@ class Experts:
                     idle_s=now_s - entry.used_s,
                     hits=entry.hits,
                 )
-                for (root, recipe), entry in self._resident.items()
+                for (root, recipe, _), entry in self._resident.items()
             ]
 
     def counts(self) -> Counts:
@@ -188,9 +192,10 @@ class Experts:
                 if entry.used_s <= before_s and entry.is_free:
                     self._evict(key)
 
-    def _enter(self, key: tuple[bytes, Recipe], group: Group) -> _Entry | None:
+    def _enter(self, key: Key, group: Group) -> _Entry | None:
         """Make room for an expert and book it; None when there cannot be room."""
-        size = expert_bytes(group, key[1])
+        _, recipe, piece = key
+        size = expert_bytes(group, recipe, piece)
         free = sum(e.size for e in self._resident.values() if e.is_free)
         if self._bytes - free + size > self.budget_bytes:
             return None
@@ -199,14 +204,14 @@ class Experts:
                 break
             if entry.is_free:
                 self._evict(other)
-        made = _Entry(group.name, size, self._now_s())
+        made = _Entry(piece.name(group.name), size, self._now_s())
         self._resident[key] = made
         self._book(size)
         return made
 
     def _load(
         self,
-        key: tuple[bytes, Recipe],
+        key: Key,
         entry: _Entry,
         group: Group,
         tiles: Sequence[bytes],
@@ -214,7 +219,9 @@ class Experts:
         """Load without the lock; whoever waits for it gets the expert or the error."""
         try:
             opened = open_tiles(self._blobs, group, tiles)
-            entry.expert.set_result(ready_expert(group, opened, key[1], self.device))
+            entry.expert.set_result(
+                ready_expert(group, opened, key[1], self.device, key[2])
+            )
         except BaseException as error:
             with self._lock:
                 del self._resident[key]
@@ -235,7 +242,7 @@ class Experts:
                 entry.lent = weakref.ref(lent)
             return lent
 
-    def _evict(self, key: tuple[bytes, Recipe]) -> None:
+    def _evict(self, key: Key) -> None:
         # An accelerator's allocator frees in the order of its stream: no waiting here.
         self._book(-self._resident.pop(key).size)
         self._evictions.add()

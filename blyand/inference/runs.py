@@ -20,12 +20,12 @@ import trio
 from torch import Tensor
 
 from blyan_proto.errors import LimitExceeded
+from blyan_proto.protocols.expert import Numerics
 from blyan_tile.model.cache import KeyValueCache
-from blyan_tile.model.expert import Expert
 from blyan_tile.model.transformer import PREFILL_TOKENS, Part, Trunk
 from blyand.compute import Threads
 from blyand.errors import Unavailable
-from blyand.inference.experts import Experts
+from blyand.inference.experts import Experts, InUse
 from blyand.inference.pins import Heads
 from blyand.inference.trunks import Trunks
 from blyand.metrics import Metrics
@@ -47,6 +47,7 @@ class Run:
     end: int
     cache: KeyValueCache  # of these layers at least
     x: Tensor  # (T, d) float32 hidden states; or (T,) int64 ids, to embed first
+    numerics: Numerics = Numerics.REFERENCE  # the least exact that will do
 
 
 @dataclass(eq=False)
@@ -64,8 +65,9 @@ class _Order:
     dropped: bool = False  # nobody waits for the result any more
 
     @property
-    def key(self) -> tuple[bytes, int, int]:
-        return self.run.heads.version, self.run.first, self.run.end
+    def key(self) -> tuple[bytes, int, int, Numerics]:
+        run = self.run
+        return run.heads.version, run.first, run.end, run.numerics
 
     @property
     def left(self) -> int:
@@ -203,7 +205,7 @@ class Runs:
             parts = [Part(piece.order.run.cache, piece.rows) for piece in fitting]
             hidden = torch.cat([_rows(trunk, piece) for piece in fitting])  # (n, d)
             step = trunk.step(parts, first)
-            experts = partial(self._expert, heads)
+            experts = partial(self._expert, heads, pieces[0].order.run.numerics)
             hidden = trunk.run(first, end, hidden, step, experts)  # (n, d)
         except Unavailable as error:
             for piece in pieces:
@@ -211,11 +213,13 @@ class Runs:
             return
         _hand_out(trunk, fitting, hidden)
 
-    def _expert(self, heads: Heads, layer: int, number: int) -> Expert:
+    def _expert(
+        self, heads: Heads, numerics: Numerics, layer: int, number: int
+    ) -> InUse:
         group = heads.expert(layer, number)
         index = group.index
         return self._experts.get(
-            heads.layout, group, heads.roots[index], heads.tiles[index]
+            heads.layout, group, heads.roots[index], heads.tiles[index], numerics
         )
 
 

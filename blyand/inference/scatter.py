@@ -9,12 +9,15 @@ for holders to appear or recover.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import trio
 
-from blyan_proto.protocols.expert import Numerics
+from blyan_proto.protocols.expert import MAX_SLICES, Numerics
+from blyan_tile.recipe import Recipe
+from blyan_tile.slice import WHOLE, Slice, slices, summed
+from blyan_tile.stream import expert_bytes, hidden_units
 from blyand.compute import Threads
 from blyand.errors import NoRoute, StaleVersion, Unavailable
 from blyand.inference.ask import Asked, Asker, Forwarder
@@ -45,6 +48,7 @@ class Layer:
     deadline_s: float  # trio time at which the request ends
     is_stale: Callable[[], bool]  # newer versions than those of `heads` are final
     numerics: Numerics | None = None  # of calls to peers; None: the node's
+    piece: Slice = WHOLE  # of every expert
 
 
 class Scatter:
@@ -52,6 +56,7 @@ class Scatter:
 
     `me` is our own peer id; `holders(model, group)` gives the peers that say they hold
     a group, `held(model)` the groups that are here. `lane` is for what copies much.
+    Experts above `slice_bytes` are asked for in slices; 0: never.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class Scatter:
         held: Callable[[bytes], frozenset[int]],
         lane: Threads,
         numerics: Numerics = Numerics.REFERENCE,
+        slice_bytes: int = 0,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.me = me
@@ -74,6 +80,7 @@ class Scatter:
         self.holders = holders
         self.held = held
         self.numerics = numerics
+        self.slice_bytes = slice_bytes
         self.patience_s = patience_s
 
     async def run(
@@ -89,7 +96,46 @@ class Scatter:
         when its version is no longer served and a newer one is final; Overflow when the
         hidden states are no longer finite.
         """
-        return await _Gathering(self, layer).run()
+        if not self.slice_bytes:
+            return await _Gathering(self, layer).run()
+        pieces = self._pieces(layer)
+        held = self.held(layer.heads.model)
+        here, away = {}, {}
+        for expert, rows in layer.rows.items():
+            at_hand = layer.heads.expert(layer.index, expert).index in held
+            (here if at_hand else away)[expert] = rows
+        if len(pieces) == 1 or not away:
+            return await _Gathering(self, layer).run()
+        parts = [replace(layer, rows=away, piece=piece) for piece in pieces]
+        made, *sliced = await self._together([replace(layer, rows=here), *parts])
+        for expert, rows in away.items():
+            made[expert] = rows, summed([part[expert][1] for part in sliced])
+        return made
+
+    def _pieces(self, layer: Layer) -> tuple[Slice, ...]:
+        """Return the slices in which experts of this layer are asked for at peers."""
+        group = layer.heads.expert(layer.index, next(iter(layer.rows)))
+        size = expert_bytes(group, Recipe.F32)
+        return slices(size, self.slice_bytes, min(MAX_SLICES, hidden_units(group)))
+
+    async def _together(self, layers: Sequence[Layer]) -> list[Outputs]:
+        """Return the outputs of all; when one fails, the others end, too."""
+        made: dict[int, Outputs] = {}
+        failed: list[Unavailable] = []
+
+        async def one(index: int, layer: Layer) -> None:
+            try:
+                made[index] = await _Gathering(self, layer).run()
+            except Unavailable as error:
+                failed.append(error)
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for index, layer in enumerate(layers):
+                nursery.start_soon(one, index, layer)
+        if failed:
+            raise failed[0]
+        return [made[index] for index in range(len(layers))]
 
 
 class _Gathering:
@@ -213,6 +259,7 @@ class _Gathering:
                 part,
                 layer.x,
                 self._numerics,
+                layer.piece,
             )
         except Overflow as error:
             return self._fail(error)
@@ -256,15 +303,22 @@ class _Gathering:
         self._start(self._spread(rows), again=True)
 
     def _askable(self, expert: int) -> list[str]:
-        """Return the holders that were not tried, but for those that are left out."""
+        """Return the holders that were not tried, but for those that are left out.
+
+        Slices begin with different holders, so that each needs room for few of them.
+        """
         scatter = self._scatter
         tried = self._tried[expert] | {scatter.me}
         holders = scatter.holders(self._layer.heads.model, self._group(expert))
-        return [
+        able = [
             peer
             for peer in holders
             if peer not in tried and not scatter.routes.is_out(peer)
         ]
+        piece = self._layer.piece
+        if piece.count == 1 or self._tried[expert] or not able:
+            return able
+        return [sorted(able)[piece.index % len(able)]]
 
     def _fail(self, error: Unavailable) -> None:
         self._failure = self._failure or error
@@ -277,7 +331,8 @@ class _Gathering:
         return self._layer.heads.roots[self._group(expert)]
 
     def _sentence(self, expert: int) -> str:
-        name = self._layer.heads.expert(self._layer.index, expert).name
+        group = self._layer.heads.expert(self._layer.index, expert)
+        name = self._layer.piece.name(group.name)
         why = self._why.get(expert)
         if why is None:
             return f"no peer that holds {name} is connected"

@@ -18,6 +18,8 @@ from blyan_proto.protocols.expert import (
 )
 from blyan_tile.activations import read_rows, write_rows
 from blyan_tile.layout import Layout
+from blyan_tile.slice import Slice
+from blyan_tile.stream import hidden_units
 from blyand.compute import Threads
 from blyand.errors import Busy, NotHere, Unavailable
 from blyand.inference.ask import INLINE_BYTES
@@ -90,7 +92,14 @@ class ExpertServer:
             x = await self._convert(read_rows, call.activations, width, call.numerics)
             works = [
                 Work(
-                    layout, layout.groups[group], root, made_of, x, rows, call.numerics
+                    layout,
+                    layout.groups[group],
+                    root,
+                    made_of,
+                    x,
+                    rows,
+                    call.numerics,
+                    Slice(call.slice, call.slices),
                 )
                 for (group, root, rows), made_of in zip(wanted, tiles)
             ]
@@ -154,6 +163,8 @@ def check_call(
             raise DecodeError(f"{group.name} is no expert")
         if any(wanted.group == before for before, _, _ in works):
             raise DecodeError(f"{group.name} twice in one call")
+        if call.slices > 1 and call.slices > hidden_units(group):
+            raise DecodeError(f"{call.slices} slices of {group.name}")
         layers.add(group.layer)
         rows = np.frombuffer(wanted.rows, "<u2").astype(np.int64)  # (m,)
         if rows[-1] >= count or (np.diff(rows) <= 0).any():

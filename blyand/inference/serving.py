@@ -76,6 +76,7 @@ class Serving:
         cache_bytes: int,
         numerics: Numerics,
         recipe: str,
+        slice_bytes: int,
         vocabularies: Vocabularies | None = None,
     ) -> None:
         self._view = view
@@ -90,7 +91,15 @@ class Serving:
         self.routes = Routes()
         wire = Threads("wire", 2)
         self._scatter = Scatter(
-            peer_id, self._batcher, client, self.routes, holders, held, wire, numerics
+            peer_id,
+            self._batcher,
+            client,
+            self.routes,
+            holders,
+            held,
+            wire,
+            numerics,
+            slice_bytes,
         )
         pins, room = Pins(view), Room(cache_bytes, metrics)
         self._spans = Spans(

@@ -24,9 +24,11 @@ from blyan_tile.recipe import (
     recipe_called,
     recipe_for,
 )
+from blyan_tile.slice import WHOLE, Slice, slices, summed
 from blyan_tile.stream import (
     bands_of,
     expert_bytes,
+    hidden_units,
     ready_expert,
     streamed_expert,
 )
@@ -189,11 +191,56 @@ def test_streamed_equals_resident_bit_for_bit(
 
 def test_bands_cover_a_matrix_with_all_columns() -> None:
     group, tiles = tiled(1100, 1030)
-    bands = bands_of(group, f"{group.name}.gate.weight")
-    assert [(band.rows, band.columns, len(band.tiles)) for band in bands] == [
+    bands = bands_of(group, "gate")
+    assert [(band.rows, band.columns, len(band.cuts)) for band in bands] == [
         (515, 1100, 2),
         (515, 1100, 2),
     ]
     assert expert_bytes(group, Recipe.F32) == sum(tile.nbytes for tile in tiles)
     small, _ = tiled(64, 96)
-    assert len(bands_of(small, f"{small.name}.down.weight")) == 1
+    assert len(bands_of(small, "down")) == 1
+
+
+@pytest.mark.parametrize(
+    "width, hidden, count", [(64, 96, 2), (64, 96, 7), (1100, 1030, 3)]
+)
+def test_slices_add_up_to_the_expert(width: int, hidden: int, count: int) -> None:
+    group, tiles = tiled(width, hidden)
+    x = drawn(9, width, 8)
+    whole = ready_expert(group, tiles, Recipe.F32, CPU)(x).numpy()
+    parts = []
+    for index in range(count):
+        piece = Slice(index, count)
+        part = ready_expert(group, tiles, Recipe.F32, CPU, piece)
+        passing = streamed_expert(group, tiles, Recipe.F32, CPU, piece)
+        assert torch.equal(part(x), passing(x))
+        assert torch.equal(part(x)[3:4], part(x[3:4]))
+        parts.append(part(x).numpy())
+    assert np.abs(summed(parts) - whole).max() < 1e-5
+    assert np.abs(summed(parts[1:]) - whole).max() > 1e-3  # one is missing
+    sizes = [expert_bytes(group, Recipe.F32, Slice(i, count)) for i in range(count)]
+    assert sum(sizes) == expert_bytes(group, Recipe.F32)
+    assert max(sizes) - min(sizes) <= 3 * 4 * width  # one hidden unit
+
+
+@pytest.mark.parametrize("recipe", Recipe)
+def test_a_slice_in_any_recipe_loses_no_more_than_the_expert(recipe: Recipe) -> None:
+    group, tiles = tiled(64, 96)
+    x = drawn(16, 64, 8)
+    exact = ready_expert(group, tiles, Recipe.F32, CPU)(x)
+    parts = [ready_expert(group, tiles, recipe, CPU, Slice(i, 3)) for i in range(3)]
+    made = torch.from_numpy(summed([part(x).numpy() for part in parts]))
+    assert (made - exact).norm() <= max(1e-6, OFF[recipe]) * exact.norm()
+
+
+def test_how_many_slices_and_what_they_are_called() -> None:
+    assert slices(100, 0, 64) == slices(100, 100, 64) == (WHOLE,)
+    assert slices(100, 30, 64) == tuple(Slice(i, 4) for i in range(4))
+    assert len(slices(100, 1, 7)) == 7
+    assert Slice(1, 4).name("layer0.expert0") == "layer0.expert0#1/4"
+    assert WHOLE.name("layer0.expert0") == "layer0.expert0"
+    units = [Slice(i, 3).units(100) for i in range(3)]
+    assert units == [(0, 33), (33, 66), (66, 100)]
+    assert hidden_units(tiled(1100, 1030)[0]) == 1030
+    order = [np.float32([1e8]), np.float32([-1e8]), np.float32([1])]
+    assert summed(order) == 1 and summed(order[::-1]) == 0  # the order is part of it
