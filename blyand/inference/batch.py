@@ -2,8 +2,7 @@
 
 Strategy. While one lane call computes, further work waits; the next call takes all of
 it, grouped by expert, our own first and every peer in turn. A row's result does not
-depend on its batch-mates, not even on how many there are: they are computed in blocks
-of a fixed size (DEC-S1, S2).
+depend on its batch-mates, not even on how many there are (DEC-S1, S2).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from blyan_proto.protocols.expert import Numerics
 from blyan_tile.layout import Group, Layout
+from blyan_tile.model.linear import BLOCK_ROWS
 from blyan_tile.slice import WHOLE, Slice
 from blyand.compute import Threads
 from blyand.errors import Unavailable
@@ -25,7 +25,6 @@ from blyand.inference.experts import Experts, InUse
 from blyand.inference.versions import Tiles
 from blyand.rules.net.fair import OWN, FairQueue
 
-BLOCK_ROWS = 64  # BLAS cuts larger products between threads in ways that show
 CALL_ROWS = 512  # of one lane call, unless a single work has more: then others' turn
 SMOOTHING = 0.2  # weight of the newest sample of a row's time
 MAX_WAITING_ROWS = 65_536  # overflow: own work waits, a peer's is refused before
@@ -164,5 +163,5 @@ class Batcher:
 
 
 def forward_rows(expert: InUse, x: Tensor) -> Tensor:
-    """Return expert(x), whose rows' bits do not depend on the other rows. (n, d)."""
+    """Return expert(x), (n, d), in blocks whose inner states stay in the cache."""
     return torch.cat([expert(block) for block in torch.split(x, BLOCK_ROWS)])
