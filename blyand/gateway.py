@@ -9,10 +9,14 @@ import trio
 
 from blyand.errors import Pruned
 from blyand.foundation import Base
+from blyand.http.answering import Means
 from blyand.http.app import App, Route
+from blyand.http.chat import Chat
+from blyand.http.completions import Completions
 from blyand.http.control import Control
 from blyand.http.door import Door
 from blyand.http.models import Models as HttpModels
+from blyand.http.page import page_routes
 from blyand.http.place import Place, is_loopback, read_token, write_place
 from blyand.http.server import Server, bound, url_of
 from blyand.parts import Models
@@ -20,6 +24,7 @@ from blyand.replica import Replica
 from blyand.rpc.bind import Answers
 from blyand.rpc.resolve import model_called
 from blyand.rpc.server import dispatch
+from blyand.rules.economy.price import micro_of_tokens
 from blyand.rules.records import MODELS, ModelRecord
 
 
@@ -43,7 +48,7 @@ async def serve(
     place.is_public = not is_loopback(sock.getsockname()[0])
     app = App(
         Door(place, tuple(name.lower() for name in options.names)),
-        _routes(base, replica, models, answers),
+        _routes(base, replica, models, answers, place),
         options.max_requests,
         base.metrics,
     )
@@ -57,7 +62,7 @@ async def serve(
 
 
 def _routes(
-    base: Base, replica: Replica, models: Models, answers: Answers
+    base: Base, replica: Replica, models: Models, answers: Answers, place: Place
 ) -> dict[str, Route]:
     control = Control(
         answers.methods,
@@ -69,13 +74,27 @@ def _routes(
         lambda name: model_called(replica.view, name),
         partial(_made_s, base),
     )
+    means = Means(
+        models=offered,
+        generation=models.serving.generation,
+        render=models.language.templates.render,
+        cost=partial(
+            micro_of_tokens,
+            token_price_micro=base.genesis.setting("token_price_micro"),
+        ),
+        owner=place.owner,
+        me=base.host.peer_id,
+    )
     return {
+        **page_routes(),
         "/health": Route("GET", control.health, is_open=True),
         "/ready": Route("GET", control.ready, is_open=True),
         "/metrics": Route("GET", control.metrics, is_open=True),
         "/rpc": Route("POST", control.rpc),
         "/v1/models": Route("GET", offered.every),
         "/v1/models/*": Route("GET", offered.one),
+        "/v1/completions": Route("POST", Completions(means)),
+        "/v1/chat/completions": Route("POST", Chat(means)),
     }
 
 

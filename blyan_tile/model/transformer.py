@@ -190,6 +190,12 @@ class Trunk:
             self.architecture.experts_per_token,
             self.architecture.normalise_top_k,
         )
+        if step is not None:
+            start = 0
+            for part in step.parts:
+                end = start + part.tokens
+                part.cache.visit(layer, routing.experts[start:end])
+                start = end
         return hidden, x, routing
 
     def combine(self, hidden: Tensor, routing: Routing, outputs: Outputs) -> Tensor:

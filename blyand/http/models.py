@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from blyan_tile.tokenizer import BYTES
 from blyand.http.refusal import Refusal
 from blyand.http.reply import Reply
 from blyand.http.request import Request
@@ -52,5 +53,10 @@ class Models:
             "created": self._made_s(record),
             "owned_by": "0x" + record.creator.hex(),
             "max_model_len": record.model.architecture.context,
-            "blyan": {"model_id": record.id.hex()},
+            "blyan": {
+                "model_id": record.id.hex(),
+                "layers": record.model.architecture.layers,
+                "experts": record.model.architecture.experts,
+                "chat_template": "plain" if record.model.tokenizer == BYTES else "own",
+            },
         }

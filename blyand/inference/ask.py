@@ -44,6 +44,9 @@ class Tally:
     retries: int = 0  # calls sent again to another peer
     hedges: int = 0  # calls sent to a second peer because the first was late
     repinned: int = 0  # times it began again at a newer checkpoint
+    visits: Counter[tuple[int, int]] | None = (
+        None  # (layer, expert) -> tokens, if wanted
+    )
 
 
 @dataclass(frozen=True)

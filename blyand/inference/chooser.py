@@ -35,6 +35,7 @@ class Wanted:
     schema: str | None = None  # JSON Schema that the answer fits
     numerics: Numerics | None = None  # None: as the node is configured
     route: Route = Route.AUTO  # who may compute
+    trace: bool = False  # the experts that tokens visit are counted
     owner: bytes = b""  # whose earlier requests may be built on (DEC-S2)
     request: str = ""  # for `Generation.cancel`; empty: one is made
     deadline_s: float = float("inf")  # trio time

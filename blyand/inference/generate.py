@@ -54,6 +54,7 @@ class Result:
     hedges: int = 0
     retries: int = 0
     repinned: int = 0
+    visits: Counter[tuple[int, int]] | None = None  # (layer, expert) -> tokens; traced
 
     @property
     def time_to_first_token_s(self) -> float | None:
@@ -150,6 +151,8 @@ class Generation:
                 numerics=wanted.numerics,
             ) as session:
                 result.height = session.heads.height
+                if wanted.trace:  # of layers that this node runs itself
+                    result.visits = session.tally.visits = Counter()
                 feed, from_row = list(wanted.tokens), length - 1
                 if wanted.echo_logprobs:
                     from_row, end = 0, max(end, length + 1)

@@ -117,10 +117,12 @@ class Session:
         """Return the way through the layers, its caches empty."""
         parts = self._parts
         trunk = await self._own_trunk()
+        cache = trunk.new_cache(self._capacity)
+        cache.visits = self.tally.visits
         run = Pass(
             heads=self.heads,
             trunk=trunk,
-            cache=trunk.new_cache(self._capacity),
+            cache=cache,
             tally=self.tally,
             deadline_s=self._deadline_s,
             is_stale=partial(parts.pins.is_newer, self.heads, self._which),
