@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import trio
 
-from blyan_proto.protocols.expert import Numerics
 from blyan_tile.model.sampling import Choice
 from blyand.errors import Busy
 from blyand.inference.chooser import Chooser, Wanted
