@@ -9,7 +9,7 @@ import numpy as np
 from blyan_proto.rpc.methods import all_methods
 from blyan_tile.corpus import Archive, joined
 from blyand.accounting import Accounting, bind_accounting
-from blyand.compute import Worker
+from blyand.compute import Threads, Worker
 from blyand.finality.standing import standing_of
 from blyand.finality.voter import Voter
 from blyand.foundation import Base
@@ -85,6 +85,7 @@ def bind_all(
     publishing = Publishing(
         chain=birth.Chain(
             make=replica.author.make,
+            make_many=replica.author.make_many,
             pending=lambda: replica.author.pending,
             view=lambda: replica.view,
             account=base.key.account,
@@ -92,6 +93,7 @@ def bind_all(
         worker=importer,
         blobs=stores.blobs,
         lane=base.disk_lane,
+        syncs=Threads("import", 8),
         work=base.home.work,
     )
     latency_ms = models.serving.routes.latency_ms

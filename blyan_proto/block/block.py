@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
 
-from blyan_proto.block.header import INLINE, Header
+from blyan_proto.block.header import INLINE, NO_LAYER, Header
 from blyan_proto.block.payload import KINDS, decode_payload, payload_digest
 from blyan_proto.codec import Size, decode, encode, message
 from blyan_proto.constants import MAX_BLOCK_BYTES, MAX_PAYLOAD_BYTES
@@ -30,6 +31,16 @@ class Block:
     def content(self) -> Any:
         """The typed payload. DecodeError when its bytes are not canonical."""
         return _content(self.header.kind, self.payload)
+
+
+@dataclass(frozen=True)
+class Unsigned:
+    """What a block is to say, before somebody makes and signs it."""
+
+    payload: Any
+    subject: str = ""
+    layer: int = NO_LAYER
+    meta_ref: bytes | None = None
 
 
 @lru_cache(maxsize=256)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import trio
 
-from blyan_proto.block.block import Block, encode_block
+from blyan_proto.block.block import Block, Unsigned, encode_block
 from blyan_proto.block.header import INLINE, NO_LAYER, Header
 from blyan_proto.block.payload import encode_payload, kind_of, payload_digest
 from blyan_proto.block.work import FIRST_NONCE, find_nonce
@@ -89,18 +89,48 @@ class Author:
         await self._publish(encode_block(block))
         return block
 
+    async def make_many(self, contents: Sequence[Unsigned]) -> list[Block]:
+        """Make blocks of one chain, each on the one before: one sync for all of them.
+
+        Errors as of `make`, and Ignore or Reject of the first that is not taken in; those
+        before it are.
+        """
+        await self._settled.wait()
+        async with self._turn:
+            self._check_key()
+            spent = self._spent()
+            first = await self._machine.lane.run(self._reserve, spent, len(contents))
+            made: list[Block] = []
+            for sequence, content in enumerate(contents, first):
+                made.append(await self._signed(content, sequence, made[-1:]))
+            for admission in await self._intake.submit_many(made, ""):
+                if admission.error is not None:
+                    raise admission.error
+        for block in made:
+            await self._publish(encode_block(block))
+        return made
+
     async def _sign(
         self, payload: Any, subject: str, layer: int, meta_ref: bytes | None
     ) -> Block:
         spent = self._spent()
-        sequence = await self._machine.lane.run(self._reserve, spent)
-        raw = encode_payload(payload)
-        header = self._header(payload, raw, sequence, subject, layer, meta_ref)
-        header = await self._with_work(header)
-        signature = self._key.sign(Purpose.BLOCK, header.network, header)
-        block = Block(header, signature, raw)
+        sequence = await self._machine.lane.run(self._reserve, spent, 1)
+        content = Unsigned(payload, subject, layer, meta_ref)
+        block = await self._signed(content, sequence, ())
         await self._intake.submit(block)
         return block
+
+    async def _signed(
+        self, content: Unsigned, sequence: int, before: Sequence[Block]
+    ) -> Block:
+        """Return a block; `before`: the one it stands on, if that is not in the pool yet."""
+        raw = encode_payload(content.payload)
+        header = self._header(content, raw, sequence)
+        for parent in before:
+            height = parent.header.height + 1
+            header = replace(header, parents=(parent.id,), height=height)
+        header = await self._with_work(header)
+        return Block(header, self._key.sign(Purpose.BLOCK, header.network, header), raw)
 
     async def make_last(self, payload: Any) -> Block:
         """Make the last block that this key signs, and wait until it is ordered.
@@ -138,10 +168,10 @@ class Author:
         used = USED.scan(self._machine.view, self._key.account)
         return max((one.sequence for one in used), default=0)
 
-    def _reserve(self, spent: int) -> int:
-        """Return a sequence that was never used, durably reserved (DEC-A9). Blocking."""
+    def _reserve(self, spent: int, count: int) -> int:
+        """Return the first of sequences never used, durably reserved (DEC-A9). Blocking."""
         self._intents.raise_sequence_to(self._key.account, spent)
-        return self._intents.reserve_sequence(self._key.account)
+        return self._intents.reserve_sequence(self._key.account, count)
 
     async def _with_work(self, header: Header) -> Header:
         """Return the header with a nonce of the difficulty of its anchor's state.
@@ -165,16 +195,8 @@ class Author:
             f"did not find them in {WORK_S:g} s: try again, or use a faster machine"
         )
 
-    def _header(
-        self,
-        payload: Any,
-        raw: bytes,
-        sequence: int,
-        subject: str,
-        layer: int,
-        meta_ref: bytes | None,
-    ) -> Header:
-        kind = kind_of(payload)
+    def _header(self, content: Unsigned, raw: bytes, sequence: int) -> Header:
+        kind = kind_of(content.payload)
         heights = self._parents(kind.chain)
         return Header(
             version=FORMAT_VERSION,
@@ -185,9 +207,9 @@ class Author:
             parents=tuple(sorted(heights)),
             anchor_height=self._machine.clock.height,
             anchor=self._machine.last_id,
-            meta_ref=meta_ref,
-            subject=subject,
-            layer=layer,
+            meta_ref=content.meta_ref,
+            subject=content.subject,
+            layer=content.layer,
             payload_type=INLINE,
             payload_bytes=len(raw),
             payload_digest=payload_digest(raw),

@@ -142,7 +142,7 @@ async def _cut(
             work,
             publishing.worker,
             publishing.blobs,
-            publishing.lane,
+            publishing.syncs,
             _report(emit),
         )
     except ProtocolError as error:

@@ -27,6 +27,7 @@ class Publishing:
     worker: Worker
     blobs: BlobStore
     lane: Threads
+    syncs: Threads  # wider: files that wait for the disk
     chain: Chain
     work: Path  # scratch, on the file system of the blobs
 

@@ -83,11 +83,11 @@ class IntentLog:
         with self._lock:
             return self._sequences.get(account, 0)
 
-    def reserve_sequence(self, account: bytes) -> int:
-        """Return a sequence that was never returned before, durably reserved."""
+    def reserve_sequence(self, account: bytes, count: int = 1) -> int:
+        """Return the first of `count` sequences never returned before, durably reserved."""
         with self._lock:
             sequence = self._sequences.get(account, 0) + 1
-            self._reserve(account, sequence)
+            self._reserve(account, sequence + count - 1)
             return sequence
 
     def raise_sequence_to(self, account: bytes, sequence: int) -> None:

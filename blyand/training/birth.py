@@ -8,13 +8,13 @@ from pathlib import Path
 
 import trio
 
-from blyan_proto.block.block import Block
+from blyan_proto.block.block import Block, Unsigned
 from blyan_proto.block.header import NO_LAYER
 from blyan_proto.block.model import Model, TileRootsList, Weights
 from blyan_proto.block.payload import KINDS
 from blyan_proto.constants import FORMAT_VERSION
 from blyan_tile.create import CreateJob, CreateResult
-from blyan_tile.layout import Layout
+from blyan_tile.layout import Group, Layout
 from blyand.compute import Threads, Worker
 from blyand.errors import TooSlow
 from blyand.rules.model.model import layout_for
@@ -24,7 +24,10 @@ from blyand.store.blobs import BlobStore
 
 Report = Callable[[str, int, int], Awaitable[None]]  # stage, done, total
 
-MAX_AHEAD = 256  # blocks of ours that no checkpoint took; making one looks at them all
+AT_ONCE = 64  # blocks that are made with one sync
+TILES_AT_ONCE = 1024  # that they name
+MAX_AHEAD = 192  # blocks that no checkpoint took: whoever orders looks at them all
+MAX_AHEAD_BYTES = 2048 * 36  # of their roots: validators ask for all of their blobs
 ROOM_S = 300.0  # for one of them to be taken
 LOOK_S = 0.05
 
@@ -42,6 +45,7 @@ class Chain:
     """What a model's birth needs of this node's chain."""
 
     make: Callable[..., Awaitable[Block]]
+    make_many: Callable[[Sequence[Unsigned]], Awaitable[Sequence[Block]]]
     pending: Callable[[], Sequence[Block]]  # our own blocks that no checkpoint took
     view: Callable[[], View]
     account: bytes
@@ -90,18 +94,37 @@ async def publish(
     layout = layout_for(model)
     id = begun or (await chain.make(model, subject=model.name)).id
     known = _groups_known(id, chain) if begun else frozenset()
-    for index, tiles in enumerate(groups):
-        group = layout.groups[index]
-        if index not in known:
-            await _room(chain)
-            await chain.make(
-                Weights(FORMAT_VERSION, id, index, tiles),
-                subject=group.name,
-                layer=NO_LAYER if group.layer is None else group.layer,
-                meta_ref=id,
-            )
-        await report("publishing", index + 1, len(groups))
+    missing = [group for group in layout.groups if group.index not in known]
+    done = len(known)
+    while missing:
+        await _room(chain)
+        some = _some(missing)
+        missing = missing[len(some) :]
+        await chain.make_many([_weights(id, g, groups[g.index]) for g in some])
+        done += len(some)
+        await report("publishing", done, len(groups))
     return Born(id, layout)
+
+
+def _some(groups: Sequence[Group]) -> list[Group]:
+    """Return the next groups whose blocks are made at once: few if they are large."""
+    taken: list[Group] = []
+    tiles = 0
+    for group in groups[:AT_ONCE]:
+        tiles += len(group.tiles)
+        if taken and tiles > TILES_AT_ONCE:
+            break
+        taken.append(group)
+    return taken
+
+
+def _weights(model: bytes, group: Group, tiles: TileRootsList) -> Unsigned:
+    return Unsigned(
+        Weights(FORMAT_VERSION, model, group.index, tiles),
+        subject=group.name,
+        layer=NO_LAYER if group.layer is None else group.layer,
+        meta_ref=model,
+    )
 
 
 def find_begun(
@@ -136,15 +159,22 @@ def _pending(payload: type, chain: Chain) -> list[Block]:
 
 async def _room(chain: Chain) -> None:
     """Wait until checkpoints took enough of our blocks."""
-    last, since = len(chain.pending()), trio.current_time()
-    while last >= MAX_AHEAD:
+    last, since = _ahead(chain), trio.current_time()
+    while last >= 1.0:
         await trio.sleep(LOOK_S)
-        now = len(chain.pending())
+        now = _ahead(chain)
         if now < last:
             since = trio.current_time()
         elif trio.current_time() - since > ROOM_S:
             raise TooSlow(
-                f"{now} blocks of ours wait, and no checkpoint took one for {ROOM_S:g} s; "
+                f"no checkpoint took a block of ours for {ROOM_S:g} s; "
                 "`blyanctl consensus status` says what the next one waits for"
             )
         last = now
+
+
+def _ahead(chain: Chain) -> float:
+    """Return what waits of our blocks, as a share of what may."""
+    waiting = chain.pending()
+    size = sum(block.header.payload_bytes for block in waiting)
+    return max(len(waiting) / MAX_AHEAD, size / MAX_AHEAD_BYTES)

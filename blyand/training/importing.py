@@ -35,6 +35,7 @@ async def cut(
 ) -> ImportResult:
     """Return what a folder holds once all its tiles are durable blobs.
 
+    `lane`: its threads sync files; many of them wait for a disk hardly longer than one.
     `work` is this import's own folder, kept when it fails. ProtocolError names what is
     wrong with the checkpoint; Unavailable when this machine could not go on.
     """
@@ -93,8 +94,9 @@ async def _take(
         tiles = await lane.run(journal.noted, group)
     except FileNotFoundError:
         return
-    for tile in tiles:
-        await _put(work / tile.weights.hex(), blobs, lane)
+    async with trio.open_nursery() as nursery:  # syncs wait for the disk together
+        for root in {tile.weights for tile in tiles}:
+            nursery.start_soon(_put, work / root.hex(), blobs, lane)
     await lane.run(journal.taken, group)
 
 

@@ -97,6 +97,7 @@ class Training:
             InlineLane(),
             birth.Chain(
                 node.author.make,
+                node.author.make_many,
                 lambda: node.author.pending,
                 lambda: node.machine.view,
                 node.key.account,

@@ -8,11 +8,17 @@ import pytest
 import trio
 import trio.testing
 
-from blyan_proto.block.block import check_block_signature, decode_block, encode_block
+from blyan_proto.block.block import (
+    Unsigned,
+    check_block_signature,
+    decode_block,
+    encode_block,
+)
 from blyan_proto.block.work import has_work
 from blyan_proto.genesis import DEVNET
 from blyan_proto.signing import Purpose
 from blyan_proto.types import Chain
+from blyand.chain.intake import Admission
 from blyand.errors import TooSlow, Unavailable
 from blyand.net.gossip import Verdict
 from blyand.rules.records import TIPS, USED
@@ -330,5 +336,44 @@ def test_work_that_is_too_hard_ends_in_a_sentence_and_costs_no_turn(
             await node.author.make(beat())
         assert scope.cancelled_caught, "whoever asked may give up"
         assert not node.published and not len(node.pool)
+
+    run(main)
+
+
+def test_many_blocks_at_once_stand_on_each_other(node):
+    async def main():
+        first = await node.author.make(beat())
+        contents = [Unsigned(beat(load=n), subject=f"{n}") for n in range(1, 4)]
+        made = await node.author.make_many(contents)
+        assert [one.header.sequence for one in made] == [2, 3, 4]
+        assert [one.header.subject for one in made] == ["1", "2", "3"]
+        parents = [one.header.parents for one in made]
+        assert parents == [(first.id,), (made[0].id,), (made[1].id,)]
+        assert node.author.pending == [first, *made]
+        for one in made:
+            check_block_signature(one)
+        after = await node.author.make(beat(load=4))
+        assert after.header.parents == (made[2].id,) and after.header.sequence == 5
+        await node.order(first, *made, after)
+        assert all(node.blocks.outcome(one.id).code == 0 for one in made)
+
+    run(main)
+
+
+def test_what_is_not_taken_in_is_told(node):
+    async def main():
+        contents = [Unsigned(beat(load=n)) for n in range(3)]
+
+        async def refuse(blocks, peer):
+            return [
+                Admission(one.id, Reject("no") if place == 1 else None)
+                for place, one in enumerate(blocks)
+            ]
+
+        node.intake.submit_many = refuse
+        with pytest.raises(Reject):
+            await node.author.make_many(contents)
+        log = IntentLog(node.home / "intents1")
+        assert log.sequence_of(node.keys[1].account) == 3
 
     run(main)

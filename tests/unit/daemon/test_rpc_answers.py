@@ -860,8 +860,13 @@ def publishing_of(world, tmp_path, effect):
         world.order(block, change=lambda overlay: effect(overlay, block, payload))
         return block
 
-    chain = birth.Chain(make, list, lambda: world.view, bytes(20))
-    return Publishing(Worker(), world.blobs, world.lane, chain, tmp_path / "work")
+    async def make_many(drafts):
+        for one in drafts:
+            await make(one.payload, subject=one.subject, layer=one.layer)
+
+    chain = birth.Chain(make, make_many, list, lambda: world.view, bytes(20))
+    lane, work = world.lane, tmp_path / "work"
+    return Publishing(Worker(), world.blobs, lane, lane, chain, work)
 
 
 def test_creating_a_model_ends_when_its_weights_are_ordered(world, tmp_path):
