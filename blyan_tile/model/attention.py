@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blyan_proto.block.model import Architecture, BiasKind, QueryKeyNorm
-from blyan_tile.model.cache import PAGE_TOKENS
+from blyan_tile.model.cache import PAGE_TOKENS, first_seen
 from blyan_tile.model.linear import linear
 
 
@@ -131,8 +131,7 @@ def glances(
         first = position + start
         page = first - first % PAGE_TOKENS
         end = min(tokens, page + PAGE_TOKENS - position)
-        seen = max(0, page - window + 1) if window else 0
-        seen -= seen % PAGE_TOKENS
+        seen = first_seen(first, window)
         at = torch.arange(first, position + end, device=device)  # (T,)
         at = at.repeat_interleave(repeats)  # (T * repeats,)
         at = F.pad(at, (0, -len(at) % GLANCE_ROWS), value=first)

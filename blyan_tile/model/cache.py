@@ -25,11 +25,23 @@ def page_end(tokens: int) -> int:
     return -(-tokens // PAGE_TOKENS) * PAGE_TOKENS
 
 
+def first_seen(position: int, window: int) -> int:
+    """Return where the first page begins that a query at `position` looks at.
+
+    It looks at whole pages from there to the end of its own. `window`: 0 for all.
+    """
+    if not window:
+        return 0
+    page = position - position % PAGE_TOKENS
+    seen = max(0, page - window + 1)
+    return seen - seen % PAGE_TOKENS
+
+
 def kept_tokens(architecture: Architecture, tokens: int) -> int:
     """Return the tokens, in whole pages, that a sequence of `tokens` keeps."""
     window = architecture.attention_window
-    if window:  # what is seen, taken back and added at once, and two broken pages
-        tokens = min(tokens, window + 2 * REDONE_TOKENS + 2 * PAGE_TOKENS)
+    if window:  # what is seen, taken back and added at once, and broken pages
+        tokens = min(tokens, window + 2 * REDONE_TOKENS + 3 * PAGE_TOKENS)
     return page_end(tokens)
 
 
@@ -114,6 +126,24 @@ class KeyValueCache:
         first = self._starts[place]
         return self._pages[place][:, None, :, start - first : end - first]
 
+    def keeps(self, tokens: int) -> bool:
+        """True when a sequence could go on after the first `tokens` of this one."""
+        start = first_seen(tokens, self._window)
+        return tokens <= self.tokens and max(self._starts) <= start
+
+    def copy(self, other: KeyValueCache, tokens: int) -> None:
+        """Take the first `tokens` of another sequence over, which `keeps` them.
+
+        Of the same architecture and layers; this cache is empty. LimitExceeded.
+        """
+        if tokens > self.capacity:
+            raise LimitExceeded(f"{tokens} tokens, this session has {self.capacity}")
+        for place, (pages, start) in enumerate(zip(other._pages, other._starts)):
+            kept = pages[:, :, : page_end(tokens) - start]  # (2, G, room, w)
+            self._pages[place] = kept.clone()
+            self._starts[place] = start
+            self._lengths[place] = tokens
+
     def rewind(
         self, tokens: int, first: int | None = None, end: int | None = None
     ) -> None:
@@ -126,20 +156,19 @@ class KeyValueCache:
             place = layer - self.first
             if tokens >= self._lengths[place]:
                 continue
-            if self._starts[place] > max(0, tokens - self._window):
+            if self._starts[place] > first_seen(tokens, self._window):
                 raise LimitExceeded(f"the first {tokens} tokens are no longer kept")
             self._lengths[place] = tokens
 
     def _make_room(self, place: int, end: int) -> None:
         """Make room up to position `end`: drop what nobody sees, then grow."""
         length, old = self._lengths[place], self._starts[place]
-        start = old
-        if self._window:
-            seen = max(0, length - self._window - REDONE_TOKENS)
-            start = seen - seen % PAGE_TOKENS
+        start = first_seen(max(0, length - REDONE_TOKENS), self._window)
         pages = self._pages[place]
         needed = page_end(end) - start
-        room = max(needed, min(self._most, max(pages.shape[2], 2 * (length - start))))
+        room = max(
+            needed, min(self._most, max(pages.shape[2], page_end(2 * (length - start))))
+        )
         grown = pages.new_zeros(2, pages.shape[1], room, pages.shape[3])
         grown[:, :, : length - start] = pages[:, :, start - old : length - old]
         self._pages[place], self._starts[place] = grown, start

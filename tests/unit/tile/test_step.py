@@ -45,7 +45,14 @@ def test_pieces_do_not_matter(architecture: Architecture) -> None:
     model = LocalModel(architecture, parameters_of(architecture))
     hidden = model.trunk.embed(torch.arange(200) % 251)  # (T, d)
     whole = states(model, hidden, [200])
-    for sizes in ([64, 64, 72], [1] * 70 + [130], [199, 1], [3, 97, 5, 95]):
+    for sizes in (
+        [64, 64, 72],
+        [50] * 4,
+        [70, 60, 70],
+        [1] * 70 + [130],
+        [199, 1],
+        [3, 97, 5, 95],
+    ):
         assert torch.equal(states(model, hidden, sizes), whole)
 
 
@@ -100,6 +107,22 @@ def test_a_glance_sees_what_attention_sees(window: int) -> None:
     assert torch.allclose(got, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", [TINY, WINDOWED])
+def test_a_sequence_goes_on_from_another_ones_beginning(
+    architecture: Architecture,
+) -> None:
+    model = LocalModel(architecture, parameters_of(architecture))
+    tokens = torch.arange(400) % 251
+    before, after = model.trunk.new_cache(400), model.trunk.new_cache(400)
+    model.forward(tokens, before)
+    assert before.keeps(390) and not before.keeps(401)
+    after.copy(before, 390)
+    whole = model.forward(tokens[390:], after)
+    assert after.tokens == 400
+    before.rewind(390)
+    assert torch.equal(whole, model.forward(tokens[390:], before))
+
+
 def test_a_cache_grows_as_it_fills_and_keeps_its_layers() -> None:
     cache = KeyValueCache(TINY, 300, first=1)
     assert cache.bytes == 0 and cache.tokens == 0
@@ -127,5 +150,23 @@ def test_a_window_bounds_the_memory_and_how_far_one_can_go_back() -> None:
     cache.rewind(4096 - 256)
     seen = cache.seen(1, 3712, 3840)[0, 0].transpose(0, 1)  # (S, G, w)
     assert torch.equal(seen, rows[3712:3840])
+    assert cache.keeps(3840) and not cache.keeps(1000)
     with pytest.raises(LimitExceeded, match="no longer kept"):
         cache.rewind(1000)
+
+
+def test_a_window_that_drops_pages_changes_nothing() -> None:
+    shape = replace(WINDOWED, attention_window=30, context=1100)
+    model = LocalModel(shape, parameters_of(shape))
+    hidden = model.trunk.embed(torch.arange(1100) % 251)  # (T, d)
+    whole = states(model, hidden, [1100])
+    assert torch.equal(states(model, hidden, [200, 250, 1, 256, 140, 13, 240]), whole)
+    cache = model.trunk.new_cache(1100)
+    assert cache_bytes(shape, 1100, 1) < cache_bytes(TINY, 1100, 1)
+    for piece in torch.split(hidden, 190):
+        step = model.trunk.step([Part(cache, len(piece))], 0)
+        model.trunk.run(0, shape.layers, piece, step, model._expert)
+    cache.rewind(900)  # as far as one can go back
+    step = model.trunk.step([Part(cache, 200)], 0)
+    again = model.trunk.run(0, shape.layers, hidden[900:], step, model._expert)
+    assert torch.equal(again, whole[900:])
