@@ -164,6 +164,7 @@ generate = declare(
             REQUEST_INVALID,
         ),
         streams=Token,
+        public=True,
         deadline_s=LONG_DEADLINE_S,
     )
 )
@@ -183,7 +184,9 @@ class Cancelled:
     request: str = arg("its name")
 
 
-cancel = declare(Method("infer.cancel", Cancel, Cancelled, errors=(REQUEST_UNKNOWN,)))
+cancel = declare(
+    Method("infer.cancel", Cancel, Cancelled, errors=(REQUEST_UNKNOWN,), public=True)
+)
 
 
 @record
@@ -212,7 +215,7 @@ class Listed:
     requests: list[UnderWay] = arg("oldest first")
 
 
-list_requests = declare(Method("infer.list", List, Listed))
+list_requests = declare(Method("infer.list", List, Listed, public=True))
 
 
 @record

@@ -44,7 +44,7 @@ class Status:
     uptime_s: float = arg("seconds since the daemon was ready")
 
 
-status = declare(Method("node.status", GetStatus, Status))
+status = declare(Method("node.status", GetStatus, Status, public=True))
 
 
 @record
@@ -175,7 +175,7 @@ class Metrics:
     text: str = arg("text exposition format 0.0.4")
 
 
-metrics = declare(Method("node.metrics", GetMetrics, Metrics))
+metrics = declare(Method("node.metrics", GetMetrics, Metrics, public=True))
 
 
 @record

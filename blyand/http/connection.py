@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 HEAD_S = 10.0  # for a whole request head, and between two requests
 WRITE_S = 30.0  # for a client to take what was written
+TURN_S = 0.5  # for an answer that is complete to end
 LINGER_S = 2.0  # in which a client may still send after an answer that ends it
 RECEIVE_BYTES = 64 * 1024
 MAX_HEAD_BYTES = 16 * 1024
@@ -68,7 +69,10 @@ class Connection(TCPServer):
             with self._scope:
                 await self._converse()
         except Exception as error:
-            if not all(isinstance(leaf, OSError) for leaf in leaves(error)):
+            if self._scope.cancel_called:
+                # Hypercorn does not expect to be ended in the middle of an answer.
+                log.debug("a connection was cut: %r", error)
+            elif not all(isinstance(leaf, OSError) for leaf in leaves(error)):
                 broken(log, "a connection failed", error)
         finally:
             with trio.CancelScope(shield=True):
@@ -174,8 +178,8 @@ class _Http(H11Protocol):
 class _Turn:
     """Where Hypercorn waits with a request until the one before it is answered.
 
-    While it waits nothing is read, and nobody sees the client hang up: so it may wait
-    only for the moment between the last byte of an answer and its end.
+    While it waits nothing is read, and nobody sees the client hang up: so it waits only
+    for the moment between the last byte of an answer and its end.
     """
 
     def __init__(self, protocol: _Http) -> None:
@@ -189,9 +193,9 @@ class _Turn:
         self._event.set()
 
     async def wait(self) -> None:
-        connection = self._protocol.connection
-        if connection.their_state is not h11.DONE:  # "might switch protocol"
-            raise _Upgrade
-        if connection.our_state is not h11.DONE:
-            raise _Pipelined
-        await self._event.wait()
+        if self._protocol.connection.their_state is not h11.DONE:
+            raise _Upgrade  # "might switch protocol"
+        with trio.move_on_after(TURN_S):
+            await self._event.wait()
+            return
+        raise _Pipelined

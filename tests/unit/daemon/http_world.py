@@ -31,6 +31,7 @@ class World:
             "/echo": Route("POST", self.echo),
             "/wait": Route("POST", self.wait),
             "/flow": Route("POST", self.flow),
+            "/late": Route("GET", self.late),
             "/fail": Route("POST", self.fail),
             "/part/*": Route("GET", self.hello),
         }
@@ -65,6 +66,13 @@ class World:
         except trio.Cancelled:
             self.cancelled += 1
             raise
+
+    async def late(self, request, reply):
+        """All of an answer, and its end only when the next request is here."""
+        await reply._begin("text/plain", 200, [("content-length", "4")])
+        await reply._body(b"late", more=True)
+        await trio.sleep(0.05)
+        await reply.end()
 
     async def fail(self, request, reply):
         raise self.failure

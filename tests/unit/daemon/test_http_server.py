@@ -208,6 +208,20 @@ def test_requests_follow_one_another_on_a_connection():
     with_world(check)
 
 
+def test_the_next_request_may_come_before_an_answer_has_quite_ended():
+    async def check(world):
+        async with await connect(world) as stream:
+            for _ in range(3):
+                await stream.send_all(head(world, "GET", "/late", connection=None))
+                raw = b""
+                while not raw.endswith(b"late"):
+                    part = await stream.receive_some(65536)
+                    assert part, "the connection ended"
+                    raw += part
+
+    with_world(check)
+
+
 def test_who_hangs_up_ends_what_it_asked_for():
     async def check(world):
         for path in ("/wait", "/flow"):
