@@ -100,7 +100,8 @@ class Scatter:
             return await _Gathering(self, layer).run()
         pieces = self._pieces(layer)
         held = self.held(layer.heads.model)
-        here, away = {}, {}
+        here: dict[int, np.ndarray] = {}
+        away: dict[int, np.ndarray] = {}
         for expert, rows in layer.rows.items():
             at_hand = layer.heads.expert(layer.index, expert).index in held
             (here if at_hand else away)[expert] = rows
