@@ -54,22 +54,16 @@ class Hosting:
         count = record.model.architecture.layers
         if self._wish != AUTO:
             return layers_named(self._wish, count)
-        layout = layout_for(record.model)
-        nodes = list(NODES.scan(self._view()))
-        placed = placement.place(
-            record.id,
-            layout,
-            [node.account for node in nodes],
-            record.model.replication,
-        )
+        view = self._view()
+        placed = placement.placed_on(self._account, view, record)
         others = [
             members(node.held)
-            for node in nodes
+            for node in NODES.scan(view)
             if node.account != self._account and node.model == record.id
         ]
         return layers_with_room(
-            layout,
-            placed.get(self._account, frozenset()),
+            layout_for(record.model),
+            placed or frozenset(),
             others,
             self._room_bytes,
             record.id + self._account,

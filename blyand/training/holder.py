@@ -63,10 +63,8 @@ class Holder:
         doubt: Callable[[Block, TileRootsList], None],
         more: Callable[[ModelRecord], frozenset[int]] = lambda record: frozenset(),
     ) -> None:
-        """`doubt(block, computed)` is told of updates that claim another result.
-
-        `more` are groups that this node holds beyond what placement gives it.
-        """
+        """`doubt(block, computed)` is told of updates that claim another result; `more`
+        are groups that this node holds beyond what placement gives it."""
         self._more = more
         self._account = account
         self._blocks = blocks
@@ -100,14 +98,8 @@ class Holder:
 
     def desired(self, record: ModelRecord) -> frozenset[int]:
         """Return the groups that placement gives to this node (DEC-A8), and more."""
-        view = self._blocks.view()
-        nodes = [node.account for node in NODES.scan(view)]
-        placed = placement.place(
-            record.id, layout_for(record.model), nodes, record.model.replication
-        )
-        if self._account not in placed:
-            return frozenset()
-        return placed[self._account] | self._more(record)
+        placed = placement.placed_on(self._account, self._blocks.view(), record)
+        return frozenset() if placed is None else placed | self._more(record)
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

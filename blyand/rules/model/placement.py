@@ -7,6 +7,9 @@ from functools import lru_cache
 
 from blyan_proto.digest import Domain, digest
 from blyan_tile.layout import Layout
+from blyand.rules.model.model import layout_for
+from blyand.rules.records import NODES, ModelRecord
+from blyand.rules.view import View
 
 Layers = tuple[tuple[int, tuple[int, ...]], ...]  # layer, its experts' group indices
 
@@ -32,6 +35,13 @@ def place(
     experts = tuple((layer, tuple(indices)) for layer, indices in layers.items())
     placed = _placed(model, experts, accounts, min(replication, len(accounts)))
     return {account: shared | placed[account] for account in accounts}
+
+
+def placed_on(account: bytes, view: View, record: ModelRecord) -> frozenset[int] | None:
+    """Return the groups that a registered account is to hold; None for another."""
+    nodes = [node.account for node in NODES.scan(view)]
+    layout = layout_for(record.model)
+    return place(record.id, layout, nodes, record.model.replication).get(account)
 
 
 @lru_cache(maxsize=16)  # asked at every checkpoint, and changes only with the set
