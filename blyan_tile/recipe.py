@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from blyan_tile.model.expert import silu
-from blyan_tile.model.linear import linear
+from blyan_tile.model.linear import linear, packed
 from blyan_tile.quantised import (
     Tokens,
     bytes_of_int4,
@@ -57,14 +57,18 @@ class Weight(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Floats:
-    """A matrix of floats."""
+    """A matrix of floats; from the second use on a packed copy in place of it."""
 
     matrix: Tensor  # (m, k) float32 or bfloat16
+    uses: int = 0
 
     def __call__(self, tokens: Tokens) -> Tensor:
-        """tokens (n, k) -> (n, m) float32."""
+        """tokens (n, k) -> (n, m) float32. In any thread."""
+        self.uses += 1
+        if self.uses == 2:
+            self.matrix = packed(self.matrix)
         return linear(tokens.values, self.matrix).float()
 
 

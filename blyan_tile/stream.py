@@ -10,13 +10,14 @@ Letters: n tokens, k inputs, m outputs, b rows of a band.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from blyan_tile.layout import Group
+from blyan_tile.model.expert import Expert
 from blyan_tile.quantised import Tokens
 from blyan_tile.recipe import Gated, Recipe, Weight, bytes_of, derive
 from blyan_tile.slice import WHOLE, Slice
@@ -127,18 +128,22 @@ def ready_expert(
     recipe: Recipe,
     device: torch.device,
     piece: Slice = WHOLE,
-) -> Gated:
+) -> Callable[[Tensor], Tensor]:
     """Return an expert made of its stored tiles; a mapping where it can be.
 
     A slice's output is that of its own hidden units: one summand of the expert's.
     """
 
-    def ready(part: str) -> Weight:
-        bands = bands_of(group, part, piece)
-        made = [derive(recipe, rows_of(band, tiles).to(device)) for band in bands]
-        return made[0] if len(made) == 1 else Banded(tuple(made))
-
-    return Gated(recipe, *(ready(part) for part in PARTS))
+    bands = [bands_of(group, part, piece) for part in PARTS]
+    stored = [[rows_of(band, tiles).to(device) for band in some] for some in bands]
+    if recipe is Recipe.F32 and all(len(some) == 1 for some in stored):
+        gate, up, down = (matrix.float() for (matrix,) in stored)
+        return Expert(gate, up, down)
+    weights: list[Weight] = []
+    for some in stored:
+        made = [derive(recipe, matrix) for matrix in some]
+        weights.append(made[0] if len(made) == 1 else Banded(tuple(made)))
+    return Gated(recipe, *weights)
 
 
 def streamed_expert(

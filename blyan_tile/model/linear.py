@@ -26,7 +26,7 @@ BLAS_BLOCK_ROWS = 64  # BLAS divides larger products between threads in ways tha
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """Return x @ weight.T; a row's bits do not depend on the other rows.
 
-    x (n, in), weight (out, in), maybe `packed` -> (n, out).
+    x (n, in), weight (out, in), maybe `packed`, both of one type -> (n, out).
     """
     if weight.is_mkldnn or is_packable(weight):
         block, multiply = BLOCK_ROWS, _by_onednn
@@ -53,8 +53,8 @@ def is_packable(weight: Tensor) -> bool:
     return (
         weight.numel() >= SMALL
         and weight.device.type == "cpu"
-        and weight.dtype is torch.float32
-        and _has_onednn()
+        and weight.dtype in (torch.float32, torch.bfloat16)
+        and _has_onednn(weight.dtype)
     )
 
 
@@ -84,12 +84,12 @@ def _shape_rows(rows: int) -> int:
 
 
 @cache
-def _has_onednn() -> bool:
+def _has_onednn(dtype: torch.dtype) -> bool:
     """True where oneDNN is there and does what this file relies on."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
-    x = torch.linspace(-1, 1, 64 * 2048).sin().view(64, 2048)
-    weight = torch.linspace(-2, 2, 40 * 2048).cos().view(40, 2048)
+    x = torch.linspace(-1, 1, 64 * 2048).sin().view(64, 2048).to(dtype)
+    weight = torch.linspace(-2, 2, 40 * 2048).cos().view(40, 2048).to(dtype)
     ready = torch.ops.mkldnn._reorder_linear_weight(weight, BLAS_ROWS)
     whole = _by_onednn(x, ready)  # (64, 40)
     return all(

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from blyan_proto.protocols.expert import Numerics
 from blyan_tile.layout import Group, Layout
-from blyan_tile.recipe import Gated, Recipe, recipe_for
+from blyan_tile.recipe import Recipe, recipe_for
 from blyan_tile.slice import WHOLE, Slice
 from blyan_tile.stream import expert_bytes, ready_expert, streamed_expert
 from blyand.errors import Unavailable
 from blyand.inference.weights import Blobs, open_tiles
 from blyand.metrics import Metrics
 
+Ready = Callable[[Tensor], Tensor]
 Key = tuple[bytes, Recipe, Slice]  # root of the version, and what of it
 
 IDLE_S = 3600.0  # unused for so long: evicted (GROUP-08)
@@ -36,13 +37,9 @@ IDLE_S = 3600.0  # unused for so long: evicted (GROUP-08)
 class InUse:
     """An expert that stays where it is as long as this object lives."""
 
-    def __init__(self, expert: Gated) -> None:
+    def __init__(self, expert: Ready, recipe: Recipe) -> None:
         self._expert = expert
-
-    @property
-    def recipe(self) -> Recipe:
-        """How its weights are held."""
-        return self._expert.recipe
+        self.recipe = recipe  # how its weights are held
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (n, d) float32 -> (n, d) float32; a row ignores its batch-mates."""
@@ -52,9 +49,10 @@ class InUse:
 @dataclass
 class _Entry:
     name: str
+    recipe: Recipe
     size: int
     used_s: float
-    expert: Future[Gated] = field(default_factory=Future)
+    expert: Future[Ready] = field(default_factory=Future)
     askers: int = 1  # that load it or wait for it
     lent: weakref.ref[InUse] | None = None
     hits: int = 0
@@ -148,7 +146,8 @@ class Experts:
         if entry is None:
             self._streamed.add()
             opened = open_tiles(self._blobs, group, tiles)
-            return InUse(streamed_expert(group, opened, recipe, self.device, piece))
+            passing = streamed_expert(group, opened, recipe, self.device, piece)
+            return InUse(passing, recipe)
         if is_first:
             self._load(key, entry, group, tiles)
         return self._lend(entry)
@@ -204,7 +203,7 @@ class Experts:
                 break
             if entry.is_free:
                 self._evict(other)
-        made = _Entry(piece.name(group.name), size, self._now_s())
+        made = _Entry(piece.name(group.name), recipe, size, self._now_s())
         self._resident[key] = made
         self._book(size)
         return made
@@ -238,7 +237,7 @@ class Experts:
             entry.askers -= 1
             lent = entry.lent() if entry.lent is not None else None
             if lent is None:
-                lent = InUse(expert)
+                lent = InUse(expert, entry.recipe)
                 entry.lent = weakref.ref(lent)
             return lent
 

@@ -145,10 +145,12 @@ def test_a_derivation_is_the_same_for_any_rows_of_a_matrix(
     recipe: Recipe, dtype: torch.dtype
 ) -> None:
     matrix = drawn(12, 70, 7).to(dtype)
-    whole, some = vars(derive(recipe, matrix)), vars(derive(recipe, matrix[3:9]))
-    assert all(torch.equal(whole[name][3:9], some[name]) for name in whole)
-    size = sum(tensor.nbytes for tensor in whole.values())
-    assert size == bytes_of(recipe, 12, 70)
+    whole, some = (
+        [one for one in vars(derive(recipe, rows)).values() if isinstance(one, Tensor)]
+        for rows in (matrix, matrix[3:9])
+    )
+    assert all(torch.equal(one[3:9], other) for one, other in zip(whole, some))
+    assert sum(one.nbytes for one in whole) == bytes_of(recipe, 12, 70)
     assert recipe_called(recipe.label) is recipe
 
 
@@ -177,7 +179,7 @@ def tiled(width: int, hidden: int) -> tuple[Group, list[Tensor]]:
 
 
 @pytest.mark.parametrize("recipe", Recipe)
-@pytest.mark.parametrize("width, hidden", [(64, 96), (1100, 1030), (16, 66_000)])
+@pytest.mark.parametrize("width, hidden", [(64, 96), (1100, 1030)])
 def test_streamed_equals_resident_bit_for_bit(
     recipe: Recipe, width: int, hidden: int
 ) -> None:
@@ -186,7 +188,8 @@ def test_streamed_equals_resident_bit_for_bit(
     passing = streamed_expert(group, tiles, recipe, CPU)
     x = drawn(9, width, 8)
     assert torch.equal(ready(x), passing(x))
-    assert torch.equal(ready(x[:1]), passing(x[4:5].copy_(x[:1])))
+    assert torch.equal(ready(x[:1]), passing(x[:1]))  # by now it may be packed
+    assert torch.equal(ready(x)[:1], passing(x[:1]))
 
 
 def test_bands_cover_a_matrix_with_all_columns() -> None:
