@@ -70,7 +70,7 @@ from blyand.protocols.uploads import Uploads
 from blyand.rules.chain.effects import Lock
 from blyand.rules.chain.reconcile import MAX_ROUNDS, Comparison, IdSet, answer
 from blyand.rules.trust.evidence import FalseEvidence, prove
-from tests.fuzz import agreement_targets, expert_targets, state_targets
+from tests.fuzz import agreement_targets, expert_targets, http_targets, state_targets
 from tests.sim.network import InlineLane
 from tests.unit.daemon.stream_world import Transport
 from tests.vectors import make_mux
@@ -438,6 +438,16 @@ TARGETS: dict[str, Target] = {
             b'{"a":' * 5000,
         ),
     ),
+    "http connection": Target(
+        http_targets.connection, None, (http_targets.HTTP, http_targets.CHUNKED)
+    ),
+    "http completion": Target(
+        http_targets.completion, None, (http_targets.COMPLETION,)
+    ),
+    "http chat": Target(
+        http_targets.chat, None, (http_targets.CHAT, http_targets.CHAT_FORMAT)
+    ),
+    "http tool calls": Target(http_targets.answer_with_calls, None, http_targets.CALLS),
     "signature": Target(signature, None, (SIGNED,)),
     "merkle proof": Target(
         proof, None, (b"".join(merkle.prove(LEAVES, 3)) + merkle.root(LEAVES),)
