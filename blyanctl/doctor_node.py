@@ -32,6 +32,7 @@ def examine(home: Path) -> Iterator[Finding]:
             status = client.call("node.status")
             yield Finding("daemon", OK, f"runs, process {status['pid']}")
             yield from warnings(status)
+            yield gateway(status)
             yield connected(status)
             yield budget(client.call("node.resources"))
             yield reachable(client.call("net.status"))
@@ -48,6 +49,12 @@ def warnings(status: JsonObject) -> Iterator[Finding]:
     """Yield what the daemon itself would tell its operator."""
     for text in status["warnings"]:
         yield Finding("daemon", WARN, text, "see `blyanctl node status`")
+
+
+def gateway(status: JsonObject) -> Finding:
+    """Tell where the HTTP gateway is; what is wrong with it stands in the warnings."""
+    found = f"at {status['http']}" if status["http"] else "off"
+    return Finding("http", OK, found)
 
 
 def connected(status: JsonObject) -> Finding:
