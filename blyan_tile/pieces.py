@@ -52,6 +52,16 @@ class Table:
             raise DecodeError("a piece of an unknown kind")
 
 
+BYTE_TABLE = Table(  # of the built-in tokenizer
+    lengths=np.ones(256, "<u4").tobytes(),
+    text=bytes(range(256)),
+    kinds=bytes(256),
+    lossy=True,
+    strip=0,
+    bare_start=False,
+)
+
+
 class Pieces(Sequence[bytes]):
     """What each id adds to a text, (V,) UTF-8; b"" for special tokens."""
 
@@ -100,23 +110,23 @@ class PieceDecoder:
 
     def __init__(self, table: Table) -> None:
         self.pieces: Sequence[bytes] = Pieces(table)
-        self._table = table
+        self.table = table
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of a whole sequence."""
-        kinds = self._table.kinds
+        kinds = self.table.kinds
         heard = [t for t in tokens if t < len(kinds) and kinds[t] != Kind.SILENT]
         stream, text = self.stream(), ""
-        if heard and self._table.bare_start and kinds[heard[0]] == Kind.TEXT:
+        if heard and self.table.bare_start and kinds[heard[0]] == Kind.TEXT:
             text = stream.add(heard.pop(0)).replace(" ", "")
         text += "".join(map(stream.add, heard)) + stream.end()
-        for _ in range(self._table.strip):
+        for _ in range(self.table.strip):
             text = text.removeprefix(" ")
         return text
 
     def stream(self) -> PieceStream:
         """Return a decoder for tokens that continue a text."""
-        return PieceStream(self._table, self.pieces)
+        return PieceStream(self.table, self.pieces)
 
 
 class PieceStream:

@@ -38,7 +38,7 @@ from blyand.foundation import Base
 from blyand.guard.forks import Forks
 from blyand.home import Home, read_or_none, replace_file
 from blyand.http.place import Place
-from blyand.inference import templates, vocabularies
+from blyand.inference import grammars, templates, vocabularies
 from blyand.language import build_language
 from blyand.metrics import Metrics
 from blyand.net.calls import open_calls
@@ -135,6 +135,7 @@ async def run(home: Home, config: Config) -> None:
             open_worker("import", nice=nice) as importer,
             open_worker("text", nice=0, limits=vocabularies.LIMITS) as reader,
             open_worker("template", nice=0, limits=templates.LIMITS) as renderer,
+            open_worker("grammar", nice=0, limits=grammars.LIMITS) as grammarian,
             open_calls(host) as calls,
         ):
             events = Broadcast()
@@ -187,7 +188,9 @@ async def run(home: Home, config: Config) -> None:
             replica = build_replica(base)
             newcomer = build_newcomer(base, replica, fetcher, roles(base))
             settling.begin(base, must_join=newcomer.aim.must)
-            language = build_language(base, replica, fetcher, reader, renderer)
+            language = build_language(
+                base, replica, fetcher, reader, renderer, grammarian
+            )
             models = build_models(
                 base,
                 replica,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from blyan_proto.block.model import Model
 from blyand.compute import Worker
 from blyand.foundation import Base
+from blyand.inference.grammars import Grammars
 from blyand.inference.templates import Templates
 from blyand.inference.vocabularies import Vocabularies
 from blyand.protocols.fetch import Fetcher
@@ -16,16 +17,25 @@ from blyand.rules.records import MODELS
 
 @dataclass(frozen=True)
 class Language:
-    """The tokenizers and chat templates of all models."""
+    """The tokenizers and chat templates of all models, and the schemas of answers."""
 
     vocabularies: Vocabularies
+    grammars: Grammars
     templates: Templates
 
 
 def build_language(
-    base: Base, replica: Replica, fetcher: Fetcher, reader: Worker, renderer: Worker
+    base: Base,
+    replica: Replica,
+    fetcher: Fetcher,
+    reader: Worker,
+    renderer: Worker,
+    grammarian: Worker,
 ) -> Language:
-    """Return what reads text; `reader` runs tokenizers, `renderer` templates."""
+    """Return what reads text.
+
+    `reader` runs tokenizers, `renderer` templates, `grammarian` schemas.
+    """
 
     def is_own(model: Model) -> bool:
         return any(
@@ -35,4 +45,5 @@ def build_language(
 
     vocabularies = Vocabularies(fetcher.get, base.stores.blobs.path, reader)
     allowed = base.config.inference.allow_templates
-    return Language(vocabularies, Templates(vocabularies, renderer, allowed, is_own))
+    templates = Templates(vocabularies, renderer, allowed, is_own)
+    return Language(vocabularies, Grammars(grammarian), templates)

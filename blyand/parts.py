@@ -273,7 +273,8 @@ def _serving(
         Numerics[config.inference.numerics.upper()],
         config.inference.recipe,
         config.inference.slice_mib << 20,
-        vocabularies=language.vocabularies,
+        language.vocabularies,
+        language.grammars,
     )
 
 

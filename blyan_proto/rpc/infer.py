@@ -71,6 +71,9 @@ class Generate:
     logprobs: int | None = arg(
         "tell so many likeliest tokens with each", default=None, low=0, high=MAX_TOP
     )
+    schema: dict[str, Any] | None = arg(
+        "JSON Schema that the answer fits, unless it ends for its length", default=None
+    )
     numerics: str | None = arg(
         "how to compute; default: as the node is configured",
         default=None,

@@ -57,13 +57,6 @@ class Constraint(Protocol):
     def allowed(self) -> np.ndarray:
         """Return (V,) bool; at least one is true."""
 
-    def accept(self, token: int) -> None:
-        """Take an allowed token."""
-
-    @property
-    def ended(self) -> bool:
-        """True when nothing may follow."""
-
 
 class History:
     """The tokens so far, counted for penalties."""

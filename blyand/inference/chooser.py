@@ -77,11 +77,7 @@ class Chooser:
         """Take the chosen token; sets `reason`."""
         self._made += 1
         self._history.add(choice.token)
-        if self._constraint is not None:
-            self._constraint.accept(choice.token)
         if choice.token in self._wanted.stop_tokens:
             self.reason = "stop"
-        elif choice.token in self._ends or (
-            self._constraint is not None and self._constraint.ended
-        ):
+        elif choice.token in self._ends:
             self.reason = "end"

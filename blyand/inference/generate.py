@@ -13,6 +13,7 @@ from blyan_tile.model.sampling import Choice
 from blyand.errors import Busy
 from blyand.inference.chooser import Chooser, Wanted
 from blyand.inference.course import Parts
+from blyand.inference.grammars import Grammars
 from blyand.inference.session import Session
 from blyand.inference.text import Writer
 from blyand.inference.vocabularies import Vocabularies
@@ -98,11 +99,13 @@ class Generation:
         parts: Parts,
         max_sessions: int = MAX_SESSIONS,
         vocabularies: Vocabularies | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         self._parts = parts
         self._max_sessions = max_sessions
         self._under_way: dict[str, UnderWay] = {}
         self.vocabularies = vocabularies or Vocabularies()
+        self.grammars = grammars or Grammars()
 
     @property
     def under_way(self) -> list[UnderWay]:
@@ -120,9 +123,10 @@ class Generation:
         """Yield tokens as they are made; fill `result` on the way.
 
         Stops at `max_tokens`, at the end of the context, at a stop text or token, at
-        the model's own end, or when cancelled. NoRoute, NotHere, TooSlow; Busy, also
-        when the request's name is taken; LimitExceeded when the prompt does not fit the
-        context. Close the iterator (`contextlib.aclosing`) when leaving it early.
+        the model's own end, at the end of what the schema asks for, or when cancelled.
+        NoRoute, NotHere, TooSlow; Busy, also when the request's name is taken; DecodeError
+        and LimitExceeded say what is wrong with the schema, or that the prompt does not
+        fit the context. Close the iterator (`contextlib.aclosing`) when leaving it early.
         """
         if len(self._under_way) >= self._max_sessions:
             raise Busy(f"{len(self._under_way)} requests are under way")
@@ -140,47 +144,55 @@ class Generation:
             length, context = len(wanted.tokens), model.architecture.context
             end = max(length, min(length + wanted.max_tokens, context))
             writer = Writer(vocabulary, wanted.stop)
-            chooser = Chooser(wanted, vocabulary)
-            with Session(
-                self._parts,
-                wanted.model,
-                end,
-                wanted.deadline_s,
-                route=wanted.route,
-                numerics=wanted.numerics,
-            ) as session:
-                result.height = session.heads.height
-                if wanted.trace:  # of layers that this node runs itself
-                    result.visits = session.tally.visits = Counter()
-                feed, from_row = list(wanted.tokens), length - 1
-                if wanted.echo_logprobs:
-                    from_row, end = 0, max(end, length + 1)
-                for position in range(length, end):
-                    with under_way.step():
-                        *told, choice = await session.feed_each(
-                            feed, chooser.look, from_row
-                        )
-                    if under_way.cancelled:
-                        result.finish_reason = "cancelled"
-                        return
-                    if wanted.echo_logprobs and position == length:
-                        result.prompt = [None, *told]
-                        if not wanted.max_tokens or length == context:
+            async with self.grammars.opened(vocabulary, wanted.schema) as grammar:
+                chooser = Chooser(wanted, vocabulary, grammar)
+                with Session(
+                    self._parts,
+                    wanted.model,
+                    end,
+                    wanted.deadline_s,
+                    route=wanted.route,
+                    numerics=wanted.numerics,
+                ) as session:
+                    result.height = session.heads.height
+                    if wanted.trace:  # of layers that this node runs itself
+                        result.visits = session.tally.visits = Counter()
+                    feed, from_row = list(wanted.tokens), length - 1
+                    if wanted.echo_logprobs:
+                        from_row, end = 0, max(end, length + 1)
+                    for position in range(length, end):
+                        with under_way.step():
+                            *told, choice = await session.feed_each(
+                                feed, chooser.look, from_row
+                            )
+                        if under_way.cancelled:
+                            result.finish_reason = "cancelled"
                             return
-                    chooser.accept(choice)
-                    feed, from_row = [choice.token], 0
-                    text = writer.add(choice.token)
-                    reason = chooser.reason
-                    if writer.stopped:
-                        reason = "stop"
-                    elif reason or position == end - 1:
-                        text += writer.end()
-                        reason = "stop" if writer.stopped else reason
-                    result.finish_reason = reason or "length"
-                    _note(result, session, text, choice)
-                    yield Made(text, choice.token, position, choice.logprob, choice.top)
-                    if reason:
-                        return
+                        if wanted.echo_logprobs and position == length:
+                            result.prompt = [None, *told]
+                            if not wanted.max_tokens or length == context:
+                                return
+                        chooser.accept(choice)
+                        feed, from_row = [choice.token], 0
+                        text = writer.add(choice.token)
+                        if grammar is not None:
+                            with under_way.step():
+                                await grammar.accept(choice.token)
+                        reason = chooser.reason
+                        if grammar is not None and grammar.ended:
+                            reason = reason or "end"
+                        if writer.stopped:
+                            reason = "stop"
+                        elif reason or position == end - 1:
+                            text += writer.end()
+                            reason = "stop" if writer.stopped else reason
+                        result.finish_reason = reason or "length"
+                        _note(result, session, text, choice)
+                        yield Made(
+                            text, choice.token, position, choice.logprob, choice.top
+                        )
+                        if reason:
+                            return
         finally:
             del self._under_way[result.request]
 

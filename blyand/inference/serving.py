@@ -18,7 +18,8 @@ from blyand.inference.course import Parts
 from blyand.inference.editions import Editions
 from blyand.inference.evaluate import Evaluation
 from blyand.inference.experts import Experts
-from blyand.inference.generate import Generation
+from blyand.inference.generate import MAX_SESSIONS, Generation
+from blyand.inference.grammars import Grammars
 from blyand.inference.paths import Paths
 from blyand.inference.pins import Pins, heads_of
 from blyand.inference.remote import Spans
@@ -78,6 +79,7 @@ class Serving:
         recipe: str,
         slice_bytes: int,
         vocabularies: Vocabularies | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         self._view = view
         self._held = held
@@ -131,7 +133,7 @@ class Serving:
             spans=self._spans,
         )
         self.cache = experts
-        self.generation = Generation(parts, vocabularies=vocabularies)
+        self.generation = Generation(parts, MAX_SESSIONS, vocabularies, grammars)
         self.evaluation = Evaluation(parts)
         self.experts = ExpertServer(
             self._model, self._versions, self._batcher, wire, metrics, max_requests

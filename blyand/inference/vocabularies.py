@@ -17,7 +17,7 @@ import trio
 
 from blyan_proto.block.model import Model
 from blyan_proto.errors import DecodeError, LimitExceeded, ProtocolError
-from blyan_tile.pieces import PieceDecoder
+from blyan_tile.pieces import BYTE_TABLE, PieceDecoder, Table
 from blyan_tile.tokenizer import BYTES, ByteTokenizer, TextStream
 from blyan_tile.vocabulary import MAX_TEXT_BYTES, EncodeJob, Opened, OpenJob
 from blyand.compute import Worker
@@ -38,6 +38,8 @@ class Vocabulary(Protocol):
     tool_template: str | None  # in its place where there are tools
     names: Mapping[str, str]  # "bos_token" and so on -> its text
     pieces: Sequence[bytes]  # (vocabulary,) what each id adds to a text, UTF-8
+    table: Table  # the same, and how it becomes text
+    root: bytes  # of the files; zeros: built in
 
     async def encode(
         self, text: str, *, special: bool = False, begin: bool = True
@@ -62,6 +64,8 @@ class ByteVocabulary(ByteTokenizer):
 
     tool_template: str | None = None
     names: Mapping[str, str] = {}
+    table = BYTE_TABLE
+    root = bytes(32)
 
     async def encode(  # type: ignore[override]
         self, text: str, *, special: bool = False, begin: bool = True
@@ -74,9 +78,13 @@ class ForeignVocabulary(PieceDecoder):
     """A tokenizer that came with a model."""
 
     def __init__(
-        self, opened: Opened, encode: Callable[[str, bool, bool], Awaitable[list[int]]]
+        self,
+        root: bytes,
+        opened: Opened,
+        encode: Callable[[str, bool, bool], Awaitable[list[int]]],
     ) -> None:
         super().__init__(opened.table)
+        self.root = root
         self.vocabulary = len(self.pieces)
         self.ends = frozenset(opened.ends)
         self.template = opened.template or None
@@ -168,7 +176,7 @@ class Vocabularies:
             ids: list[int] = np.frombuffer(encoded.ids, "<u4").tolist()
             return ids
 
-        return ForeignVocabulary(opened, encode)
+        return ForeignVocabulary(root, opened, encode)
 
     def _file(self, root: bytes) -> str:
         assert self._path is not None

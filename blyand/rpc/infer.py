@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import trio
 
-from blyan_proto.errors import LimitExceeded
+from blyan_proto.errors import DecodeError, LimitExceeded
 from blyan_proto.protocols.expert import Numerics
 from blyan_proto.rpc import infer as spec
 from blyan_proto.rpc.errors import (
@@ -81,15 +82,19 @@ def bind(
             stop_tokens=frozenset(params.stop_token_ids or ()),
             ignore_eos=params.ignore_eos,
             logprobs=params.logprobs,
+            schema=None if params.schema is None else json.dumps(params.schema),
             numerics=Numerics[params.numerics.upper()] if params.numerics else None,
             route=Route(params.route),
             owner=LOCAL,
             request=params.request or "",
             deadline_s=trio.current_time() + DEADLINE_S,
         )
-        async with aclosing(generation.run(wanted, result)) as made:
-            async for token in made:
-                await emit(_token(token, result, vocabulary, cost))
+        try:
+            async with aclosing(generation.run(wanted, result)) as made:
+                async for token in made:
+                    await emit(_token(token, result, vocabulary, cost))
+        except (DecodeError, LimitExceeded) as error:
+            raise RpcError(REQUEST_INVALID, str(error)) from error
         return _generated(result, len(tokens), checkpoint, cost)
 
     @answers(spec.cancel)
@@ -207,6 +212,8 @@ async def _prompt(
             tokens = tuple(
                 await vocabulary.encode(params.prompt, special=params.special)
             )
+        except DecodeError as error:
+            raise RpcError(PROMPT_INVALID, str(error)) from error
         except LimitExceeded as error:
             raise RpcError(PROMPT_TOO_LONG, str(error)) from error
     if not tokens:
