@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import trio
 
@@ -51,6 +51,22 @@ class GivenUp(Exception):
     """A worker's job ended early because `Worker.give_up` asked for it."""
 
 
+class _Width:
+    """A trio.CapacityLimiter that takes no turn of the loop where there is room."""
+
+    def __init__(self, width: int) -> None:
+        self._limiter = trio.CapacityLimiter(width)
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        try:
+            self._limiter.acquire_on_behalf_of_nowait(borrower)
+        except trio.WouldBlock:
+            await self._limiter.acquire_on_behalf_of(borrower)
+
+    def release_on_behalf_of(self, borrower: object) -> None:
+        self._limiter.release_on_behalf_of(borrower)
+
+
 class Threads:
     """A lane of at most `width` threads. A call is awaited even when cancelled.
 
@@ -59,7 +75,7 @@ class Threads:
 
     def __init__(self, name: str, width: int) -> None:
         self.name = name
-        self._limiter = trio.CapacityLimiter(width)
+        self._limiter = cast(trio.CapacityLimiter, _Width(width))  # all that is used
 
     async def run(self, fn: Callable[..., R], *args: Any) -> R:
         """Return ``fn(*args)``, run in a thread. Its errors propagate as they are."""

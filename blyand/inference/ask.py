@@ -20,6 +20,7 @@ from blyan_proto.protocols.expert import DEADLINE_S, Forward, Outputs
 from blyand.compute import Threads
 from blyand.errors import Unavailable, WrongAnswer
 from blyand.inference.call import read_outputs
+from blyand.inference.late import Lateness
 from blyand.inference.opinions import Opinions
 from blyand.inference.routes import Routes
 
@@ -69,8 +70,18 @@ class Asked:
         return [wanted.root for wanted in self.call.experts]
 
 
+class _Race:
+    """A call that is late, and the second one that may overtake it."""
+
+    def __init__(self) -> None:
+        self.first, self.second = trio.CancelScope(), trio.CancelScope()
+        self.has_second = False
+        self.settled = trio.Event()  # the second one is over
+        self.made: list[np.ndarray] | None = None  # its answer
+
+
 class Asker:
-    """Asks peers, and remembers how it went."""
+    """Asks peers, and remembers how it went; `run` is the service behind it."""
 
     def __init__(
         self, client: Forwarder, routes: Routes, opinions: Opinions, lane: Threads
@@ -79,10 +90,17 @@ class Asker:
         self._routes = routes
         self._opinions = opinions
         self._lane = lane
+        self._late = Lateness()
 
     async def convert(self, size: int, fn: Callable[..., R], *args: Any) -> R:
         """Return fn(*args), which copies `size` bytes: in the lane if that is much."""
         return await self._lane.run(fn, *args) if size > INLINE_BYTES else fn(*args)
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Notice late calls, until cancelled."""
+        await self._late.run(task_status=task_status)
 
     async def ask(self, peer: str, asked: Asked) -> list[np.ndarray]:
         """Return each expert's rows (m, d) float32, of `peer` or of who stepped in.
@@ -93,22 +111,41 @@ class Asker:
         self._routes.hedges.count()
         if after_s is None:
             return await self._one(peer, asked)
-        race = _Race()
-        async with trio.open_nursery() as nursery:
-            race.scope = nursery.cancel_scope
-            nursery.start_soon(race.run, self._one, peer, asked)
-            with trio.move_on_after(after_s):
+        race, failure = _Race(), None
+        watch = self._late.watch(
+            trio.current_time() + after_s, lambda: self._hedge(race, asked)
+        )
+        try:
+            with race.first:
+                try:
+                    return await self._one(peer, asked)
+                except Unavailable as error:
+                    failure = error
+            if race.has_second:
                 await race.settled.wait()
-            if not race.settled.is_set():
-                second = self._second(asked)
-                if second is not None:
-                    asked.tally.hedges += 1
-                    race.running += 1
-                    nursery.start_soon(race.run, self._one, second, asked)
-        if race.made is None:
-            assert race.error is not None
-            raise race.error
-        return race.made
+            if race.made is not None:
+                return race.made
+            assert failure is not None  # else the second would have answered
+            raise failure
+        finally:
+            self._late.forget(watch)
+            race.second.cancel()
+
+    def _hedge(self, race: _Race, asked: Asked) -> None:
+        """The first call is late: ask somebody else, too, if that may be paid for."""
+        second = self._second(asked)
+        if second is not None and self._late.start(self._step_in, race, second, asked):
+            asked.tally.hedges += 1
+            race.has_second = True
+
+    async def _step_in(self, race: _Race, peer: str, asked: Asked) -> None:
+        with race.second:
+            try:
+                race.made = await self._one(peer, asked)
+                race.first.cancel()
+            except Unavailable:
+                pass  # noted; the first one may still answer
+        race.settled.set()
 
     def _second(self, asked: Asked) -> str | None:
         """Return whom else to ask, if that may be paid for."""
@@ -144,30 +181,3 @@ class Asker:
         asked.tally.calls[peer] += 1
         self._opinions.offer(peer, asked.call, made, asked.others)
         return made
-
-
-class _Race:
-    """Calls of which the first answer is taken."""
-
-    def __init__(self) -> None:
-        self.settled = trio.Event()  # answered, or nobody runs any more
-        self.running = 1
-        self.made: list[np.ndarray] | None = None
-        self.error: Unavailable | None = None
-        self.scope: trio.CancelScope
-
-    async def run(
-        self, one: Callable[[str, Asked], Any], peer: str, asked: Asked
-    ) -> None:
-        try:
-            made = await one(peer, asked)
-        except Unavailable as error:
-            self.error = self.error or error
-            self.running -= 1
-            if not self.running:
-                self.settled.set()
-            return
-        if self.made is None:
-            self.made = made
-        self.settled.set()
-        self.scope.cancel()

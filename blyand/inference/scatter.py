@@ -33,6 +33,7 @@ PATIENCE_S = 10.0  # how long a layer waits for a holder of an expert
 PAUSE_S = 0.1  # before holders are asked again; doubles
 MAX_PAUSE_S = 1.0
 
+Call = tuple[str, Rows]  # whom to ask for what
 Outputs = dict[int, tuple[np.ndarray, np.ndarray]]  # expert: rows (m,), output (m, d)
 
 
@@ -52,7 +53,7 @@ class Layer:
 
 
 class Scatter:
-    """Finds and calls experts; `run` is the service behind second opinions.
+    """Finds and calls experts; `run` is the service behind it.
 
     `me` is our own peer id; `holders(model, group)` gives the peers that say they hold
     a group, `held(model)` the groups that are here. `lane` is for what copies much.
@@ -86,8 +87,11 @@ class Scatter:
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Compare answers of peers, until cancelled."""
-        await self.opinions.run(task_status=task_status)
+        """Notice late calls and compare answers, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.asker.run)
+            await nursery.start(self.opinions.run)
+            task_status.started()
 
     async def outputs(self, layer: Layer) -> Outputs:
         """Return the output rows of every expert of `layer.rows`.
@@ -166,17 +170,21 @@ class _Gathering:
                 return self._done
             local = []
         here = set(local) | set(self._done)
-        away = {e: rows for e, rows in layer.rows.items() if e not in here}
+        away: Rows = {e: rows for e, rows in layer.rows.items() if e not in here}
+        calls, lost = self._spread(away)
+        if len(calls) == 1 and not local and not lost:
+            if await self._try(*calls[0]):  # the usual case, without another task
+                return self._done | self._joined()
+            away, calls = calls[0][1], []
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            calls = self._spread(away)
-            if len(calls) == 1 and not local:
-                await self._call(*calls[0])  # the usual case, without another task
-            else:
-                self._start(calls)
+            if calls or lost:
+                self._start(calls, lost)
+            elif away:
+                self._start(*self._spread(away), again=True)
             if local:
                 missing = await self._compute(local)
-                self._start(self._spread({e: layer.rows[e] for e in missing}))
+                self._start(*self._spread({e: layer.rows[e] for e in missing}))
         if self._failure is not None:
             raise self._failure
         return self._done | self._joined()
@@ -220,15 +228,17 @@ class _Gathering:
             layer.tally.calls[self._scatter.me] += 1
         return missing
 
-    def _start(self, calls: Iterable[tuple[str, Rows]], again: bool = False) -> None:
+    def _start(self, calls: list[Call], lost: Rows, again: bool = False) -> None:
         for peer, part in calls:
             self._layer.tally.retries += again
             self._nursery.start_soon(self._call, peer, part)
+        if lost:
+            self._nursery.start_soon(self._wait, lost)
 
-    def _spread(self, rows: Rows) -> list[tuple[str, Rows]]:
+    def _spread(self, rows: Rows) -> tuple[list[Call], Rows]:
         """Return the calls for `rows` to the peers that are best for them together.
 
-        Experts without a holder that may be asked are waited for meanwhile.
+        And the rows of the experts that nobody is left to ask for.
         """
         layer, scatter = self._layer, self._scatter
         wanted = {
@@ -240,30 +250,38 @@ class _Gathering:
         }
         chosen = assign(wanted)
         asked = {expert for experts in chosen.values() for expert in experts}
-        if lost := {expert: one for expert, one in rows.items() if expert not in asked}:
-            self._nursery.start_soon(self._wait, lost)
         width = layer.x.shape[1]
-        return [
+        calls = [
             (peer, part)
             for peer, experts in chosen.items()
             for part in parted({e: rows[e] for e in experts}, width, self._numerics)
         ]
+        return calls, {e: one for e, one in rows.items() if e not in asked}
 
     async def _call(self, peer: str, part: Rows) -> None:
-        layer, asker = self._layer, self._scatter.asker
         try:
-            call = await asker.convert(
-                self._numerics.element_bytes * layer.x.size,
-                make_call,
-                layer.heads,
-                layer.index,
-                part,
-                layer.x,
-                self._numerics,
-                layer.piece,
-            )
+            answered = await self._try(peer, part)
         except Overflow as error:
             return self._fail(error)
+        if not answered:
+            self._start(*self._spread(part), again=True)
+
+    async def _try(self, peer: str, part: Rows) -> bool:
+        """Ask one peer for a part; False if it has to be asked of another one.
+
+        Overflow when the hidden states are not finite.
+        """
+        layer, asker = self._layer, self._scatter.asker
+        call = await asker.convert(
+            self._numerics.element_bytes * layer.x.size,
+            make_call,
+            layer.heads,
+            layer.index,
+            part,
+            layer.x,
+            self._numerics,
+            layer.piece,
+        )
         for expert in part:
             self._tried[expert].add(peer)
         alone = not self._able(part)
@@ -275,10 +293,11 @@ class _Gathering:
         except Unavailable as error:
             for expert in part:
                 self._why[expert] = error
-            return self._start(self._spread(part), again=True)
+            return False
         first = min(int(rows[0]) for rows in part.values())
         outputs = {e: (part[e], output) for e, output in zip(sorted(part), made)}
         self._parts.setdefault(first, {}).update(outputs)
+        return True
 
     def _others(self, part: Rows) -> list[str]:
         """Return the peers that could answer all of `part` and were not asked."""
@@ -301,7 +320,7 @@ class _Gathering:
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
             for one in rows:
                 self._tried[one].clear()  # who was busy or gone may be back
-        self._start(self._spread(rows), again=True)
+        self._start(*self._spread(rows), again=True)
 
     def _askable(self, expert: int) -> list[str]:
         """Return the holders that were not tried, but for those that are left out.

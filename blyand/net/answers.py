@@ -26,7 +26,7 @@ from blyan_proto.protocols.result import ResultCode
 from blyand.errors import Busy, TooSlow, Unavailable
 from blyand.log import context
 from blyand.net.calls import ERRORS, CallProtocol
-from blyand.net.stream import MessageStream, Serve
+from blyand.net.stream import MessageStream, Serve, Taken
 
 T = TypeVar("T")
 
@@ -180,7 +180,7 @@ class _Conversation:
         await self._send(Kind.REFUSAL, number, refusal(code, str(error)))
 
     async def _send(self, kind: Kind, number: int, body: bytes) -> None:
-        async with self._writing:
+        async with Taken(self._writing):
             self._leaving = number  # a frame that was begun must leave whole
             try:
                 await self._stream.send(

@@ -125,7 +125,7 @@ class MessageStream:
 
     async def _send(self, head: bytes, rest: memoryview, deadline_s: float) -> None:
         with trio.move_on_after(deadline_s) as scope:
-            async with self._sending:
+            async with Taken(self._sending):
                 head, self._held = self._held + head, b""
                 if head:
                     await self._write(head)
@@ -314,6 +314,22 @@ class MessageStream:
         if self._direct is not None:
             return await self._direct.read_pieces(most)
         return [await self._transport.read(most)]
+
+
+class Taken:
+    """`async with lock`, without a turn of the loop where the lock is free."""
+
+    def __init__(self, lock: trio.Lock) -> None:
+        self._lock = lock
+
+    async def __aenter__(self) -> None:
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+
+    async def __aexit__(self, *error: object) -> None:
+        self._lock.release()
 
 
 async def expect_ok(stream: MessageStream, deadline_s: float) -> None:

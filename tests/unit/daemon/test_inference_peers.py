@@ -80,7 +80,7 @@ def test_a_late_call_goes_to_a_second_peer_and_the_first_is_cancelled():
                 me.routes.hedges.count()
             began_s, tally = trio.current_time(), Tally()
             same(await me.scatter.outputs(a_layer(me, tally=tally)), expected)
-            assert given_up == [pytest.approx(began_s + 0.01)]
+            assert given_up == [pytest.approx(began_s + 0.01, abs=0.006)]
             assert (tally.hedges, tally.retries) == (1, 0)
             assert tally.calls == {"c": 1} and not tally.failed
             # that was all that may be doubled: the next late call is waited for
