@@ -163,18 +163,28 @@ class Serving:
             await nursery.start(self._spans.run)
             await nursery.start(self.spans.run)
             nursery.start_soon(self._let_go)
-            with self._events.subscribe(
-                CheckpointFinalised, HeldChanged, HeadMoved, capacity=4096
-            ) as facts:
-                self._update()
+            with self._events.subscribe(HeadMoved, capacity=4096) as moves:
+                await nursery.start(self._follow)
                 task_status.started()
-                async for fact in facts:
-                    if isinstance(fact, HeadMoved):
-                        tiles = self._tiles(fact.model, fact.group)
-                        if tiles is not None:
-                            self._versions.offer(fact.model, fact.group, list(tiles))
-                    else:
-                        self._update()
+                async for move in moves:
+                    tiles = self._tiles(move.model, move.group)
+                    if tiles is not None:
+                        self._versions.offer(move.model, move.group, list(tiles))
+
+    async def _follow(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Take finalised heads over; what changes meanwhile is taken over together."""
+        with self._events.subscribe(
+            CheckpointFinalised, HeldChanged, capacity=1
+        ) as facts:
+            self._update()
+            task_status.started()
+            async for _ in facts:
+                began_s = trio.current_time()
+                self._update()
+                # A model has thousands of groups: half of the loop is left to others.
+                await trio.sleep(trio.current_time() - began_s)
 
     async def _let_go(self) -> None:
         while True:

@@ -64,7 +64,7 @@ class Versions:
         """
         for key in [k for k in self._groups if k[0] == model and k[1] not in held]:
             del self._groups[key]
-        for record in GROUPS.scan(view, model):
+        for record in GROUPS.scan(view, model) if held else ():
             if record.group in held:
                 adopted = tuple(tile.weights for tile in record.adopted)
                 self._put(model, record.group, adopted, adopted=True)

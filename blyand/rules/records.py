@@ -169,7 +169,7 @@ TIPS = Table(b"tips", Tips)  # chain
 USED = Table(b"used", Used)  # account, chain
 NODES = Table(b"node", Node)  # account
 MODELS = Table(b"model", ModelRecord)  # model id
-GROUPS = Table(b"group", Group)  # model id, group
+GROUPS = Table(b"group", Group, walked=True)  # model id, group
 VERSIONS = Table(b"version", Version)  # run id, round, group
 RUNS = Table(b"run", RunRecord)  # run id
 SCHEDULES = Table(b"schedule", Schedule)  # run id, round

@@ -17,7 +17,6 @@ from blyan_proto.block.block import Block
 from blyan_proto.block.model import TileRootsList, TileUpdate
 from blyan_proto.errors import ProtocolError
 from blyan_tile.layout import Group
-from blyan_tile.tokenizer import MAX_COMPANIONS_BYTES
 from blyand.compute import Threads
 from blyand.errors import Unavailable
 from blyand.events import (
@@ -45,6 +44,7 @@ from blyand.training.waiting import Blocks, Waiting
 logger = logging.getLogger(__name__)
 
 AGAIN_S = 1.0
+MAX_FOLLOWED = 32  # groups at once: the loop has other work, too
 
 
 class Holder:
@@ -83,6 +83,7 @@ class Holder:
         self._followed: dict[Key, GroupRecord] = {}  # up to date with this record
         self._running: set[Key] = set()
         self._again: set[Key] = set()
+        self._turns = trio.CapacityLimiter(MAX_FOLLOWED)
 
     def head(self, model: bytes, group: int) -> Version | None:
         """Return the newest version of a group that this node holds whole."""
@@ -179,7 +180,8 @@ class Holder:
                 assert record is not None
                 group = layout_for(record.model).groups[index]
                 try:
-                    lacks_blobs = await self._follow(model, group)
+                    async with self._turns:
+                        lacks_blobs = await self._follow(model, group)
                     self._set_held(model, self.held(model) | {index})
                 except (Unavailable, ProtocolError, Reject) as error:
                     logger.info("%s is not up to date: %s", group.name, error)
@@ -240,8 +242,8 @@ class Holder:
         head = self._heads.get(key)
         if head is None or not self._stands(key, head, final):
             self._move(key, final)  # a roll-back, or the first version
-        if group.name == "embed":
-            await self._keep_companions(model)
+        if group.name == "embed":  # it counts as held when they are here, too
+            await self._replay.have_companions(model)
         lacks_blobs = await self._extend(key, group)
         await self._keep_adopted(record, key)
         await self._keep_snapshot(record, key)
@@ -378,17 +380,6 @@ class Holder:
             hints = self._replay.holders(record.model, record.group)
             await self._fetcher.get(root, hints, durable=False)
         self._trails.adopt(key, roots)
-
-    async def _keep_companions(self, model: bytes) -> None:
-        """Have the files that came with the weights, as everyone who runs a trunk needs.
-
-        They go with the group `embed`: it counts as held when they are here, too.
-        """
-        record = MODELS.get(self._blocks.view(), model)
-        root = record.model.companions if record else None
-        if root is not None:
-            hints = self._replay.holders(model, 0)
-            await self._fetcher.get(root, hints, most_bytes=MAX_COMPANIONS_BYTES)
 
     async def _keep_snapshot(self, record: GroupRecord, key: Key) -> None:
         """Make the version that a snapshot block names durable (DEC-B3)."""

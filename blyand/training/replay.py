@@ -16,11 +16,12 @@ from blyan_proto.block.block import Block
 from blyan_proto.block.model import Run, TileRootsList, TileUpdate
 from blyan_proto.errors import ProtocolError
 from blyan_tile.layout import Group
+from blyan_tile.tokenizer import MAX_COMPANIONS_BYTES
 from blyand.compute import Threads
 from blyand.errors import TooSlow, Unavailable
 from blyand.protocols.fetch import Fetcher
 from blyand.rules.model import update as rules
-from blyand.rules.records import NODES, RUNS
+from blyand.rules.records import MODELS, NODES, RUNS
 from blyand.rules.records import Group as GroupRecord
 from blyand.rules.verdict import Reject
 from blyand.store.blobs import BlobStore
@@ -89,6 +90,14 @@ class Replay:
                 await self._fetch_tiles(record, group, record.tiles, durable=durable)
         self._trails.append(key, head)
         return head
+
+    async def have_companions(self, model: bytes) -> None:
+        """Have the files that came with the weights: whoever runs a trunk needs them."""
+        record = MODELS.get(self._blocks.view(), model)
+        root = record.model.companions if record else None
+        if root is not None:
+            hints = self.holders(model, 0)
+            await self._fetcher.get(root, hints, most_bytes=MAX_COMPANIONS_BYTES)
 
     async def _replay(self, record: GroupRecord, group: Group, key: Key) -> None:
         """Walk back to a version that is here (or can be fetched), then forward again."""
