@@ -36,7 +36,7 @@ from blyand.metrics import Metrics
 from blyand.protocols.expert import Client
 from blyand.protocols.span import Client as SpanClient
 from blyand.rules.model.heads import Pinned
-from blyand.rules.records import MODELS
+from blyand.rules.records import GROUPS, MODELS, Group
 from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
 
@@ -91,6 +91,7 @@ class Serving:
         self._batcher = Batcher(experts, lane)
         self._runs = Runs(trunks, experts, lane, metrics)
         self.routes = Routes()
+        self._reading = Threads("reading", 1)
         wire = Threads("wire", 2)
         self._scatter = Scatter(
             peer_id,
@@ -178,12 +179,12 @@ class Serving:
         with self._events.subscribe(
             CheckpointFinalised, HeldChanged, capacity=1
         ) as facts:
-            self._update()
+            await self._update()
             task_status.started()
             async for _ in facts:
                 began_s = trio.current_time()
-                self._update()
-                # A model has thousands of groups: half of the loop is left to others.
+                await self._update()
+                # A model has thousands of groups: half of the time is left to others.
                 await trio.sleep(trio.current_time() - began_s)
 
     async def _let_go(self) -> None:
@@ -191,8 +192,16 @@ class Serving:
             await trio.sleep(LOOK_S)
             self.cache.evict_idle()
 
-    def _update(self) -> None:
+    async def _update(self) -> None:
         view = self._view()
-        for record in MODELS.scan(view):
-            self._versions.update(view, self._held(record.id), record.id)
+        for record in list(MODELS.scan(view)):
+            held = self._held(record.id)
+            groups = await self._reading.run(_groups_of, view, record.id, held)
+            self._versions.update(groups, held, record.id)
         self._editions.update()
+
+
+def _groups_of(view: View, model: bytes, held: frozenset[int]) -> list[Group]:
+    """Return the records of the groups that are held. Blocking."""
+    found = GROUPS.scan(view, model) if held else ()
+    return [record for record in found if record.group in held]

@@ -16,8 +16,7 @@ import trio
 from blyan_proto.constants import VERSIONS_SERVED
 from blyan_tile.layout import group_root
 from blyand.errors import NotHere, StaleVersion
-from blyand.rules.records import GROUPS
-from blyand.rules.view import View
+from blyand.rules.records import Group
 
 TRAINED_SERVED = 8  # trained heads of a group, provisional ones included
 LINGER_S = 600.0  # longest that a version in use outlives its place (DEC-B8)
@@ -35,7 +34,7 @@ class _Version:
 
 
 @dataclass
-class _Group:
+class _Served:
     """The versions of one group, by root; oldest first."""
 
     adopted: OrderedDict[bytes, _Version] = field(default_factory=OrderedDict)
@@ -54,17 +53,20 @@ class Versions:
 
     def __init__(self, now_s: Callable[[], float] = trio.current_time) -> None:
         self._now_s = now_s
-        self._groups: dict[tuple[bytes, int], _Group] = {}
+        self._groups: dict[tuple[bytes, int], _Served] = {}
         self._pinned: dict[bytes, tuple[Tiles, int]] = {}  # root: tiles, sessions
 
-    def update(self, view: View, held: frozenset[int], model: bytes) -> None:
+    def update(
+        self, records: Iterable[Group], held: frozenset[int], model: bytes
+    ) -> None:
         """Take over both finalised heads of the groups that this node holds.
 
-        Called after every finalised checkpoint; groups no longer held are forgotten.
+        `records` are those of the model, held or not. Called after every finalised
+        checkpoint; groups no longer held are forgotten.
         """
         for key in [k for k in self._groups if k[0] == model and k[1] not in held]:
             del self._groups[key]
-        for record in GROUPS.scan(view, model) if held else ():
+        for record in records:
             if record.group in held:
                 adopted = tuple(tile.weights for tile in record.adopted)
                 self._put(model, record.group, adopted, adopted=True)
@@ -116,7 +118,7 @@ class Versions:
         return frozenset(used)
 
     def _put(self, model: bytes, number: int, tiles: Tiles, adopted: bool) -> bytes:
-        group = self._groups.setdefault((model, number), _Group())
+        group = self._groups.setdefault((model, number), _Served())
         place = group.adopted if adopted else group.trained
         newest = next(reversed(place), None)
         if newest is not None and place[newest].tiles == tiles:
@@ -133,7 +135,7 @@ class Versions:
         self._expire(group)
         return root
 
-    def _expire(self, group: _Group) -> None:
+    def _expire(self, group: _Served) -> None:
         if not group.lingering:
             return
         now_s = self._now_s()

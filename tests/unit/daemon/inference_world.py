@@ -298,7 +298,8 @@ class Node:
         self.finalised()
 
     def finalised(self):
-        self.versions.update(self.world.view, self.held, MODEL)
+        records = GROUPS.scan(self.world.view, MODEL)
+        self.versions.update(records, self.held, MODEL)
         self.editions.update()
 
     async def generate(self, tokens, count, on_token=None, **more):

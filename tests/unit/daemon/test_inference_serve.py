@@ -258,7 +258,7 @@ def test_the_last_adopted_versions_and_recent_heads_are_served():
 
     for seed in range(1, 14):
         world.adopt(seed)
-        served.update(world.view, frozenset([group]), MODEL)
+        served.update(GROUPS.scan(world.view, MODEL), frozenset([group]), MODEL)
         roots.append(served.offer(MODEL, group, tiles()))
     for root in roots[-versions.TRAINED_SERVED :]:
         served.find(MODEL, group, root)
@@ -271,7 +271,7 @@ def test_the_last_adopted_versions_and_recent_heads_are_served():
     in_use = roots[-versions.TRAINED_SERVED]
     served.find(MODEL, group, in_use)
     world.adopt(99)
-    served.update(world.view, frozenset([group]), MODEL)
+    served.update(GROUPS.scan(world.view, MODEL), frozenset([group]), MODEL)
     kept = served.find(MODEL, group, in_use)
     assert set(kept) <= served.tiles_in_use()
     now[0] += versions.LINGER_IDLE_S + 1
@@ -283,7 +283,7 @@ def test_the_last_adopted_versions_and_recent_heads_are_served():
             pass
         assert served.find(MODEL, group, in_use) == kept
         assert set(kept) <= served.tiles_in_use()
-    served.update(world.view, frozenset(), MODEL)
+    served.update(GROUPS.scan(world.view, MODEL), frozenset(), MODEL)
     assert not served.tiles_in_use()
 
 
