@@ -20,6 +20,7 @@ from blyan_proto.rpc.errors import RpcError
 from blyanctl.client import NoAnswer, NoDaemon
 from tests.bench import made_checkpoint as made
 from tests.functional.harness import Daemon, Network, network, wait_for
+from tests.long import long
 from tests.unit.tile.test_import_hf import tensors_in
 
 pytestmark = pytest.mark.functional
@@ -186,6 +187,7 @@ def test_a_checkpoint_that_is_none_is_refused_in_one_sentence(net, tmp_path):
     assert [one["name"] for one in net[0].call("model.list")["models"]] == ["stranger"]
 
 
+@long
 def test_a_killed_import_goes_on_where_it_was(net, tmp_path):
     """The same command after a kill of the daemon: what is a blob is not written again."""
     folder = tmp_path / "killed"
