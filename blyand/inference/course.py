@@ -17,7 +17,7 @@ import trio
 from torch import Tensor
 
 from blyan_proto.errors import ProtocolError
-from blyan_tile.model.cache import cache_bytes
+from blyan_tile.model.cache import KeyValueCache, cache_bytes
 from blyan_tile.model.transformer import PREFILL_TOKENS
 from blyand.compute import Threads
 from blyand.errors import Unavailable
@@ -25,6 +25,7 @@ from blyand.inference.call import most_rows
 from blyand.inference.passes import Pass
 from blyand.inference.paths import Paths
 from blyand.inference.pins import Pins
+from blyand.inference.prefixes import Prefixes
 from blyand.inference.remote import RemoteSpan, Spans
 from blyand.inference.room import Room
 from blyand.inference.runs import Choose, Runs
@@ -50,6 +51,7 @@ class Parts:
     lane: Threads
     paths: Paths
     spans: Spans
+    prefixes: Prefixes
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,12 @@ class Course:
         except BaseException:
             self._kept.close()
             raise
+
+    @property
+    def cache(self) -> KeyValueCache | None:
+        """The keys and values, where those of every layer are here."""
+        is_here = all(isinstance(stage, HERE) for stage in self._stages)
+        return self._run.cache if is_here else None
 
     def close(self) -> None:
         """Free the memory, here and at peers."""

@@ -65,6 +65,8 @@ class Prefixes:
         self, name: Name, tokens: Sequence[int], cache: KeyValueCache
     ) -> int:
         """Fill an empty cache with what is kept of `tokens`; return how many."""
+        if len(tokens) < LEAST_TOKENS:
+            return 0
         wanted = np.array(tokens, np.int64)  # (T,)
         best, length = None, LEAST_TOKENS - 1
         for key, kept in self._kept.items():
@@ -89,6 +91,7 @@ class Prefixes:
         for key, kept in list(self._kept.items()):
             if kept.name == name and _alike(kept.tokens, ids) == len(kept.tokens):
                 self._forget(key)  # the new one begins with it
+        cache.visits = None
         size = cache.bytes
         try:
             self._room.claim(size)

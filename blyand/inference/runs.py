@@ -34,6 +34,7 @@ STEP_TOKENS = 8  # a sequence with more of them to go is a prompt
 CALL_SEQUENCES = 256  # that decode in one call
 MIXED_TOKENS = 64  # of prompts in one call while others decode
 DECODING_S = 0.05  # others decode: one did within this time
+RETURN_PASSES = 8  # of the event loop, for the next step of those who decoded
 
 Choose = Callable[[int, np.ndarray], Any]  # (row of the run, logits (V,)) -> anything
 
@@ -93,6 +94,7 @@ class Runs:
         self._lane = lane
         self._waiting: list[_Order] = []
         self._arrived = trio.Event()
+        self._decoded = 0  # sequences of the last call
         self._decoded_s = -DECODING_S
         self._calls = metrics.counter("inference_steps")
         self._sequences = metrics.counter("inference_step_sequences")
@@ -126,10 +128,13 @@ class Runs:
         """Compute what waits, until cancelled."""
         task_status.started()
         while True:
-            while not self._waiting:  # who came may be gone again
+            if not self._waiting:
                 self._arrived = trio.Event()
                 await self._arrived.wait()
+            await self._let_return()
             pieces = self._take()
+            if not pieces:
+                continue
             began_s = trio.current_time()
             for piece in pieces:
                 piece.order.in_lane = True
@@ -161,14 +166,29 @@ class Runs:
         if order.failure is not None:
             raise order.failure
 
+    async def _let_return(self) -> None:
+        """Let those come back who decoded in the last call: they ask for the next token.
+
+        Otherwise the first of them, or a prompt, would be computed alone.
+        """
+        for _ in range(RETURN_PASSES):
+            returned = sum(order.left <= STEP_TOKENS for order in self._waiting)
+            if returned >= self._decoded:
+                break
+            await trio.lowlevel.checkpoint()
+        self._decoded = 0
+
     def _take(self) -> list[_Piece]:
         """Take, of the version and layers that have waited longest, one call's rows."""
+        if not self._waiting:  # who came may be gone again
+            return []
         key = self._waiting[0].key
         same = [order for order in self._waiting if order.key == key]
         decoding = [order for order in same if order.left <= STEP_TOKENS]
         prompts = [order for order in same if order.left > STEP_TOKENS]
         pieces = [_Piece(order, order.left) for order in decoding[:CALL_SEQUENCES]]
         now_s = trio.current_time()
+        self._decoded = len(pieces)
         if pieces:
             self._decoded_s = now_s
         # Who decodes asks for its next token just after its last one.

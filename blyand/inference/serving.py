@@ -23,6 +23,7 @@ from blyand.inference.grammars import Grammars
 from blyand.inference.paths import Paths
 from blyand.inference.pins import Pins, heads_of
 from blyand.inference.remote import Spans
+from blyand.inference.prefixes import Prefixes
 from blyand.inference.room import Room
 from blyand.inference.routes import Routes
 from blyand.inference.runs import Runs
@@ -132,6 +133,7 @@ class Serving:
             lane=lane,
             paths=self._spans.paths,
             spans=self._spans,
+            prefixes=Prefixes(room, lane, metrics),
         )
         self.cache = experts
         self.generation = Generation(parts, MAX_SESSIONS, vocabularies, grammars)

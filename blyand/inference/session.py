@@ -16,6 +16,7 @@ from blyan_tile.model.transformer import Trunk
 from blyand.errors import NotHere, StaleVersion
 from blyand.inference.course import Course, Parts
 from blyand.inference.passes import Pass
+from blyand.inference.prefixes import Name
 from blyand.inference.runs import Choose
 from blyand.inference.scatter import PAUSE_S, Tally
 from blyand.rules.model.heads import Which
@@ -40,10 +41,12 @@ class Session:
         which: Which = Which.ADOPTED,
         route: Route = Route.AUTO,
         numerics: Numerics | None = None,
+        owner: bytes = b"",
     ) -> None:
         """Pin the newest `which` heads. `capacity` in tokens; `deadline_s`: trio time.
 
-        `numerics`: of calls to peers; None: the node's.
+        `numerics`: of calls to peers; None: the node's. `owner`: whose earlier sequences
+        are built on, and who may build on this one; empty: nobody.
 
         NotHere when the model has no weights yet.
         """
@@ -55,6 +58,7 @@ class Session:
         self._which = which
         self._route = route
         self._numerics = numerics
+        self._owner = owner
         self._fed: list[int] = []
         self._pinned = ExitStack()
         self._course: Course | None = None
@@ -64,7 +68,10 @@ class Session:
         return self
 
     def __exit__(self, *error: object) -> None:
+        cache = self._course.cache if self._course is not None else None
         self._pinned.close()
+        if cache is not None and self._owner:
+            self._parts.prefixes.keep(self._prefix, self._fed, cache)
 
     async def feed(self, tokens: Sequence[int], choose: Callable[[np.ndarray], R]) -> R:
         """Add tokens, at least one, to the sequence; return choose(logits (V,)).
@@ -108,10 +115,28 @@ class Session:
     async def _run(
         self, tokens: Sequence[int], position: int, choose: Choose, from_row: int
     ) -> list[Any]:
+        kept = 0  # first tokens that need not be computed
         if self._course is None:
             self._course = await self._begin()
-        ids = torch.tensor(tokens, dtype=torch.int64)  # (T,)
-        return await self._course.feed(ids, position, choose, from_row)
+            cache = self._course.cache
+            if cache is not None and self._owner and not position:
+                kept = await self._parts.prefixes.recall(
+                    self._prefix, tokens[:from_row], cache
+                )
+        ids = torch.tensor(tokens[kept:], dtype=torch.int64)  # (T,)
+        return await self._course.feed(
+            ids,
+            position + kept,
+            lambda row, logits: choose(row + kept, logits),
+            from_row - kept,
+        )
+
+    @property
+    def _prefix(self) -> Name:
+        numerics = self._numerics
+        if numerics is None:
+            numerics = self._parts.scatter.numerics
+        return Name(self._owner, self.heads.version, numerics)
 
     async def _begin(self) -> Course:
         """Return the way through the layers, its caches empty."""

@@ -27,6 +27,7 @@ from blyand.inference.generate import Generation, Result, Wanted
 from blyand.inference.paths import Paths
 from blyand.inference.pins import Pins
 from blyand.inference.remote import Spans
+from blyand.inference.prefixes import Prefixes
 from blyand.inference.room import Room
 from blyand.inference.routes import Routes
 from blyand.inference.runs import Runs
@@ -293,6 +294,7 @@ class Node:
             self.lane,
             paths,
             self.remote,
+            Prefixes(self.room, self.lane, self.metrics),
         )
         net.nodes[name] = self
         self.finalised()

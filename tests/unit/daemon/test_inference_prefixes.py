@@ -12,7 +12,14 @@ from blyand.errors import Busy
 from blyand.inference.prefixes import MAX_OF_OWNER, Name, Prefixes
 from blyand.inference.room import Room
 from blyand.metrics import Metrics
-from tests.unit.daemon.inference_world import TINY
+from tests.unit.daemon.inference_world import (
+    TINY,
+    Net,
+    Node,
+    World,
+    prompt,
+    running,
+)
 
 ME, OTHER = Name(b"me", b"1", 0), Name(b"other", b"1", 0)
 
@@ -77,3 +84,25 @@ def test_an_owner_keeps_so_many():
         prefixes.keep(ME, range(start, start + 20), filled(20))
     page = cache_bytes(TINY, 64, TINY.layers)
     assert room.budget_bytes - room.left == MAX_OF_OWNER * page
+
+
+def test_a_conversation_goes_on_without_its_past():
+    async def main():
+        world = World()
+        node = Node(world, Net(), "whole", world.all_experts())
+        asked = prompt(40)
+        async with running(node):
+            tokens, _ = await node.generate(asked, 10, owner=b"me")
+            said = asked + tokens + prompt(7, seed=3)
+            for owner, hits in ((b"me", 1), (b"you", 1), (b"", 1), (b"me", 2)):
+                more, _ = await node.generate(said, 10, owner=owner)
+                assert more == world.locally(said, 10)
+                assert node.metrics.snapshot()["inference_prefix_hits"] == hits
+            assert node.metrics.snapshot()["inference_prefix_tokens"] == 49 + 56
+            world.adopt(2)  # other weights: nothing of the old ones is used
+            node.finalised()
+            more, _ = await node.generate(said, 10, owner=b"me")
+            assert more == world.locally(said, 10)
+            assert node.metrics.snapshot()["inference_prefix_hits"] == 2
+
+    trio.run(main)
