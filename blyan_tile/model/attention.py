@@ -148,18 +148,23 @@ def glances(
 def look(query: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
     """Attend as a glance says.
 
-    query (T, H, w), seen (2, 1, G, S, w) keys and values, mask (rows, S) -> (T, H * w).
+    query (T, H, w), seen (2, G, S, w) keys and values, mask (rows, S) -> (T, H * w).
     """
     length, heads, width = query.shape
-    groups = seen.shape[2]
-    rows = query.view(length, groups, -1, width).transpose(0, 1)  # (G, T, repeats, w)
-    rows = rows.reshape(1, groups, -1, width)  # (1, G, T * repeats, w)
-    count = rows.shape[2]
-    if len(mask) > count:
-        rows = F.pad(rows, (0, 0, 0, len(mask) - count))
-    out = F.scaled_dot_product_attention(rows, seen[0], seen[1], attn_mask=mask)
-    out = out[0, :, :count].reshape(groups, length, -1)  # (G, T, repeats * w)
-    return out.transpose(0, 1).reshape(length, heads * width)  # (T, H * w)
+    groups = seen.shape[1]
+    rows = query.view(length, groups, -1, width)  # (T, G, repeats, w)
+    if length > 1:
+        rows = rows.transpose(0, 1).reshape(1, groups, -1, width)  # (1, G, rows, w)
+    count, padded = rows.shape[2], len(mask)
+    if padded > count:
+        rows = F.pad(rows, (0, 0, 0, padded - count))
+    keys, values = seen[:, None]  # (1, G, S, w) each
+    out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
+    if padded > count:
+        out = out.narrow(2, 0, count)
+    if length > 1:
+        out = out.reshape(groups, length, -1).transpose(0, 1)  # (T, G, repeats * w)
+    return out.reshape(length, heads * width)  # (T, H * w)
 
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, window: int = 0) -> Tensor:

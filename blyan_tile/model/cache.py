@@ -102,29 +102,27 @@ class KeyValueCache:
         """Tokens that `layer` has seen: the position of its next one."""
         return self._lengths[layer - self.first]
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Add T tokens, keys and values (T, G, w). LimitExceeded when they do not fit."""
+    def append(self, layer: int, pairs: Tensor) -> None:
+        """Add T tokens, keys and values (2, G, T, w). LimitExceeded when they do not fit."""
         place = layer - self.first
-        length = self._lengths[place]
-        end = length + len(keys)
+        length, count = self._lengths[place], pairs.shape[2]
+        end = length + count
         if end > self.capacity:
             raise LimitExceeded(f"{end} tokens, this session has {self.capacity}")
         if end - self._starts[place] > self._pages[place].shape[2]:
             self._make_room(place, end)
-        start = self._starts[place]
-        new = self._pages[place][:, :, length - start : end - start]  # (2, G, T, w)
-        new[0] = keys.transpose(0, 1)
-        new[1] = values.transpose(0, 1)
+        start = length - self._starts[place]
+        self._pages[place].narrow(2, start, count).copy_(pairs)
         self._lengths[place] = end
 
     def seen(self, layer: int, start: int, end: int) -> Tensor:
-        """Return keys and values of positions in whole pages, (2, 1, G, S, w).
+        """Return keys and values of positions in whole pages, (2, G, S, w).
 
         What no token has filled yet is finite.
         """
         place = layer - self.first
         first = self._starts[place]
-        return self._pages[place][:, None, :, start - first : end - first]
+        return self._pages[place].narrow(2, start - first, end - start)
 
     def keeps(self, tokens: int) -> bool:
         """True when a sequence could go on after the first `tokens` of this one."""

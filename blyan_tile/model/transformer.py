@@ -230,16 +230,16 @@ class Trunk:
         query, keys, values = self._split(layer, x)  # (n, H, w), (n, G, w) twice
         query = turned(query, step.cosine, step.sine)  # (n, H, w)
         keys = turned(keys, step.cosine, step.sine)  # (n, G, w)
+        pairs = torch.stack((keys, values)).transpose(1, 2)  # (2, G, n, w)
         mixed: list[Tensor] = []
         start = 0
         for part, looks in zip(step.parts, step.glances):
-            end = start + part.tokens
-            part.cache.append(layer, keys[start:end], values[start:end])
+            part.cache.append(layer, pairs.narrow(2, start, part.tokens))
             for one in looks:
                 seen = part.cache.seen(layer, one.keys_start, one.keys_end)
                 asked = query[start + one.start : start + one.end]  # (T, H, w)
                 mixed.append(look(asked, seen, one.mask))  # (T, H * w)
-            start = end
+            start += part.tokens
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)  # (n, H * w)
 
     def _attend_fresh(self, layer: int, x: Tensor) -> Tensor:

@@ -27,8 +27,8 @@ ME, OTHER = Name(b"me", b"1", 0), Name(b"other", b"1", 0)
 def filled(tokens):
     cache = KeyValueCache(TINY, TINY.context)
     for layer in range(TINY.layers):
-        rows = torch.randn(tokens, TINY.kv_heads, TINY.head_width)
-        cache.append(layer, rows, rows)
+        shape = 2, TINY.kv_heads, tokens, TINY.head_width
+        cache.append(layer, torch.randn(shape))
     return cache
 
 
@@ -50,7 +50,7 @@ def test_the_longest_beginning_of_the_same_owner_is_taken():
         assert await prefixes.recall(ME, list(range(50)), cache) == 40
         assert cache.tokens == 40
         assert torch.equal(
-            cache.seen(1, 0, 64)[:, 0, :, :40], longer.seen(1, 0, 64)[:, 0, :, :40]
+            cache.seen(1, 0, 64)[:, :, :40], longer.seen(1, 0, 64)[:, :, :40]
         )
         for stranger in (OTHER, Name(b"me", b"2", 0), Name(b"me", b"1", 1)):
             fresh = KeyValueCache(TINY, TINY.context)

@@ -91,14 +91,14 @@ def test_a_glance_sees_what_attention_sees(window: int) -> None:
     values = drawn(4, 150, 16, seed=9)
     keys = drawn(4, 150, 16, seed=8)
     wanted = attention(query[None], keys[None], values[None], window)[0]  # (T, H * w)
-    stored = torch.zeros(2, 1, 4, 192, 16)
-    stored[0, 0, :, :150], stored[1, 0, :, :150] = keys, values
+    stored = torch.zeros(2, 4, 192, 16)
+    stored[0, :, :150], stored[1, :, :150] = keys, values
     looks = glances(0, 150, 2, window, torch.device("cpu"))
     got = torch.cat(
         [
             look(
                 query[:, one.start : one.end].transpose(0, 1),
-                stored[:, :, :, one.keys_start : one.keys_end],
+                stored[:, :, one.keys_start : one.keys_end],
                 one.mask,
             )
             for one in looks
@@ -126,16 +126,16 @@ def test_a_sequence_goes_on_from_another_ones_beginning(
 def test_a_cache_grows_as_it_fills_and_keeps_its_layers() -> None:
     cache = KeyValueCache(TINY, 300, first=1)
     assert cache.bytes == 0 and cache.tokens == 0
-    rows = drawn(300, TINY.kv_heads, TINY.head_width)
-    cache.append(1, rows[:1], rows[:1])
+    rows = drawn(2, TINY.kv_heads, 300, TINY.head_width)
+    cache.append(1, rows[:, :, :1])
     assert cache.bytes == cache_bytes(TINY, 1, 1) == cache_bytes(TINY, 64, 1)
-    cache.append(1, rows[1:], rows[1:])
+    cache.append(1, rows[:, :, 1:])
     assert cache.bytes == cache_bytes(TINY, 300, 1)
-    seen = cache.seen(1, 0, 320)[:, 0]  # (2, G, S, w)
-    assert torch.equal(seen[0, :, :300].transpose(0, 1), rows)
+    seen = cache.seen(1, 0, 320)  # (2, G, S, w)
+    assert torch.equal(seen[:, :, :300], rows)
     assert not seen[:, :, 300:].any()
     with pytest.raises(LimitExceeded):
-        cache.append(1, rows[:1], rows[:1])
+        cache.append(1, rows[:, :, :1])
     cache.rewind(10)
     assert cache.length(1) == 10
 
@@ -143,13 +143,12 @@ def test_a_cache_grows_as_it_fills_and_keeps_its_layers() -> None:
 def test_a_window_bounds_the_memory_and_how_far_one_can_go_back() -> None:
     shape = replace(WINDOWED, context=4096)
     cache = KeyValueCache(shape, 4096, first=1)
-    rows = drawn(4096, shape.kv_heads, shape.head_width)
-    for piece in torch.split(rows, 61):
-        cache.append(1, piece, piece)
+    rows = drawn(2, shape.kv_heads, 4096, shape.head_width)
+    for piece in torch.split(rows, 61, dim=2):
+        cache.append(1, piece)
         assert cache.bytes <= cache_bytes(shape, 4096, 1) < cache_bytes(TINY, 1024, 1)
     cache.rewind(4096 - 256)
-    seen = cache.seen(1, 3712, 3840)[0, 0].transpose(0, 1)  # (S, G, w)
-    assert torch.equal(seen, rows[3712:3840])
+    assert torch.equal(cache.seen(1, 3712, 3840), rows[:, :, 3712:3840])
     assert cache.keeps(3840) and not cache.keeps(1000)
     with pytest.raises(LimitExceeded, match="no longer kept"):
         cache.rewind(1000)
