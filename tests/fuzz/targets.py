@@ -70,7 +70,13 @@ from blyand.protocols.uploads import Uploads
 from blyand.rules.chain.effects import Lock
 from blyand.rules.chain.reconcile import MAX_ROUNDS, Comparison, IdSet, answer
 from blyand.rules.trust.evidence import FalseEvidence, prove
-from tests.fuzz import agreement_targets, expert_targets, http_targets, state_targets
+from tests.fuzz import (
+    agreement_targets,
+    expert_targets,
+    http_targets,
+    span_targets,
+    state_targets,
+)
 from tests.sim.network import InlineLane
 from tests.unit.daemon.stream_world import Transport
 from tests.vectors import make_mux
@@ -481,5 +487,6 @@ TARGETS: dict[str, Target] = {
     **{name: Target(*parts) for name, parts in agreement_targets.TARGETS.items()},
     **{name: Target(*parts) for name, parts in state_targets.TARGETS.items()},
     **{name: Target(*parts) for name, parts in expert_targets.TARGETS.items()},
+    **{name: Target(*parts) for name, parts in span_targets.TARGETS.items()},
     **{f"payload {kind.name}": payload(code) for code, kind in KINDS.items()},
 }
