@@ -64,7 +64,7 @@ def test_an_answer_takes_one_hop_for_all_layers(unspared, hosts):
     wait_for(lambda: asker.status()["peers"] == 3, "everybody meets everybody")
     whole = answer_of(alone)
     assert calls_of(whole) == {alone.peer_id: TOKENS}
-    through = answer_of(asker)
+    through = answer_of(asker, route="spans")
     assert through["token_ids"] == whole["token_ids"]
     ((peer, calls),) = calls_of(through).items()
     assert peer in {host.peer_id for host in hosts} and calls == TOKENS
@@ -76,10 +76,10 @@ def test_a_server_killed_in_the_middle_is_replaced_and_the_answer_stays(
 ):
     asker = unspared[3]
     wait_for(lambda: asker.status()["peers"] == 3, "everybody meets everybody")
-    whole = answer_of(asker)
+    whole = answer_of(asker, route="spans")
     (server,) = (host for host in hosts if host.peer_id in calls_of(whole))
     with asker.client() as client:
-        asked = {"prompt": PROMPT, "max_tokens": TOKENS}
+        asked = {"prompt": PROMPT, "max_tokens": TOKENS, "route": "spans"}
         stream = client.stream("infer.generate", asked)
         for count, _ in enumerate(stream, 1):
             if count == 7:
