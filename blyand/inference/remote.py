@@ -29,7 +29,15 @@ from blyan_proto.protocols.span import (
 )
 from blyan_tile.activations import is_finite, read_rows, write_rows
 from blyand.compute import Threads
-from blyand.errors import Busy, NotHere, StaleVersion, TooSlow, Unavailable
+from blyand.errors import (
+    Busy,
+    NotFinite,
+    NotHere,
+    StaleVersion,
+    TooSlow,
+    Unavailable,
+    WrongAnswer,
+)
 from blyand.inference.editions import name_of
 from blyand.inference.passes import Pass
 from blyand.inference.paths import Paths
@@ -156,11 +164,11 @@ class RemoteSpan:
             try:
                 try:
                     return await self._at_peer(position, wanted)
-                except NotHere:
+                except NotHere as error:
                     if not self._is_open:
                         raise
                     self._is_open = False  # the stream broke, or we were long silent
-                    self._run.tally.retries += 1
+                    self._count(error)
                     return await self._at_peer(position, wanted)
             except Unavailable as error:
                 self._lose(error)
@@ -238,9 +246,16 @@ class RemoteSpan:
             spans.paths.failed(self.peer)
         if trio.current_time() >= run.deadline_s:
             raise error
-        run.tally.retries += 1
+        self._count(error)
         self._known = 0
         self._others = self._take_over(self.peer, self.first, self.end)
+
+    def _count(self, error: Unavailable) -> None:
+        """Count a call that is made again."""
+        tally = self._run.tally
+        tally.retries += 1
+        tally.failed[self.peer] += 1
+        tally.wrong[self.peer] += isinstance(error, WrongAnswer)
 
     async def _at_others(self, x: Tensor, position: int, wanted: int) -> Tensor:
         """Run the rows, and before them what the others do not have yet."""
@@ -272,7 +287,7 @@ class RemoteSpan:
         return await self._spans.lane.run(write_rows, rows, numerics)
 
     async def _read(self, raw: bytes) -> Tensor:
-        """Return rows (T, d). Unavailable when one is not finite."""
+        """Return rows (T, d). NotFinite."""
         try:
             if len(raw) <= SMALL_BYTES:
                 return _tensor(read_rows(raw, self._width, self._numerics))
@@ -280,7 +295,7 @@ class RemoteSpan:
                 await self._spans.lane.run(read_rows, raw, self._width, self._numerics)
             )
         except DecodeError as error:
-            raise Unavailable(f"{self.peer} answered badly: {error}") from error
+            raise NotFinite(f"{self.peer} answered badly: {error}") from error
 
     def _deadline_s(self, patience_s: float) -> float:
         """Return how long to wait for an answer. TooSlow when the request is over."""
