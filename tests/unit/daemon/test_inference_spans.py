@@ -80,6 +80,31 @@ def test_spans_give_the_tokens_of_one_process_with_a_hop_for_many_layers(length)
     assert result.calls == {"b": chunks + 11, "c": chunks + 11}
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        replace(DEEP, attention_window=40),
+        replace(DEEP, dense_layers=(0, 2), dense_width=64),
+        replace(DEEP, shared_width=48, shared_gate=True, kv_heads=1),
+    ],
+    ids=["window", "dense", "shared"],
+)
+def test_every_kind_of_layer_may_be_in_a_span(shape):
+    world, net, asker, hosts = spread((0, 2), (1, 4), (0, 4), world=World(shape))
+    made = []
+
+    def on_token(token):
+        made.append(token)
+        if len(made) == 4:
+            net.dead.add("c")
+
+    nodes = [asker, *hosts]
+    net.rtt_ms.update(b=1.0, c=1.0, d=90.0)
+    tokens, result = generated(nodes, prompt(600), 12, on_token, route=SPANS)
+    assert tokens == world.locally(prompt(600), 12)
+    assert result.failed["c"] == 2 and result.calls["d"] and not net.calls
+
+
 def test_a_long_prompt_flows_and_only_what_is_wanted_comes_back():
     world, net, asker, hosts = spread((0, 2), (2, 4))
     generated([asker, *hosts], prompt(520), 2, route=SPANS)
@@ -287,13 +312,15 @@ def test_numerics_of_16_bits_halve_the_bytes():
 class Served:
     """One server and what a peer says to it."""
 
-    def __init__(self, first=1, end=3, **more):
-        self.world = World(DEEP)
+    def __init__(self, first=1, end=3, shape=DEEP, capacity=64, **more):
+        self.world = World(shape)
         self.net = Net()
         self.node = Node(self.world, self.net, "s", layers(self.world, 1, 4), **more)
         heads = self.node.pins.newest(MODEL)
         name = name_of(heads, first, end)
-        self.open = Open(b"i" * 16, MODEL, Numerics.REFERENCE, first, end, name, 64)
+        self.open = Open(
+            b"i" * 16, MODEL, Numerics.REFERENCE, first, end, name, capacity
+        )
 
     async def ask(self, request, peer="p"):
         return await self.node.spans.answer(peer, request)
@@ -335,6 +362,20 @@ def test_the_same_position_gives_the_same_answer_and_an_earlier_one_goes_back():
         assert (await served.ask(End(b"i" * 16))).tokens == 10
 
     serving(test)
+
+
+def test_a_rewind_over_what_a_window_dropped_ends_the_session():
+    async def test(served):
+        x = rows(600)
+        for start in range(0, 600, 200):
+            last = await served.step(start, x[start : start + 200], tail=1)
+        assert await served.step(400, x[400:600], tail=1) == last
+        with pytest.raises(NotHere, match="the session is over"):
+            await served.step(100, x[100:300])
+        assert (await served.ask(served.open)).tokens == 0
+        assert await served.step(0, x[:200]) != last
+
+    serving(test, shape=replace(DEEP, attention_window=40), capacity=640)
 
 
 def test_steps_in_flight_are_computed_in_the_order_of_their_positions():
