@@ -22,6 +22,7 @@ from blyan_tile.quantised import Tokens
 from blyan_tile.recipe import Gated, Recipe, Weight, bytes_of, derive
 from blyan_tile.slice import WHOLE, Slice
 
+Send = Callable[[Tensor], Tensor]  # brings a stored tensor to where it is computed
 PARTS = ("gate", "up", "down")  # the matrices of an expert
 
 
@@ -61,14 +62,14 @@ class Streamed:
     recipe: Recipe
     bands: tuple[Band, ...]
     tiles: Sequence[Tensor]  # of the group, mapped
-    device: torch.device
+    send: Send
 
     def __call__(self, tokens: Tokens) -> Tensor:
         """tokens (n, k) -> (n, m) float32."""
         return torch.cat([self._derived(band)(tokens) for band in self.bands], dim=1)
 
     def _derived(self, band: Band) -> Weight:
-        return derive(self.recipe, rows_of(band, self.tiles).to(self.device))
+        return derive(self.recipe, self.send(rows_of(band, self.tiles)))
 
 
 def bands_of(group: Group, part: str, piece: Slice = WHOLE) -> tuple[Band, ...]:
@@ -126,7 +127,7 @@ def ready_expert(
     group: Group,
     tiles: Sequence[Tensor],
     recipe: Recipe,
-    device: torch.device,
+    send: Send,
     piece: Slice = WHOLE,
 ) -> Callable[[Tensor], Tensor]:
     """Return an expert made of its stored tiles; a mapping where it can be.
@@ -135,7 +136,7 @@ def ready_expert(
     """
 
     bands = [bands_of(group, part, piece) for part in PARTS]
-    stored = [[rows_of(band, tiles).to(device) for band in some] for some in bands]
+    stored = [[send(rows_of(band, tiles)) for band in some] for some in bands]
     if recipe is Recipe.F32 and all(len(some) == 1 for some in stored):
         gate, up, down = (matrix.float() for (matrix,) in stored)
         return Expert(gate, up, down)
@@ -150,12 +151,12 @@ def streamed_expert(
     group: Group,
     tiles: Sequence[Tensor],
     recipe: Recipe,
-    device: torch.device,
+    send: Send,
     piece: Slice = WHOLE,
 ) -> Gated:
     """Return the same without ever holding more than a band of it."""
 
     def streamed(part: str) -> Streamed:
-        return Streamed(recipe, bands_of(group, part, piece), tiles, device)
+        return Streamed(recipe, bands_of(group, part, piece), tiles, send)
 
     return Gated(recipe, *(streamed(part) for part in PARTS))

@@ -281,9 +281,21 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def choose_memory_bytes(memory_mib: int, daemons_on_host: int) -> int:
-    """Return how much memory resident experts may take; 0: a fair share of half."""
-    return memory_mib << 20 or _machine_bytes() // 2 // daemons_on_host
+def choose_memory_bytes(
+    memory_mib: int, daemons_on_host: int, device: str = "cpu"
+) -> int:
+    """Return how much memory of a chosen `device` resident experts may take.
+
+    0: a fair share of half.
+    """
+    if memory_mib:
+        return memory_mib << 20
+    total = _machine_bytes()
+    if device != "cpu":
+        import torch
+
+        total = torch.cuda.get_device_properties(device).total_memory
+    return total // 2 // daemons_on_host
 
 
 def choose_cache_bytes(cache_mib: int, daemons_on_host: int) -> int:

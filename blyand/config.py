@@ -96,8 +96,8 @@ class InferenceSection:
 
     memory_mib: int = option(
         0,
-        "Memory for experts that are ready to serve. 0: half of the machine's, "
-        "divided by daemons_on_host.",
+        "Memory for experts that are ready to serve, of the accelerator if there is one. "
+        "0: half of it, divided by daemons_on_host.",
         unit="MiB",
     )
     cache_mib: int = option(

@@ -252,6 +252,7 @@ def _serving(
         return [tile.weights for tile in head.tiles] if head else None
 
     config = base.config
+    device = choose_device(config.compute.device)
     return Serving(
         base.host.peer_id,
         lambda: replica.view,
@@ -264,9 +265,9 @@ def _serving(
         tiles,
         base.events,
         base.metrics,
-        choose_device(config.compute.device),
+        device,
         choose_memory_bytes(
-            config.inference.memory_mib, config.compute.daemons_on_host
+            config.inference.memory_mib, config.compute.daemons_on_host, device
         ),
         config.inference.max_requests,
         choose_cache_bytes(config.inference.cache_mib, config.compute.daemons_on_host),

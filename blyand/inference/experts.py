@@ -25,6 +25,7 @@ from blyan_tile.recipe import Recipe, recipe_for
 from blyan_tile.slice import WHOLE, Slice
 from blyan_tile.stream import expert_bytes, ready_expert, streamed_expert
 from blyand.errors import Unavailable
+from blyand.inference.staging import Staging
 from blyand.inference.weights import Blobs, open_tiles
 from blyand.metrics import Metrics
 
@@ -103,6 +104,7 @@ class Experts:
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self.device = torch.device(device)
+        self._send = Staging(self.device)
         self.budget_bytes = budget_bytes
         self.recipe = recipe
         self._blobs = blobs
@@ -146,7 +148,7 @@ class Experts:
         if entry is None:
             self._streamed.add()
             opened = open_tiles(self._blobs, group, tiles)
-            passing = streamed_expert(group, opened, recipe, self.device, piece)
+            passing = streamed_expert(group, opened, recipe, self._send, piece)
             return InUse(passing, recipe)
         if is_first:
             self._load(key, entry, group, tiles)
@@ -219,7 +221,7 @@ class Experts:
         try:
             opened = open_tiles(self._blobs, group, tiles)
             entry.expert.set_result(
-                ready_expert(group, opened, key[1], self.device, key[2])
+                ready_expert(group, opened, key[1], self._send, key[2])
             )
         except BaseException as error:
             with self._lock:

@@ -34,6 +34,7 @@ from blyan_tile.model.transformer import Trunk
 from blyan_tile.recipe import Gated, Recipe, derive
 from blyan_tile.stream import expert_bytes, ready_expert, streamed_expert
 from blyand.inference.experts import Experts
+from blyand.inference.staging import Staging
 from blyand.inference.weights import open_tiles
 from blyand.metrics import Metrics
 from blyand.store.blobs import BlobStore
@@ -41,7 +42,6 @@ from blyand.store.blobs import BlobStore
 SHAPES = (512, 1376), (1024, 2816)  # d, h
 BATCHES = 1, 8, 64
 LARGE = 2048, 5632  # 34.6 million parameters: 12 tiles a matrix
-CPU = torch.device("cpu")
 
 Matrices = tuple[Tensor, Tensor, Tensor]
 
@@ -209,10 +209,17 @@ def storage(count: int) -> None:
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for recipe in Recipe:
             load = times_ms(
-                {"load": lambda: ready_expert(group, opened, recipe, CPU)}, 3
+                {
+                    "load": lambda: ready_expert(
+                        group, opened, recipe, Staging(torch.device("cpu"))
+                    )
+                },
+                3,
             )["load"]
-            ready = ready_expert(group, opened, recipe, CPU)
-            passing = streamed_expert(group, opened, recipe, CPU)
+            ready = ready_expert(group, opened, recipe, Staging(torch.device("cpu")))
+            passing = streamed_expert(
+                group, opened, recipe, Staging(torch.device("cpu"))
+            )
             size = expert_bytes(group, recipe) / 2**20
             for batch in (1, 64):
                 x = torch.randn(batch, width)

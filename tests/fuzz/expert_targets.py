@@ -20,6 +20,7 @@ from blyan_proto.protocols.expert import (
 )
 from blyan_tile.activations import read_rows, write_rows
 from blyan_tile.layout import layout_of
+from blyan_tile.slice import Slice
 from blyand.errors import WrongAnswer
 from blyand.inference.call import read_outputs
 from blyand.inference.serve import check_call
@@ -41,6 +42,8 @@ def call_of(numerics: Numerics) -> Forward:
             for group in LAYOUT.expert_groups[:2]
         ),
         activations=write_rows(X, numerics),
+        slice=numerics.value,
+        slices=1 + 3 * numerics.value,
     )
 
 
@@ -50,6 +53,9 @@ def called(raw: bytes) -> Any:
     works = check_call(call, LAYOUT, WIDTH)
     x = read_rows(call.activations, WIDTH, call.numerics)
     assert x.dtype == np.float32 and np.isfinite(x).all()
+    hidden = made.ARCHITECTURE.expert_width
+    first, end = Slice(call.slice, call.slices).units(hidden)
+    assert 0 <= first < end <= hidden
     for _, _, rows in works:
         assert x[rows].shape == (len(rows), WIDTH)
     return call

@@ -64,6 +64,15 @@ def test_the_least_recently_used_goes_first():
 
 def test_what_is_in_use_stays_and_the_rest_is_streamed():
     stand = Stand(2 * SIZE)
+    first = stand.get(0)
+    stand.get(1), stand.get(2)  # together: 1 is in use, too
+    assert stand.counts() == (0, 3, 0, 1)
+    stand.get(2)
+    assert [one.name for one in stand.experts.residents()] == [
+        "layer0.expert0",  # older, but in use
+        "layer0.expert2",
+    ]
+    stand = Stand(2 * SIZE)
     first, second = stand.get(0), stand.get(1)
     assert stand.get(0) is first
     third = stand.get(2)

@@ -33,8 +33,11 @@ from blyan_tile.stream import (
     streamed_expert,
 )
 
-CPU = torch.device("cpu")
 OFF = {Recipe.F32: 0.0, Recipe.BF16: 0.01, Recipe.INT8: 0.04, Recipe.INT4: 0.2}
+
+
+def here(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def drawn(rows: int, columns: int, seed: int = 1) -> Tensor:
@@ -184,8 +187,8 @@ def test_streamed_equals_resident_bit_for_bit(
     recipe: Recipe, width: int, hidden: int
 ) -> None:
     group, tiles = tiled(width, hidden)
-    ready = ready_expert(group, tiles, recipe, CPU)
-    passing = streamed_expert(group, tiles, recipe, CPU)
+    ready = ready_expert(group, tiles, recipe, here)
+    passing = streamed_expert(group, tiles, recipe, here)
     x = drawn(9, width, 8)
     assert torch.equal(ready(x), passing(x))
     assert torch.equal(ready(x[:1]), passing(x[:1]))  # by now it may be packed
@@ -210,12 +213,12 @@ def test_bands_cover_a_matrix_with_all_columns() -> None:
 def test_slices_add_up_to_the_expert(width: int, hidden: int, count: int) -> None:
     group, tiles = tiled(width, hidden)
     x = drawn(9, width, 8)
-    whole = ready_expert(group, tiles, Recipe.F32, CPU)(x).numpy()
+    whole = ready_expert(group, tiles, Recipe.F32, here)(x).numpy()
     parts = []
     for index in range(count):
         piece = Slice(index, count)
-        part = ready_expert(group, tiles, Recipe.F32, CPU, piece)
-        passing = streamed_expert(group, tiles, Recipe.F32, CPU, piece)
+        part = ready_expert(group, tiles, Recipe.F32, here, piece)
+        passing = streamed_expert(group, tiles, Recipe.F32, here, piece)
         assert torch.equal(part(x), passing(x))
         assert torch.equal(part(x)[3:4], part(x[3:4]))
         parts.append(part(x).numpy())
@@ -230,8 +233,8 @@ def test_slices_add_up_to_the_expert(width: int, hidden: int, count: int) -> Non
 def test_a_slice_in_any_recipe_loses_no_more_than_the_expert(recipe: Recipe) -> None:
     group, tiles = tiled(64, 96)
     x = drawn(16, 64, 8)
-    exact = ready_expert(group, tiles, Recipe.F32, CPU)(x)
-    parts = [ready_expert(group, tiles, recipe, CPU, Slice(i, 3)) for i in range(3)]
+    exact = ready_expert(group, tiles, Recipe.F32, here)(x)
+    parts = [ready_expert(group, tiles, recipe, here, Slice(i, 3)) for i in range(3)]
     made = torch.from_numpy(summed([part(x).numpy() for part in parts]))
     assert (made - exact).norm() <= max(1e-6, OFF[recipe]) * exact.norm()
 
