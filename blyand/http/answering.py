@@ -211,6 +211,7 @@ def told(means: Means, parts: Sequence[Part]) -> dict[str, Any]:
         "cost_micro": means.cost(sum(len(r.token_ids) for r in results)),
         "tokens_per_s": round(sum(speeds), 3) if speeds else None,
         "time_to_first_token_s": round(min(first), 6) if first else None,
+        "requests": [result.request for result in results],
         "this_node": means.me,
         "peers": [{"peer_id": p, "calls": n} for p, n in sorted(peers.items())],
         "checkpoint_height": max(result.height for result in results),
