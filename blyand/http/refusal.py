@@ -93,7 +93,7 @@ def _told(found: list[BaseException]) -> Iterator[Refusal]:
             text = str(error) or "the network cannot answer now"
             yield Refusal(503, text, code=code, retry_s=ROUTE_RETRY_S)
         elif isinstance(error, LimitExceeded):
-            yield Refusal(400, str(error), code="context_length_exceeded")
+            yield Refusal(400, str(error), code="limit_exceeded")
         elif isinstance(error, ProtocolError):
             yield Refusal(400, str(error), code="invalid_value")
 

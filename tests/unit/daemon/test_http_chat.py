@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import trio
 
+from blyand.http.chat import _Answer
+from blyand.http.chat_asked import read_chat
+from blyand.inference.generate import Made
 from tests.unit.daemon.http_inference import api, events
 
 
@@ -177,3 +183,51 @@ def test_what_the_template_refuses_is_told_in_its_words():
         assert none.status == 200
 
     with_api(check)
+
+
+def test_a_forced_call_is_the_whole_answer():
+    def said(text, **choice):
+        asked = read_chat({"messages": [{"role": "user", "content": "a"}], **choice})
+        answer = _Answer(None, asked, ())
+        deltas = [answer.add(Made(one, 0, 0, 0.0))[0] for one in text]
+        assert not any(deltas)  # nothing of a call is shown as text
+        part = SimpleNamespace(index=0, result=SimpleNamespace(finish_reason="end"))
+        return answer.choice(part)
+
+    named = {"type": "function", "function": {"name": "now"}}
+    for given, text in (
+        (named, '{"zone": "UTC"}'),
+        ("required", '{"name": "now", "arguments": {"zone": "UTC"}}'),
+    ):
+        choice = said(text, tools=[TOOL], tool_choice=given)
+        (call,) = choice["message"]["tool_calls"]
+        assert call["function"]["name"] == "now"
+        assert json.loads(call["function"]["arguments"]) == {"zone": "UTC"}
+        assert choice["finish_reason"] == "tool_calls"
+        assert choice["message"]["content"] is None
+    cut = said('{"zone": "U', tools=[TOOL], tool_choice=named)
+    assert "tool_calls" not in cut["message"]
+    assert cut["message"]["content"] == '{"zone": "U'
+
+
+def test_the_schema_of_a_call_is_that_of_the_tools():
+    messages = [{"role": "user", "content": "a"}]
+    other = {"type": "function", "function": {"name": "then"}}
+    body = {"messages": messages, "tools": [TOOL, other], "tool_choice": "required"}
+    schema = json.loads(read_chat(body).schema)
+    assert [one["properties"]["name"]["const"] for one in schema["anyOf"]] == [
+        "now",
+        "then",
+    ]
+    assert read_chat({"messages": messages, "tools": [TOOL]}).schema is None
+
+
+def test_past_calls_reach_the_template_as_it_wants_them():
+    call = {"id": "1", "function": {"name": "now", "arguments": '{"zone": "UTC"}'}}
+    messages = [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "12:00"},
+    ]
+    past, result = read_chat({"messages": messages}).messages
+    assert past["tool_calls"][0]["function"]["arguments"] == {"zone": "UTC"}
+    assert past["content"] == "" and result["tool_call_id"] == "1"
