@@ -103,7 +103,11 @@ def fits(value, schema):
             else 1 <= len(value) <= 4 and set(value) <= set("abc")
         )
     if kind == "array":
+        if not isinstance(value, list):
+            return False
         return len(value) <= 3 and all(fits(one, schema["items"]) for one in value)
+    if not isinstance(value, dict):
+        return False
     return set(schema["required"]) <= set(value) <= set(schema["properties"]) and all(
         fits(one, schema["properties"][name]) for name, one in value.items()
     )
