@@ -73,8 +73,11 @@ foreign: setup ## fetch the Go libp2p of hivemind's wheel, 9 MB, to test against
 docs: setup ## write the generated pages afresh
 	@$(PY) -c 'from blyand.config import reference; print(reference(), end="")' > docs/.config
 	$(PY) -m blyan_proto.rpc.schema --markdown > docs/.rpc
+	$(PY) -m blyan_proto.rpc.stubs > blyanctl/.nouns.pyi
+	$(PY) -m black -q blyanctl/.nouns.pyi
 	mv docs/.config docs/config.md
 	mv docs/.rpc docs/rpc.md
+	mv blyanctl/.nouns.pyi blyanctl/nouns.pyi
 
 clean: ## remove everything that setup and the tools made
 	@rm -rf .venv .demo build *.egg-info .mypy_cache .pytest_cache .hypothesis

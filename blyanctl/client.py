@@ -1,12 +1,14 @@
 """Blocking JSON-RPC over the daemon's Unix socket; what local Python programs import.
 
     with Client() as client:
-        print(client.call("node.status")["peers"])
-        for token in (stream := client.stream("infer.generate", {"prompt": "Once"})):
-            print(token["text"], end="")
-        print(stream.result["timings"])
+        print(client.node.status().peers)
+        answer = client.infer.generate("Once", max_tokens=64)
+        for token in answer:
+            print(token.text, end="")
+        print(answer.result.timings)
 
-One call at a time per client; use one client per thread.
+Every declared method is there, with types (`nouns`); `call` and `stream` take and give
+plain JSON. One call at a time per client; use one client per thread.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from typing import Any
 from blyan_proto.errors import LimitExceeded
 from blyan_proto.rpc import jsonrpc
 from blyan_proto.rpc.methods import find
-from blyan_proto.rpc.spec import SOCKET_NAME, JsonObject
+from blyan_proto.rpc.spec import SOCKET_NAME, JsonObject, Method
+from blyanctl.nouns import Answer, Nouns
 
 GRACE_S = 10.0  # beyond the method's own deadline, before a silent daemon is given up
 RECEIVE_BYTES = 256 * 1024
@@ -42,7 +45,29 @@ def home_directory(given: str | os.PathLike[str] | None = None) -> Path:
     return Path(given or os.environ.get("BLYAN_HOME") or "~/.blyan").expanduser()
 
 
-class Client:
+def unreachable(home: Path, error: OSError) -> NoDaemon:
+    """Return why the daemon of a home cannot be reached, and what to do."""
+    start = f"start one with `blyand run --home {home}`"
+    if isinstance(error, PermissionError):
+        text = f"The daemon at {home} belongs to another user."
+    elif isinstance(error, FileNotFoundError) and not home.exists():
+        text = f"There is no home at {home}: create it with `blyand init"
+        text += f" --home {home}`, or name another with --home."
+    elif isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
+        text = f"No daemon runs at {home}: {start}, or wait a moment if "
+        text += "that is done already."
+    else:
+        text = f"Cannot reach the daemon at {home}: {error.strerror}."
+    return NoDaemon(text)
+
+
+def socket_path(home: Path) -> str:
+    """Return where to connect: a path that a socket can have (DEC-C14)."""
+    path = os.fspath(home / SOCKET_NAME)
+    return os.readlink(path) if len(os.fsencode(path)) > MAX_PATH_BYTES else path
+
+
+class Client(Nouns):
     """A connection to the daemon of one home; connects at the first call.
 
     `checked` validates every reply against its declaration (Mismatch); tests use it.
@@ -116,6 +141,12 @@ class Client:
         self._send(line, until)
         return Stream(self, self._last_id, method, until)
 
+    def invoke(self, method: Method, params: JsonObject) -> Any:
+        """Return the typed result of one method, or the Answer that streams it."""
+        if method.streams is None:
+            return method.read_result(self.call(method.name, params))
+        return Answer(method, self.stream(method.name, params))
+
     def reply(self, until: float | None) -> jsonrpc.Reply | jsonrpc.Item:
         """Return the daemon's next line. NoAnswer when it is not whole at `until`."""
         try:
@@ -142,26 +173,12 @@ class Client:
     def _connect(self) -> socket.socket:
         if self._socket is not None:
             return self._socket
-        path = self.path
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            if len(os.fsencode(path)) > MAX_PATH_BYTES:
-                path = Path(os.readlink(path))
-            sock.connect(os.fspath(path))
+            sock.connect(socket_path(self.home))
         except OSError as error:
             sock.close()
-            start = f"start one with `blyand run --home {self.home}`"
-            if isinstance(error, PermissionError):
-                text = f"The daemon at {self.home} belongs to another user."
-            elif isinstance(error, FileNotFoundError) and not self.home.exists():
-                text = f"There is no home at {self.home}: create it with `blyand init"
-                text += f" --home {self.home}`, or name another with --home."
-            elif isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
-                text = f"No daemon runs at {self.home}: {start}, or wait a moment if "
-                text += "that is done already."
-            else:
-                text = f"Cannot reach the daemon at {self.home}: {error.strerror}."
-            raise NoDaemon(text) from None
+            raise unreachable(self.home, error) from None
         self._socket = sock
         self._lines = jsonrpc.LineReader(jsonrpc.MAX_REPLY_BYTES)
         return sock

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,8 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import trio
 
 from blyan_proto.rpc import errors
+from blyan_proto.rpc.errors import RpcError
+from blyanctl.client import Client
+from blyanctl.trio_client import Client as TaskClient
 from tests.functional.harness import Daemon, Network, network, wait_for
 from tests.functional.processes import children_of, is_running
 
@@ -32,6 +37,60 @@ def net(tmp_path_factory):
 @pytest.fixture
 def node(net: Network) -> Daemon:
     return net[0]
+
+
+def test_the_readme_s_program_runs_as_it_stands(node: Daemon, capsys):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", readme, re.S)
+    lines = program.replace(".demo/node1", str(node.home)).splitlines()
+    assert len([line for line in lines if line]) <= 7
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Timings(" in done.stdout and done.stdout.rstrip().endswith(" 0")
+
+
+def test_a_program_in_trio_leaves_an_answer_and_the_daemon_does_too(node: Daemon):
+    async def main():
+        async with TaskClient(node.home) as client:
+            async with client.infer.generate("a", max_tokens=200) as answer:
+                async for token in answer:
+                    break
+            left = token.request
+            async with client.infer.generate("a", max_tokens=200) as answer:
+                async for token in answer:
+                    if token.position == 4:
+                        await client.infer.cancel(token.request)
+            assert answer.result.finish_reason == "cancelled"
+            assert 4 <= len(answer.result.token_ids) < 200
+            with trio.fail_after(20):
+                while left in [o.request for o in (await client.infer.list()).requests]:
+                    await trio.sleep(0.05)
+
+    trio.run(main)
+
+
+def test_answers_by_schema_and_by_seed(node: Daemon):
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", "y"]}, "n": {"type": "boolean"}},
+        "required": ["a", "n"],
+        "additionalProperties": False,
+    }
+    with Client(node.home) as client:
+        made = client.infer.generate("a", schema=schema, temperature=1.0, seed=3)
+        assert json.loads(made.result.text).keys() == {"a", "n"}
+        assert made.result.finish_reason == "end"
+        with pytest.raises(RpcError, match="the schema cannot be used"):
+            client.infer.generate("a", schema={"type": "x"}).result
+        drawn = [
+            client.infer.generate(
+                "a", max_tokens=8, temperature=1.0, seed=5, top_k=20, top_p=0.9
+            ).result.token_ids
+            for _ in range(2)
+        ]
+        assert drawn[0] == drawn[1]
 
 
 # What cannot work says so in one sentence
