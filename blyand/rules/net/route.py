@@ -6,7 +6,7 @@ that a choice can be reproduced. DEC-C10, S3; GROUP-05, INFER-09.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,18 +105,21 @@ class Window:
     """The last samples of something; their percentiles."""
 
     def __init__(self) -> None:
-        self._samples: deque[float] = deque(maxlen=SAMPLES)
+        self._samples: deque[float] = deque()
+        self._order: list[float] = []  # the same, ascending
 
     def add(self, sample: float) -> None:
+        if len(self._samples) == SAMPLES:
+            del self._order[bisect_left(self._order, self._samples.popleft())]
         self._samples.append(sample)
+        insort(self._order, sample)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._order)
 
     def at(self, share: float) -> float:
         """Return the sample below which `share` of them lie. There must be one."""
-        place = min(int(share * len(self._samples)), len(self._samples) - 1)
-        return sorted(self._samples)[place]
+        return self._order[min(int(share * len(self._order)), len(self._order) - 1)]
 
 
 class Ration:
