@@ -13,6 +13,7 @@ import trio
 from torch import Tensor
 from torch.nn import functional as F
 
+from blyan_proto.protocols.expert import Numerics
 from blyan_tile.batches import JUDGED_TOKENS, held_out_windows
 from blyan_tile.model.transformer import Trunk
 from blyand.errors import StaleVersion, Unavailable
@@ -23,6 +24,7 @@ from blyand.inference.pins import Heads
 from blyand.inference.scatter import Tally
 from blyand.rules.model.heads import Which
 
+OWNER = "evaluation"  # takes its turn as a peer does: requests come first
 SEQUENCE = 128
 ROWS = 2048  # tokens of one pass
 ABREAST = 2  # passes under way at once: one computes while one waits for peers
@@ -95,7 +97,16 @@ class Evaluation:
         batches = np.array_split(windows, -(-len(windows) * sequence // rows))
         trunk = await lane.run(self._parts.trunks.get, heads)
         overtaken = partial(self._is_overtaken, heads)
-        run = Pass(heads, trunk, None, tally, deadline_s, overtaken)
+        run = Pass(
+            heads,
+            trunk,
+            None,
+            tally,
+            deadline_s,
+            overtaken,
+            Numerics.REFERENCE,  # of the masters, whatever the node serves with
+            OWNER,
+        )
         sums: list[float] = []
         failure: Unavailable | None = None
         todo = iter(batches)

@@ -17,6 +17,7 @@ from blyan_tile.model.transformer import Trunk
 from blyand.compute import Threads
 from blyand.inference.pins import Heads
 from blyand.inference.scatter import Layer, Outputs, Scatter, Tally
+from blyand.rules.net.fair import OWN
 
 R = TypeVar("R")
 
@@ -32,6 +33,7 @@ class Pass:
     deadline_s: float  # trio time
     is_stale: Callable[[], bool]
     numerics: Numerics | None = None  # of calls to peers; None: the node's
+    owner: str = OWN  # whose turn it takes among what is computed here
 
 
 @dataclass
@@ -78,6 +80,7 @@ def _layer(run: Pass, state: _State, index: int) -> Layer:
         deadline_s=run.deadline_s,
         is_stale=run.is_stale,
         numerics=run.numerics,
+        owner=run.owner,
     )
 
 

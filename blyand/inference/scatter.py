@@ -27,6 +27,7 @@ from blyand.inference.call import Overflow, Rows, make_call, parted
 from blyand.inference.opinions import Opinions
 from blyand.inference.pins import Heads
 from blyand.inference.routes import Routes
+from blyand.rules.net.fair import OWN
 from blyand.rules.net.route import assign
 
 PATIENCE_S = 10.0  # how long a layer waits for a holder of an expert
@@ -50,6 +51,7 @@ class Layer:
     is_stale: Callable[[], bool]  # newer versions than those of `heads` are final
     numerics: Numerics | None = None  # of calls to peers; None: the node's
     piece: Slice = WHOLE  # of every expert
+    owner: str = OWN  # whose turn it takes among what is computed here
 
 
 class Scatter:
@@ -218,7 +220,9 @@ class _Gathering:
             for expert in experts
         ]
         missing = []
-        for expert, made in zip(experts, await self._scatter.batcher.compute(works)):
+        for expert, made in zip(
+            experts, await self._scatter.batcher.compute(works, layer.owner)
+        ):
             if isinstance(made, Unavailable):
                 self._why[expert] = made
                 missing.append(expert)

@@ -15,9 +15,11 @@ from blyan_proto.protocols.expert import MAX_ACTIVATION_BYTES, Numerics
 from blyand.errors import Busy, NoRoute, StaleVersion, Unavailable
 from blyand.inference import call as calls
 from blyand.inference.call import Overflow, make_call, parted, read_outputs
+from blyand.inference.evaluate import Evaluation
 from blyand.inference.scatter import Layer, Tally
 from blyand.net.calls import open_calls
 from blyand.protocols import expert as ends
+from blyand.rules.net.fair import OWN
 from blyand.rules.net.route import COOL_OFF_S, HEDGE_SAMPLES, LEFT_OUT_S, PROVEN
 from tests.unit.daemon.inference_world import MODEL, Inline, Net, Node, World, running
 from tests.unit.daemon.stream_world import Peers
@@ -453,5 +455,34 @@ def test_an_answer_says_who_lied_and_how_peers_were_asked():
             await me.generate([1, 2, 3], 2)
             assert {call.numerics for _, _, call in net.calls} == {Numerics.REFERENCE}
         assert len(made) == 4
+
+    trio.run(main, clock=jumping())
+
+
+def test_measuring_comes_after_answering_and_asks_for_the_masters():
+    async def main():
+        net, me, b = swarm("b")
+        owners = []
+        me.held = b.world.expert_groups("layer0.expert0")
+        me.finalised()
+        me.scatter.numerics = Numerics.INT4
+        compute = me.batcher.compute
+
+        async def noted(works, owner="none"):
+            owners.append(owner)
+            return await compute(works, owner)
+
+        me.batcher.compute = noted
+        async with running(me, b):
+            tokens = np.random.default_rng(0).integers(0, 256, 700).astype(np.uint8)
+            heads = me.pins.newest(MODEL)
+            await Evaluation(me.parts).measure(heads, tokens, sequence=32)
+            assert {call.numerics for _, _, call in net.calls} == {Numerics.REFERENCE}
+            assert set(owners) == {"evaluation"}
+            owners.clear()
+            net.calls.clear()
+            await me.generate([1, 2, 3], 3)
+            assert {call.numerics for _, _, call in net.calls} == {Numerics.INT4}
+            assert set(owners) <= {OWN}
 
     trio.run(main, clock=jumping())
