@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from blyan_proto.errors import DecodeError
@@ -38,6 +38,7 @@ def test_float32_travels_as_it_is():
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=20))
+@example([0x3F80_8000, 0x3F81_8000, 0x3F80_7FFF, 0x3F80_8001, 0xBF81_8000, 0x8000])
 def test_bfloat16_is_rounded_to_nearest_even(bits):
     x = np.array(bits, np.uint32).view(np.float32)[None]
     x[~np.isfinite(x)] = 1.0
