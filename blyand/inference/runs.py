@@ -144,7 +144,10 @@ class Runs:
                 await self._lane.run(self._compute, pieces)
             finally:
                 self._settle(pieces)
-            self._computed.observe(trio.current_time() - began_s)
+            ended_s = trio.current_time()
+            if self._decoded:
+                self._decoded_s = ended_s
+            self._computed.observe(ended_s - began_s)
             self._calls.add()
             self._sequences.add(len(pieces))
             self._rows.add(sum(piece.rows for piece in pieces))
@@ -187,12 +190,10 @@ class Runs:
         decoding = [order for order in same if order.left <= STEP_TOKENS]
         prompts = [order for order in same if order.left > STEP_TOKENS]
         pieces = [_Piece(order, order.left) for order in decoding[:CALL_SEQUENCES]]
-        now_s = trio.current_time()
         self._decoded = len(pieces)
-        if pieces:
-            self._decoded_s = now_s
         # Who decodes asks for its next token just after its last one.
-        is_mixed = now_s - self._decoded_s < DECODING_S
+        since_s = trio.current_time() - self._decoded_s
+        is_mixed = bool(pieces) or since_s < DECODING_S
         left = MIXED_TOKENS if is_mixed else PREFILL_TOKENS
         for order in prompts:
             if left > 0:
