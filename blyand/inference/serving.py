@@ -22,8 +22,8 @@ from blyand.inference.generate import MAX_SESSIONS, Generation
 from blyand.inference.grammars import Grammars
 from blyand.inference.paths import Paths
 from blyand.inference.pins import Pins, heads_of
-from blyand.inference.remote import Spans
 from blyand.inference.prefixes import Prefixes
+from blyand.inference.remote import Spans
 from blyand.inference.room import Room
 from blyand.inference.routes import Routes
 from blyand.inference.runs import Runs

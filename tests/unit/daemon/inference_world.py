@@ -26,8 +26,8 @@ from blyand.inference.experts import Experts
 from blyand.inference.generate import Generation, Result, Wanted
 from blyand.inference.paths import Paths
 from blyand.inference.pins import Pins
-from blyand.inference.remote import Spans
 from blyand.inference.prefixes import Prefixes
+from blyand.inference.remote import Spans
 from blyand.inference.room import Room
 from blyand.inference.routes import Routes
 from blyand.inference.runs import Runs
