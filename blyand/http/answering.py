@@ -220,12 +220,20 @@ def told(means: Means, parts: Sequence[Part]) -> dict[str, Any]:
     }
 
 
-def traced(part: Part) -> list[tuple[int, int, int]]:
-    """Return (layer, expert, tokens) that were not told before."""
+def trace(means: Means, asked: Asked, part: Part, is_last: bool) -> dict[str, Any]:
+    """Return the field of a chunk that tells how one answer is made, where it is time.
+
+    `experts` are (layer, expert, tokens) that were not told before.
+    """
+    now_s = trio.current_time()
+    if not asked.trace or not (is_last or now_s - part.traced_s >= TRACE_S):
+        return {}
+    part.traced_s = now_s
     visits = part.result.visits or Counter()
-    new = visits - part.shown
+    new = sorted((visits - part.shown).items())
     part.shown = visits.copy()
-    return [(layer, expert, tokens) for (layer, expert), tokens in sorted(new.items())]
+    experts = [(layer, expert, tokens) for (layer, expert), tokens in new]
+    return {"blyan": {**told(means, [part]), "experts": experts}}
 
 
 def logprob(value: float) -> float:

@@ -43,7 +43,6 @@ class Asked:
     count: int  # choices for each prompt
     max_tokens: int | None
     sampling: Sampling
-    is_seeded: bool
     stop: tuple[str, ...]
     ignore_eos: bool
     schema: str | None  # JSON Schema of the answer
@@ -71,7 +70,6 @@ def read_asked(fields: Fields, max_tokens: int | None) -> Asked:
         count=fields.integer("n", 1, MAX_CHOICES) or 1,
         max_tokens=max_tokens,
         sampling=_sampling(fields, seed),
-        is_seeded=seed is not None,
         stop=fields.texts("stop", MAX_STOPS, MAX_STOP_CHARACTERS),
         ignore_eos=fields.boolean("ignore_eos"),
         schema=_schema(fields),

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import trio
-
 from blyan_proto.errors import ProtocolError
 from blyan_tile.tokenizer import BYTES
 from blyand.errors import NotHere
 from blyand.http.answering import (
-    TRACE_S,
     Identity,
     Means,
     Part,
@@ -22,7 +19,7 @@ from blyand.http.answering import (
     make_parts,
     piece,
     told,
-    traced,
+    trace,
     usage,
     vocabulary_of,
 )
@@ -267,13 +264,5 @@ class _Stream:
         ]
         if self._asked.asked.include_usage:
             body["usage"] = None
-        if self._asked.asked.trace and (finish or self._is_time(part)):
-            body["blyan"] = {**told(self._means, [part]), "experts": traced(part)}
+        body |= trace(self._means, self._asked.asked, part, finish is not None)
         await self._reply.event(body)
-
-    def _is_time(self, part: Part) -> bool:
-        now_s = trio.current_time()
-        if now_s - part.traced_s < TRACE_S:
-            return False
-        part.traced_s = now_s
-        return True

@@ -16,6 +16,7 @@ from blyand.http.answering import (
     make_parts,
     name_of,
     told,
+    trace,
     usage,
     vocabulary_of,
 )
@@ -217,4 +218,6 @@ class _Stream:
         body["choices"] = [choice]
         if self._asked.asked.include_usage:
             body["usage"] = None
+        is_last = choice["finish_reason"] is not None
+        body |= trace(self._means, self._asked.asked, part, is_last)
         await self._reply.event(body)

@@ -73,13 +73,14 @@ def test_a_stream_says_the_same_as_a_whole_answer():
         asked = dict(prompt=["abc", "x"], n=2, max_tokens=5, seed=7, logprobs=2)
         whole = (await api.complete(**asked)).json
         options = {"include_usage": True}
-        chunks = events(
-            await api.complete(**asked, stream=True, stream_options=options)
-        )
+        more = dict(stream=True, stream_options=options, trace=True)
+        chunks = events(await api.complete(**asked, **more))
         *pieces, last = chunks
         assert last["choices"] == [] and last["usage"] == whole["usage"]
         assert all(chunk["usage"] is None for chunk in pieces)
         assert len({chunk["id"] for chunk in chunks}) == 1
+        ends = [chunk for chunk in pieces if chunk["choices"][0]["finish_reason"]]
+        assert [end["blyan"]["cost_micro"] for end in ends] == [5 * 20] * 4
         for choice in whole["choices"]:
             mine = [
                 one
