@@ -103,7 +103,8 @@ class Encoded:
 class _Foreign:
     """A block in which `tokenizers` works: what it refuses is a DecodeError.
 
-    It raises plain `Exception`, which no code of ours does.
+    It raises plain `Exception`, which no code of ours does, and panics where it trusts
+    a file too much.
     """
 
     def __enter__(self) -> None:
@@ -115,7 +116,7 @@ class _Foreign:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is Exception:
+        if kind is Exception or (kind and kind.__name__ == "PanicException"):
             text = " ".join(str(error).split())[:300]
             raise DecodeError(f"tokenizer.json does not load: {text}") from error
 
@@ -210,7 +211,7 @@ def check_parts(spec: Mapping[str, Any]) -> None:
         raise DecodeError(f"tokenizer.json has more than {MAX_PARTS} parts")
     for part, one in found:
         kind = one.get("type", "BPE" if "merges" in one else None)
-        if kind not in ALLOWED[part]:
+        if not isinstance(kind, str) or kind not in ALLOWED[part]:
             raise DecodeError(
                 f"tokenizer.json: {part} {str(kind)[:40]!r} is not allowed; "
                 f"{', '.join(sorted(ALLOWED[part]))} are"
@@ -252,16 +253,16 @@ def _templates(companions: Companions, config: Mapping[str, Any]) -> tuple[str, 
             given = companions.chat_template.decode()
         except UnicodeDecodeError:
             raise DecodeError("chat_template.jinja is not UTF-8") from None
+    texts = [given, None]
     if isinstance(given, list):
-        named = {
-            one.get("name"): one.get("template")
-            for one in given
-            if isinstance(one, dict)
-        }
-        texts = [named.get("default"), named.get("tool_use")]
-    else:
-        texts = [given, None]
-    default, tools = (text if isinstance(text, str) else "" for text in texts)
+        named = [one for one in given if isinstance(one, dict)]
+        texts = [
+            next(
+                (one.get("template") for one in named if one.get("name") == name), None
+            )
+            for name in ("default", "tool_use")
+        ]
+    default, tools = (_text_of(text, MAX_SMALL_BYTES) for text in texts)
     return default, tools
 
 
@@ -277,11 +278,12 @@ def _ends(companions: Companions, eos: int | None, count: int) -> tuple[int, ...
     return tuple(sorted(id for id in ends if type(id) is int and 0 <= id < count))[:64]
 
 
-def _text_of(token: Any) -> str:
-    """Return a token's text in tokenizer_config.json, plain or as an object."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return (
-        text
-        if isinstance(text, str) and len(text.encode(errors="replace")) <= 1024
-        else ""
-    )
+def _text_of(value: Any, most_bytes: int = 1024) -> str:
+    """Return a text, plain or as the content of an object; else an empty one."""
+    text = value.get("content") if isinstance(value, dict) else value
+    try:
+        return (
+            text if isinstance(text, str) and len(text.encode()) <= most_bytes else ""
+        )
+    except UnicodeEncodeError:  # half a character
+        return ""

@@ -74,6 +74,7 @@ from tests.fuzz import (
     agreement_targets,
     expert_targets,
     http_targets,
+    language_targets,
     span_targets,
     state_targets,
 )
@@ -488,5 +489,6 @@ TARGETS: dict[str, Target] = {
     **{name: Target(*parts) for name, parts in state_targets.TARGETS.items()},
     **{name: Target(*parts) for name, parts in expert_targets.TARGETS.items()},
     **{name: Target(*parts) for name, parts in span_targets.TARGETS.items()},
+    **{name: Target(*parts) for name, parts in language_targets.TARGETS.items()},
     **{f"payload {kind.name}": payload(code) for code, kind in KINDS.items()},
 }

@@ -185,6 +185,16 @@ BAD = {
         byte_level(), model={**SPEC["model"], "merges": [["x1", "x2"]]}
     ),
     "no ids": changed(byte_level(), model={**SPEC["model"], "vocab": {}}),
+    "no kind": changed(byte_level(), decoder={"type": ["ByteLevel"]}),
+    "merges that end early": changed(
+        byte_level(),
+        model={
+            **SPEC["model"],
+            "merges": [["a", "b"]],
+            "vocab": {"a": 0, "b": 1, "ab": 2},
+            "continuing_subword_prefix": "longer than b",
+        },
+    ),
     "half a character": byte_level().replace('"<|im_end|>"', '"\\ud800"'),
 }
 
