@@ -7,13 +7,12 @@ a sliding window it holds what can still be seen, and some more to redo a step.
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 from torch import Tensor
 
 from blyan_proto.block.model import Architecture
 from blyan_proto.errors import LimitExceeded
+from blyan_tile.model.visits import Visits
 
 PAGE_TOKENS = 64  # keys are allocated, dropped and looked at in multiples of it
 REDONE_TOKENS = 256  # with a window: steps that can be taken back, at least
@@ -77,16 +76,16 @@ class KeyValueCache:
         self._most = kept_tokens(architecture, capacity)
         shape = (2, architecture.kv_heads, 0, architecture.head_width)
         empty = torch.zeros(shape, device=device)  # (2, G, 0, w)
-        self.visits: Counter[tuple[int, int]] | None = None  # (layer, expert) -> tokens
+        self.visits: Visits | None = None  # of its tokens, where somebody wants to know
         count = self.end - first
         self._pages = [empty] * count  # keys and values, (2, G, room, w) each
         self._starts = [0] * count  # position of the first that is kept
         self._lengths = [0] * count
 
     def visit(self, layer: int, experts: Tensor) -> None:
-        """Count the experts (T, k) int64 that tokens went to, where that is wanted."""
+        """Note the experts (T, k) int64 that tokens went to, where that is wanted."""
         if self.visits is not None:
-            self.visits.update((layer, one) for one in experts.flatten().tolist())
+            self.visits.add(layer, experts)
 
     @property
     def tokens(self) -> int:

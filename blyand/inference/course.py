@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from blyand.inference.runs import Choose, Runs
 from blyand.inference.scatter import Scatter
 from blyand.inference.stages import ExpertStage, LocalStage, Stage, choose_rows
 from blyand.inference.trunks import Trunks
+from blyand.inference.usage import Usage
 from blyand.inference.versions import Versions
 from blyand.rules.net.path import Leg, Route, Way
 
@@ -52,6 +53,7 @@ class Parts:
     paths: Paths
     spans: Spans
     prefixes: Prefixes
+    usage: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True)

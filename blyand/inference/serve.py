@@ -24,6 +24,7 @@ from blyand.compute import Threads
 from blyand.errors import Busy, NotHere, Unavailable
 from blyand.inference.ask import INLINE_BYTES
 from blyand.inference.batch import Batcher, Work
+from blyand.inference.usage import Usage
 from blyand.inference.versions import Versions
 from blyand.metrics import Metrics
 from blyand.rules.model.model import layout_for
@@ -50,8 +51,10 @@ class ExpertServer:
         metrics: Metrics,
         max_requests: int = MAX_REQUESTS,
         max_bytes: int = MAX_BYTES,
+        usage: Usage | None = None,
     ) -> None:
         """`lane` is for what copies much."""
+        self._usage = usage or Usage()
         self._model = model
         self._versions = versions
         self._batcher = batcher
@@ -112,6 +115,10 @@ class ExpertServer:
             self._bytes -= size
         self._served.add()
         self._rows.add(total)
+        for group, _, rows in wanted:
+            self._usage.serve(
+                call.model, model.architecture, layout.groups[group], len(rows)
+            )
         waiting_ms = min(MOST_WAITING_MS, int(self._batcher.waiting_s * 1e3))
         return Outputs(waiting_ms, tuple(outputs))
 

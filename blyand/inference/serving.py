@@ -31,6 +31,7 @@ from blyand.inference.scatter import Scatter
 from blyand.inference.serve import ExpertServer
 from blyand.inference.spans import SpanServer
 from blyand.inference.trunks import Trunks
+from blyand.inference.usage import Usage
 from blyand.inference.versions import Versions
 from blyand.inference.vocabularies import Vocabularies
 from blyand.metrics import Metrics
@@ -81,12 +82,14 @@ class Serving:
         slice_bytes: int,
         vocabularies: Vocabularies | None = None,
         grammars: Grammars | None = None,
+        usage: Usage | None = None,
     ) -> None:
         self._view = view
         self._held = held
         self._tiles = tiles
         self._events = events
         self._versions = Versions()
+        self.usage = usage or Usage()
         experts = Experts(blobs, budget_bytes, metrics, device, recipe_called(recipe))
         trunks = Trunks(blobs, device)
         self._batcher = Batcher(experts, lane)
@@ -122,6 +125,7 @@ class Serving:
             around.is_connected,
             metrics,
             device,
+            usage=self.usage,
         )
         parts = Parts(
             pins=pins,
@@ -134,12 +138,19 @@ class Serving:
             paths=self._spans.paths,
             spans=self._spans,
             prefixes=Prefixes(room, lane, metrics),
+            usage=self.usage,
         )
         self.cache = experts
         self.generation = Generation(parts, MAX_SESSIONS, vocabularies, grammars)
         self.evaluation = Evaluation(parts)
         self.experts = ExpertServer(
-            self._model, self._versions, self._batcher, wire, metrics, max_requests
+            self._model,
+            self._versions,
+            self._batcher,
+            wire,
+            metrics,
+            max_requests,
+            usage=self.usage,
         )
 
     def _model(self, id: bytes) -> Model | None:
@@ -165,6 +176,7 @@ class Serving:
             await nursery.start(self._scatter.run)
             await nursery.start(self._spans.run)
             await nursery.start(self.spans.run)
+            await nursery.start(self.usage.run)
             nursery.start_soon(self._let_go)
             with self._events.subscribe(HeadMoved, capacity=4096) as moves:
                 await nursery.start(self._follow)

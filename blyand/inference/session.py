@@ -13,6 +13,7 @@ import trio
 
 from blyan_proto.protocols.expert import Numerics
 from blyan_tile.model.transformer import Trunk
+from blyan_tile.model.visits import Visits
 from blyand.errors import NotHere, StaleVersion
 from blyand.inference.course import Course, Parts
 from blyand.inference.passes import Pass
@@ -23,6 +24,8 @@ from blyand.rules.model.heads import Which
 from blyand.rules.net.path import Route
 
 R = TypeVar("R")
+
+NOTED_ROWS = 1024  # of all layers, so that counting them is seldom
 
 
 class Session:
@@ -60,6 +63,7 @@ class Session:
         self._numerics = numerics
         self._owner = owner
         self._fed: list[int] = []
+        self._visits = Visits()
         self._pinned = ExitStack()
         self._course: Course | None = None
         self._pin()
@@ -69,6 +73,7 @@ class Session:
 
     def __exit__(self, *error: object) -> None:
         cache = self._course.cache if self._course is not None else None
+        self._note_visits(at_least=1)
         self._pinned.close()
         if cache is not None and self._owner:
             self._parts.prefixes.keep(self._prefix, self._fed, cache)
@@ -110,7 +115,21 @@ class Session:
                 self.tally.repinned += 1
                 again = len(self._fed)
         self._fed.extend(tokens)
+        traced = self.tally.visits is not None
+        self._note_visits(at_least=1 if traced else NOTED_ROWS)
         return made
+
+    def _note_visits(self, at_least: int) -> None:
+        """Tell which experts the tokens went to, once there are so many rows of them."""
+        if self._visits.rows < at_least:
+            return
+        choices = self._visits.take()
+        if self.tally.visits is not None:
+            for layer, steps in choices.items():
+                for experts in steps:  # (T, k)
+                    chosen = experts.flatten().tolist()
+                    self.tally.visits.update((layer, one) for one in chosen)
+        self._parts.usage.note(self._model, self.heads.architecture, choices)
 
     async def _run(
         self, tokens: Sequence[int], position: int, choose: Choose, from_row: int
@@ -143,7 +162,7 @@ class Session:
         parts = self._parts
         trunk = await self._own_trunk()
         cache = trunk.new_cache(self._capacity)
-        cache.visits = self.tally.visits
+        cache.visits = self._visits
         run = Pass(
             heads=self.heads,
             trunk=trunk,

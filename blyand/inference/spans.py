@@ -34,12 +34,15 @@ from blyan_proto.protocols.span import (
 )
 from blyan_tile.activations import is_finite, read_rows, write_rows
 from blyan_tile.model.cache import KeyValueCache, cache_bytes
+from blyan_tile.model.visits import Visits
 from blyand.compute import Threads
 from blyand.errors import Busy, NotHere, Unavailable
 from blyand.inference.editions import Editions, groups_between
 from blyand.inference.pins import Heads
 from blyand.inference.room import Room
 from blyand.inference.runs import Run, Runs
+from blyand.inference.session import NOTED_ROWS
+from blyand.inference.usage import Usage
 from blyand.inference.versions import Versions
 from blyand.metrics import Metrics
 
@@ -85,6 +88,7 @@ class SpanServer:
         metrics: Metrics,
         device: str = "cpu",
         max_sessions: int = MAX_SESSIONS,
+        usage: Usage | None = None,
     ) -> None:
         """`lane` reads and writes large steps; it is not that in which they compute."""
         self._model = model
@@ -96,6 +100,7 @@ class SpanServer:
         self._is_connected = is_connected
         self._device = torch.device(device)
         self._max_sessions = max_sessions
+        self._usage = usage or Usage()
         self._sessions: dict[tuple[str, bytes], _Session] = {}
         self._bytes: Counter[str] = Counter()  # promised, by peer
         self._opened = metrics.counter("span_sessions_opened")
@@ -176,6 +181,7 @@ class SpanServer:
             cache = KeyValueCache(
                 shape, request.capacity, self._device, request.first, request.end
             )
+            cache.visits = Visits()
             now_s = trio.current_time()
             self._sessions[peer, request.session] = _Session(
                 peer, request, heads, cache, size, now_s, now_s, kept.pop_all()
@@ -212,6 +218,7 @@ class SpanServer:
                 async with _turn(session, request.position):
                     hidden = await self._compute(session, request.position, x)
                     session.used_s = trio.current_time()
+                    self._note_visits(session, NOTED_ROWS)
             finally:
                 session.steps.discard(scope)
             tail = hidden[len(hidden) - request.tail :].cpu().numpy()  # (tail, d)
@@ -280,7 +287,13 @@ class SpanServer:
         self._close(session)
         return Ended(tokens)
 
+    def _note_visits(self, session: _Session, at_least: int = 1) -> None:
+        visits, heads = session.cache.visits, session.heads
+        if visits is not None and visits.rows >= at_least:
+            self._usage.note(heads.model, heads.architecture, visits.take())
+
     def _close(self, session: _Session) -> None:
+        self._note_visits(session)
         del self._sessions[session.peer, session.opened.session]
         for scope in session.steps:
             scope.cancel()
