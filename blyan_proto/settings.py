@@ -116,4 +116,11 @@ SETTINGS: dict[str, Known] = {
     "latency_span_ms": Known(
         DAY_MS, 1_000, 3_650 * DAY_MS, "how long a report of latencies counts"
     ),
+    # What a class of hardware may copy beyond its placement (GPU-02): 1, 2, 4, … 512.
+    **{
+        f"tier{tier}_experts": Known(
+            1 << tier, 0, 65_535, f"most experts that a node of tier {tier} may copy"
+        )
+        for tier in range(10)
+    },
 }

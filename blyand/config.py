@@ -117,6 +117,11 @@ class InferenceSection:
         "a token passes them in one hop: layers like 0-3; auto: as many as memory_mib "
         "has room for, where fewest nodes have them; off. Placement stays as it is.",
     )
+    replicate: bool = option(
+        True,
+        "Hold and serve copies of the experts that this node sees used most, as far as "
+        "memory_mib, the disk and its tier allow; what nobody used for an hour goes.",
+    )
     max_requests: int = option(
         64, "Requests of peers served at once; above it BUSY.", low=1, high=4096
     )

@@ -272,6 +272,8 @@ async def run(home: Home, config: Config) -> None:
                 Service("fetcher", fetcher.run),
                 Service("holder", models.holder.run),
                 Service("serving", models.serving.run),
+                Service("replication", models.replication.run),
+                Service("hardware", models.hardware.run),
                 Service("primary", settling.once_settled(base, models.primary.run)),
                 Service(
                     "receipting", settling.once_settled(base, models.receipting.run)

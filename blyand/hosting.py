@@ -1,18 +1,34 @@
-"""Whole layers that this node hosts of its own will (inference.spans), to serve spans."""
+"""What this node holds of its own will beyond its placement.
+
+Whole layers, to serve spans (inference.spans), and copies of experts that are used much
+(inference.replicate).
+"""
 
 from __future__ import annotations
 
+import functools
+import shutil
 from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING
 
 from blyan_proto.types import members
-from blyand.compute import choose_memory_bytes
+from blyand.compute import choose_device, choose_memory_bytes
 from blyand.errors import ConfigFault
 from blyand.foundation import Base
+from blyand.home import read_or_none, replace_file
+from blyand.neighbours import Neighbours
 from blyand.rules.model import placement
 from blyand.rules.model.hosting import groups_of, layers_named, layers_with_room
 from blyand.rules.model.model import layout_for
+from blyand.rules.model.tier import TIERS, most_experts
 from blyand.rules.records import NODES, ModelRecord
 from blyand.rules.view import View
+
+if TYPE_CHECKING:  # torch is imported when a node is built, not when it is named
+    from blyand.inference.hardware import Hardware
+    from blyand.inference.replication import Replication
+    from blyand.inference.usage import Usage
 
 OFF, AUTO = "off", "auto"
 
@@ -77,3 +93,50 @@ def hosting(base: Base, view: Callable[[], View]) -> Hosting:
         config.inference.memory_mib, config.compute.daemons_on_host
     )
     return Hosting(config.inference.spans, base.key.account, view, room_bytes)
+
+
+def copying(
+    base: Base,
+    view: Callable[[], View],
+    near: Neighbours,
+    usage: Usage,
+    held: Callable[[bytes], frozenset[int]],
+) -> tuple[Hardware, Replication]:
+    """Return what tells how fast this machine is, and what chooses copies of experts."""
+    from blyand.inference.hardware import Hardware
+    from blyand.inference.replication import Replication, Sight
+
+    config, budget, file = base.config, base.stores.budget, base.home.path / "speed"
+    hardware = Hardware(
+        choose_device(config.compute.device),
+        base.infer_lane,
+        read_or_none(file),
+        functools.partial(replace_file, file),
+    )
+    room_bytes = choose_memory_bytes(
+        config.inference.memory_mib, config.compute.daemons_on_host
+    )
+
+    def disk_bytes() -> int:
+        free = shutil.disk_usage(base.home.path).free
+        if budget.limit_bytes is None:
+            return free // 2  # others write, too
+        return min(free, budget.limit_bytes - budget.used_bytes())
+
+    def most_copies(expert_bytes: int) -> int:
+        speed = hardware.speed
+        if speed is None:
+            return 0  # not measured yet
+        limits = [base.genesis.setting(f"tier{n}_experts") for n in range(TIERS)]
+        memory_bytes = speed.memory_bytes if speed.accelerator else room_bytes
+        return most_experts(speed.tier, limits, memory_bytes, expert_bytes)
+
+    sight = Sight(view, held, near.hosts, lambda: room_bytes, disk_bytes, most_copies)
+    return hardware, Replication(
+        usage,
+        sight,
+        base.key.account,
+        base.metrics,
+        Random(),
+        config.inference.replicate,
+    )

@@ -31,7 +31,7 @@ from blyand.finality.pen import Pen
 from blyand.finality.ports import Availability, Chain, Pending
 from blyand.finality.voter import Surroundings, Voter
 from blyand.foundation import Base
-from blyand.hosting import hosting
+from blyand.hosting import copying, hosting
 from blyand.language import Language
 from blyand.neighbours import Neighbours
 from blyand.protocols import blobs as blobs_ends
@@ -58,7 +58,10 @@ from blyand.training.receipting import Receipting
 from blyand.training.waiting import Blocks
 
 if TYPE_CHECKING:  # torch is imported when a node is built, not when it is named
+    from blyand.inference.hardware import Hardware
+    from blyand.inference.replication import Replication
     from blyand.inference.serving import Serving
+    from blyand.inference.usage import Usage
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Models:
     doubting: Doubting
     judge: Judge
     learner: Learner
+    hardware: Hardware
+    replication: Replication
 
 
 def build_fetcher(base: Base) -> Fetcher:
@@ -134,6 +139,12 @@ def build_models(
     doubting = Doubting(
         view, replica.pool.__contains__, replica.author.make, base.events
     )
+    from blyand.inference.usage import Usage
+
+    near, usage, layers = Neighbours(base, replica), Usage(), hosting(base, view)
+    hardware, replication = copying(
+        base, view, near, usage, lambda model: holder.held(model)
+    )
     holder = Holder(
         base.key.account,
         Blocks(
@@ -150,9 +161,9 @@ def build_models(
         replica.peer_of,
         base.genesis.parameters.liveness_span_ms,
         doubting.note,
-        hosting(base, view).groups,
+        lambda record: layers.groups(record) | replication.chosen(record),
     )
-    serving = _serving(base, replica, holder, experts, spans, language)
+    serving = _serving(base, replica, holder, experts, spans, language, near, usage)
     journal = Journal(
         view,
         base.host.traffic,
@@ -227,7 +238,7 @@ def build_models(
         base.events,
     )
     parts = (journal, primary, cosigner, receipting, doubting, judge, learner)
-    return Models(language, holder, serving, *parts)
+    return Models(language, holder, serving, *parts, hardware, replication)
 
 
 async def _give_receipt(base: Base, replica: Replica, receipt: BlobReceipt) -> None:
@@ -242,9 +253,9 @@ def _serving(
     experts: ExpertClient,
     spans: SpanClient,
     language: Language,
+    near: Neighbours,
+    usage: Usage,
 ) -> Serving:
-    near = Neighbours(base, replica)
-
     from blyand.inference.serving import Around, Serving
 
     def tiles(model: bytes, group: int) -> list[bytes] | None:
