@@ -260,7 +260,7 @@ class SpanServer:
             raise NotHere(f"the session is over: {error}") from error
         try:
             return await self._runs.run(
-                Run(session.heads, opened.first, opened.end, cache, x)
+                Run(session.heads, opened.first, opened.end, cache, x, opened.numerics)
             )
         except BaseException:
             cache.rewind(position)  # layers that went ahead of the others

@@ -203,7 +203,7 @@ def test_an_answer_is_the_same_however_little_fits(budget):
 def test_a_request_gets_weights_as_exact_as_it_asks_for():
     world, net = World(), Net()
     here, there = world.expert_groups("layer0.expert0"), world.all_experts()
-    whole = Node(world, net, "whole", there)
+    whole = Node(world, Net(), "whole", there)
     asker, holder = Node(world, net, "asker", here), Node(world, net, "holder", there)
     for node in (whole, asker, holder):
         node.experts.recipe = Recipe.INT8
