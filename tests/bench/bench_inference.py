@@ -9,6 +9,7 @@ is a median, its ratio that of medians. The daemon is asked by its control socke
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import statistics
@@ -157,7 +158,10 @@ class Generating:
 
 
 class Daemon:
-    """A real daemon with the imported checkpoint, asked by its control socket."""
+    """A real daemon with the imported checkpoint, asked by its control socket.
+
+    Every prompt is a new one: what it keeps of an earlier prompt would not be computed.
+    """
 
     def __init__(self, directory: Path, checkpoint: Path) -> None:
         from blyanctl import devnet
@@ -168,9 +172,10 @@ class Daemon:
             given = {"directory": str(checkpoint)}
             self._model = client.call("model.import", given)["model"]
         self._client = Client(self._home)
+        self._seeds = itertools.count(1000)
 
     def answer(self, length: int, tokens: int) -> Answer:
-        result = self._ask(self._client, prompt(length), tokens)
+        result = self._ask(self._client, prompt(length, next(self._seeds)), tokens)
         timings = result["timings"]
         return timings["time_to_first_token_s"], timings["tokens_per_s"]
 
@@ -182,9 +187,10 @@ class Daemon:
             with Client(self._home) as client:
                 self._ask(client, prompt(SHORT, seed), tokens)
 
+        seeds = [next(self._seeds) for _ in range(count)]
         began_s = time.perf_counter()
         with ThreadPoolExecutor(count) as pool:
-            list(pool.map(one, range(count)))
+            list(pool.map(one, seeds))
         return count * tokens / (time.perf_counter() - began_s)
 
     def _ask(self, client: object, ids: list[int], tokens: int) -> dict:
