@@ -126,7 +126,11 @@ _loaded: OrderedDict[bytes, Tokenizer] = OrderedDict()
 
 def open_vocabulary(job: OpenJob, report: Callable[[Progress], None]) -> Opened:
     """Run an OpenJob. DecodeError, LimitExceeded: this tokenizer will not do."""
-    return check(_companions(job.blob), job.vocabulary)
+    companions = _companions(job.blob)
+    tokenizer = load(companions.tokenizer_json)
+    opened = check(companions, job.vocabulary, tokenizer)
+    _keep(job.root, tokenizer)  # a text will follow
+    return opened
 
 
 def encode_text(job: EncodeJob, report: Callable[[Progress], None]) -> Encoded:
@@ -134,16 +138,20 @@ def encode_text(job: EncodeJob, report: Callable[[Progress], None]) -> Encoded:
     tokenizer = _loaded.get(job.root)
     if tokenizer is None:
         tokenizer = load(_companions(job.blob).tokenizer_json)
-        _loaded[job.root] = tokenizer
-        while len(_loaded) > KEPT:
-            _loaded.popitem(last=False)
-    _loaded.move_to_end(job.root)
+    _keep(job.root, tokenizer)
     tokenizer.encode_special_tokens = not job.special
     with _Foreign():
         ids = tokenizer.encode(job.text, add_special_tokens=job.begin).ids
     if len(ids) > MAX_IDS:
         raise LimitExceeded(f"the text has {len(ids)} tokens, at most {MAX_IDS}")
     return Encoded(np.array(ids, "<u4").tobytes())
+
+
+def _keep(root: bytes, tokenizer: Tokenizer) -> None:
+    _loaded[root] = tokenizer
+    _loaded.move_to_end(root)
+    while len(_loaded) > KEPT:
+        _loaded.popitem(last=False)
 
 
 def _companions(path: str) -> Companions:
@@ -154,13 +162,16 @@ def _companions(path: str) -> Companions:
         os.close(fd)
 
 
-def check(companions: Companions, vocabulary: int) -> Opened:
+def check(
+    companions: Companions, vocabulary: int, tokenizer: Tokenizer | None = None
+) -> Opened:
     """Return what a tokenizer gives to the daemon, once all of it has been checked.
 
     `vocabulary`: of the model; the tokenizer may have fewer tokens, since checkpoints
-    pad their matrices, never more. DecodeError and LimitExceeded in one sentence.
+    pad their matrices, never more. `tokenizer`: theirs, if it is loaded already.
+    DecodeError and LimitExceeded in one sentence.
     """
-    tokenizer = load(companions.tokenizer_json)
+    tokenizer = tokenizer or load(companions.tokenizer_json)
     spec = _object(companions.tokenizer_json, "tokenizer.json")
     with _Foreign():
         tokens = {id: text for text, id in tokenizer.get_vocab().items()}
