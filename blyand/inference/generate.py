@@ -112,6 +112,11 @@ class Generation:
         """The requests that are being answered, oldest first."""
         return list(self._under_way.values())
 
+    def check_room(self) -> None:
+        """Raise Busy when no further request is taken now, before any work for it."""
+        if len(self._under_way) >= self._max_sessions:
+            raise Busy(f"{len(self._under_way)} requests are under way")
+
     def cancel(self, request: str) -> bool:
         """End a request by its name; False when none of that name is under way."""
         found = self._under_way.get(request)
@@ -128,8 +133,7 @@ class Generation:
         and LimitExceeded say what is wrong with the schema, or that the prompt does not
         fit the context. Close the iterator (`contextlib.aclosing`) when leaving it early.
         """
-        if len(self._under_way) >= self._max_sessions:
-            raise Busy(f"{len(self._under_way)} requests are under way")
+        self.check_room()
         result.request = wanted.request or secrets.token_hex(8)
         if result.request in self._under_way:
             raise Busy(f"request {result.request} is under way already")

@@ -70,6 +70,7 @@ def bind(
 
         record = model(params.model)
         _check(params, record)
+        generation.check_room()
         vocabulary = await generation.vocabularies.of(record.model)
         tokens = await _prompt(params, record, vocabulary)
         result = Result()

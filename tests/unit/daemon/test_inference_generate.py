@@ -272,6 +272,8 @@ def test_leaving_early_frees_everything():
                 assert a.versions._pinned
                 with pytest.raises(Busy):
                     await anext(generation.run(wanted, Result()))
+                with pytest.raises(Busy):
+                    generation.check_room()
             assert not generation.under_way and not a.versions._pinned
             with trio.move_on_after(0):
                 await a.generate(prompt(6), 20)
