@@ -33,6 +33,7 @@ def examine(home: Path) -> Iterator[Finding]:
             yield Finding("daemon", OK, f"runs, process {status['pid']}")
             yield from warnings(status)
             yield gateway(status)
+            yield tier(status)
             yield connected(status)
             yield budget(client.call("node.resources"))
             yield reachable(client.call("net.status"))
@@ -55,6 +56,18 @@ def gateway(status: JsonObject) -> Finding:
     """Tell where the HTTP gateway is; what is wrong with it stands in the warnings."""
     found = f"at {status['http']}" if status["http"] else "off"
     return Finding("http", OK, found)
+
+
+def tier(status: JsonObject) -> Finding:
+    """Tell the class of the hardware."""
+    found = status["hardware"]
+    if found is None:
+        return Finding("hardware", OK, "not measured yet")
+    text = (
+        f"tier {found['tier']}, {found['score']:.1f} points: {found['tflops']:.3f} TFLOPS, "
+        f"{found['read_gb_per_s']:.0f} GB/s; {found['device']}"
+    )
+    return Finding("hardware", OK, text)
 
 
 def connected(status: JsonObject) -> Finding:

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from blyan_proto.rpc.spec import JsonObject
 from blyanctl.graph import draw
+from blyanctl.heat import heat
 from blyanctl.render import cell, duration, render, size
 
 BAR_CELLS = 24
@@ -198,6 +199,8 @@ def ending(method: str, result: JsonObject, streamed: bool) -> tuple[str, str] |
         return render(shown), note
     if method == "chain.log" and result["blocks"]:
         return draw(result["blocks"]), ""
+    if method == "expert.usage":
+        return heat(result), ""
     if method == "node.metrics":
         return printable(result["text"].rstrip("\n")), ""
     if method != "infer.generate":

@@ -7,6 +7,7 @@ from blyan_proto.rpc import (
     chain,
     consensus,
     data,
+    demand,
     expert,
     infer,
     key,
@@ -18,6 +19,7 @@ from blyan_proto.rpc import (
     payment,
     peer,
     pin,
+    planning,
     proving,
     reward,
     slash,
@@ -317,6 +319,15 @@ class Expert:
     def cache(self) -> expert.Cache:
         """List the experts that are ready to compute on this node."""
 
+    def usage(self, *, model: str | None = ...) -> demand.Usage:
+        """Show which experts were visited in the last hour, as far as this node saw it."""
+
+    def groups(self, *, model: str | None = ...) -> demand.Groups:
+        """List the experts that are used together more often than by chance."""
+
+    def suggestions(self, *, model: str | None = ...) -> demand.Suggestions:
+        """Suggest which experts to copy, which copies to drop, what to move where."""
+
 class TaskExpert:
     async def list(self, *, model: str | None = ...) -> expert.Experts:
         """List the experts of a model."""
@@ -331,6 +342,15 @@ class TaskExpert:
 
     async def cache(self) -> expert.Cache:
         """List the experts that are ready to compute on this node."""
+
+    async def usage(self, *, model: str | None = ...) -> demand.Usage:
+        """Show which experts were visited in the last hour, as far as this node saw it."""
+
+    async def groups(self, *, model: str | None = ...) -> demand.Groups:
+        """List the experts that are used together more often than by chance."""
+
+    async def suggestions(self, *, model: str | None = ...) -> demand.Suggestions:
+        """Suggest which experts to copy, which copies to drop, what to move where."""
 
 class Model:
     def create(
@@ -359,6 +379,15 @@ class Model:
     def show(self, model: str | None = ...) -> model.Model:
         """Show one model."""
 
+    def plan(
+        self,
+        model: str | None = ...,
+        *,
+        directory: str | None = ...,
+        context: int = ...
+    ) -> planning.Plan:
+        """Tell what fits where, how many hops a token takes, and how fast it may be. Nothing is fetched. Give a model of the network, or the folder of a checkpoint."""
+
 class TaskModel:
     def create(
         self, preset: str = ..., *, name: str | None = ..., seed: int = ...
@@ -385,6 +414,15 @@ class TaskModel:
 
     async def show(self, model: str | None = ...) -> model.Model:
         """Show one model."""
+
+    async def plan(
+        self,
+        model: str | None = ...,
+        *,
+        directory: str | None = ...,
+        context: int = ...
+    ) -> planning.Plan:
+        """Tell what fits where, how many hops a token takes, and how fast it may be. Nothing is fetched. Give a model of the network, or the folder of a checkpoint."""
 
 class Data:
     def add(

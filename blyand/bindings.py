@@ -13,6 +13,7 @@ from blyand.compute import Threads, Worker
 from blyand.finality.standing import standing_of
 from blyand.finality.voter import Voter
 from blyand.foundation import Base
+from blyand.hosting import planning
 from blyand.http.place import Place
 from blyand.newcomer import Newcomer, downloaded
 from blyand.participation import Participation, bind_participation, troubles
@@ -37,12 +38,14 @@ from blyand.rpc import (
     node,
     peer,
     pin,
+    plan,
     proof,
     prove,
     reward,
     sync,
     tile,
     train,
+    usage,
     verify,
 )
 from blyand.rpc.bind import Answers
@@ -133,6 +136,8 @@ def bind_all(
                 *place.warnings(),
             ],
             budget=stores.budget,
+            hardware=models.hardware,
+            most_copies=models.replication.sight.most_experts,
             home=base.home.path,
             account=base.key.account,
         ),
@@ -272,6 +277,14 @@ def bind_all(
     )
     expert.bind(answers, holders=holders, latency_ms=latency_ms)
     cache.bind(answers, models.serving.cache)
+    usage.bind(
+        answers,
+        holders=holders,
+        usage=models.serving.usage,
+        replication=models.replication,
+        lane=base.disk_lane,
+    )
+    plan.bind(answers, around=planning(base, replica, models), lane=base.disk_lane)
     history.bind(answers, ordering=ordering, blocks=stores.blocks, lane=base.disk_lane)
     model.bind(answers, holders=holders, ordering=ordering, publishing=publishing)
     checkpoint.bind(

@@ -18,6 +18,8 @@ from blyand.errors import ConfigFault
 from blyand.foundation import Base
 from blyand.home import read_or_none, replace_file
 from blyand.neighbours import Neighbours
+from blyand.replica import Replica
+from blyand.rpc.plan import Around
 from blyand.rules.model import placement
 from blyand.rules.model.hosting import groups_of, layers_named, layers_with_room
 from blyand.rules.model.model import layout_for
@@ -29,6 +31,7 @@ if TYPE_CHECKING:  # torch is imported when a node is built, not when it is name
     from blyand.inference.hardware import Hardware
     from blyand.inference.replication import Replication
     from blyand.inference.usage import Usage
+    from blyand.parts import Models
 
 OFF, AUTO = "off", "auto"
 
@@ -139,4 +142,23 @@ def copying(
         base.metrics,
         Random(),
         config.inference.replicate,
+    )
+
+
+def planning(base: Base, replica: Replica, models: Models) -> Around:
+    """Return what `model plan` is made from."""
+    near, sight = Neighbours(base, replica), models.replication.sight
+    return Around(
+        account=base.key.account,
+        me=base.host.peer_id,
+        view=sight.view,
+        held=sight.held,
+        hosts=sight.hosts,
+        rtt_ms=near.rtt_ms,
+        is_connected=near.is_connected,
+        speed=lambda: models.hardware.speed,
+        memory_bytes=sight.room_bytes(),
+        recipe=base.config.inference.recipe,
+        replication=base.genesis.parameters.replication,
+        disk_bytes=sight.disk_bytes,
     )

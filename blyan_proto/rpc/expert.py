@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from blyan_proto.rpc import demand
 from blyan_proto.rpc.errors import EXPERT_UNKNOWN, MODEL_AMBIGUOUS, MODEL_UNKNOWN
 from blyan_proto.rpc.parts import MODEL_HELP
 from blyan_proto.rpc.spec import Address, Id, Method, arg, declare, record
@@ -184,3 +185,7 @@ class Cache:
 
 
 cache = declare(Method("expert.cache", GetCache, Cache))
+
+usage = demand.usage
+groups = demand.groups
+suggestions = demand.suggestions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from blyan_proto.rpc import planning
 from blyan_proto.rpc.errors import (
     CHECKPOINT_INVALID,
     EXPORT_REFUSED,
@@ -256,3 +257,5 @@ show = declare(
         public=True,
     )
 )
+
+plan = planning.plan

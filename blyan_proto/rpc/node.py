@@ -21,6 +21,20 @@ class GetStatus:
 
 
 @record
+class Hardware:
+    """What this machine can do, by a micro-benchmark at its first start."""
+
+    device: str = arg("its name, threads and library")
+    tier: int = arg("class of hardware, 0 to 9")
+    score: float = arg("points that make the tier")
+    tflops: float = arg("10^12 operations a second in large products")
+    read_gb_per_s: float = arg("gigabytes of weights read a second")
+    copy_gb_per_s: float = arg("gigabytes copied to an accelerator a second; 0: none")
+    memory_bytes: int = arg("memory of the device")
+    most_copies: int = arg("experts that the tier allows beyond placement")
+
+
+@record
 class Status:
     """A node at a glance (DEC-E4)."""
 
@@ -40,6 +54,7 @@ class Status:
     disk_bytes: int = arg("bytes that the home takes on its disk")
     disk_limit_bytes: int | None = arg("most that it may take; null: no limit")
     http: str | None = arg("where the HTTP gateway listens; null: off")
+    hardware: Hardware | None = arg("what it can do; null: not measured yet")
     warnings: list[str] = arg("what the operator should know; empty when all is well")
     uptime_s: float = arg("seconds since the daemon was ready")
 

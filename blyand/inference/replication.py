@@ -60,7 +60,7 @@ class Replication:
         enabled: bool = True,
     ) -> None:
         self._usage = usage
-        self._sight = sight
+        self.sight = sight
         self._account = account
         self._random = random
         self._enabled = enabled
@@ -84,7 +84,7 @@ class Replication:
 
     async def look(self) -> None:
         """Let go of what nobody used; choose what is hot and not here."""
-        for record in list(MODELS.scan(self._sight.view())):
+        for record in list(MODELS.scan(self.sight.view())):
             if record.weights == record.groups:
                 await self._look_at(record)
         self._count.set(sum(map(len, self._chosen.values())))
@@ -101,9 +101,9 @@ class Replication:
             del kept[group]
         if use is None or use.tokens < LEAST_TOKENS or record.run is not None:
             return
-        disk_bytes = await trio.to_thread.run_sync(self._sight.disk_bytes)
+        disk_bytes = await trio.to_thread.run_sync(self.sight.disk_bytes)
         room, holders = self._room(layout, disk_bytes), self._holders(record.id)
-        held = self._sight.held(record.id) | kept.keys()
+        held = self.sight.held(record.id) | kept.keys()
         draw = record.id + self._account
         new = await trio.to_thread.run_sync(
             additions_of, layout, use, held, holders, room, draw
@@ -113,7 +113,7 @@ class Replication:
             kept[group] = now_s
 
     def _room(self, layout: Layout, disk_bytes: int) -> Room:
-        sight = self._sight
+        sight = self.sight
         taken = 0
         for record in MODELS.scan(sight.view()):
             mine = sight.held(record.id) | self._chosen.get(record.id, {}).keys()
@@ -128,7 +128,7 @@ class Replication:
 
     def _holders(self, model: bytes) -> dict[int, int]:
         counts: dict[int, int] = {}
-        for held in self._sight.hosts(model).values():
+        for held in self.sight.hosts(model).values():
             for group in held:
                 counts[group] = counts.get(group, 0) + 1
         return counts

@@ -187,11 +187,11 @@ def _count(use: Use, window: Window, layer: int, chosen: np.ndarray) -> None:
         use.pair_visits = np.zeros((shape.layers, shape.experts))
         use.pair_tokens = np.zeros(shape.layers)
     assert use.pair_visits is not None and use.pair_tokens is not None
-    hot = np.zeros((len(chosen), shape.experts), np.float32)  # (n, E)
-    np.put_along_axis(hot, chosen, 1.0, axis=1)
-    together = (hot.T @ hot).astype(np.uint32)  # (E, E)
-    np.fill_diagonal(together, 0)
-    use.pairs[layer] += together
+    # Counted, not multiplied: a product would wake the threads of a linear algebra.
+    both = chosen[:, :, None] * shape.experts + chosen[:, None, :]  # (n, k, k)
+    together = np.bincount(both.ravel(), minlength=shape.experts**2)
+    use.pairs[layer] += together.reshape(use.pairs[layer].shape).astype(np.uint32)
+    np.fill_diagonal(use.pairs[layer], 0)
     use.pair_visits[layer] += counts
     use.pair_tokens[layer] += len(chosen)
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -31,6 +32,9 @@ from blyand.store.budget import Budget
 from blyand.training.holder import Holder
 from blyand.training.learner import Learner
 
+if TYPE_CHECKING:  # torch is imported when a node is built, not when it is named
+    from blyand.inference.hardware import Hardware
+
 MANY_BEHIND = 8  # checkpoints that gossip and one poll may leave open
 
 
@@ -46,6 +50,8 @@ class Standing:
     learner: Learner | None  # None where this node does not learn
     warnings: Callable[[], Sequence[str]]  # what others found at the start or since
     budget: Budget
+    hardware: Hardware
+    most_copies: Callable[[int], int]  # of experts, by their bytes
     home: Path
     account: bytes  # this node's
 
@@ -94,6 +100,7 @@ def bind(
             disk_bytes=await disk_lane.run(standing.budget.used_bytes),
             disk_limit_bytes=standing.budget.limit_bytes,
             http=url(),
+            hardware=hardware_of(standing),
             warnings=list(warnings_of(standing, account)),
             uptime_s=trio.current_time() - ready,
         )
@@ -131,6 +138,23 @@ def bind(
             disk_limit_bytes=standing.budget.limit_bytes,
             disk_free_bytes=shutil.disk_usage(standing.home).free,
         )
+
+
+def hardware_of(standing: Standing) -> spec.Hardware | None:
+    """Return what was measured of this machine; None before that."""
+    speed = standing.hardware.speed
+    if speed is None:
+        return None
+    return spec.Hardware(
+        device=speed.device,
+        tier=speed.tier,
+        score=speed.score,
+        tflops=speed.tflops,
+        read_gb_per_s=speed.read_gb_per_s,
+        copy_gb_per_s=speed.copy_gb_per_s,
+        memory_bytes=speed.memory_bytes,
+        most_copies=standing.most_copies(1),
+    )
 
 
 def resident_bytes() -> int:

@@ -13,7 +13,7 @@ from blyan_proto.constants import PPM
 
 BEGIN_PPM = 200_000
 END_PPM = 100_000
-MOST_MOVES = 256
+MOST_MOVES = 64
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,22 @@ def loads(
     held: Mapping[str, Collection[int]], visits: Mapping[int, int]
 ) -> dict[str, int]:
     """Return each node's load: an expert's visits fall on its holders in equal parts."""
+    shares = _shares(held, visits)
+    return {
+        node: sum(shares[expert] for expert in experts)
+        for node, experts in held.items()
+    }
+
+
+def _shares(
+    held: Mapping[str, Collection[int]], visits: Mapping[int, int]
+) -> dict[int, int]:
+    """Return what of an expert's visits falls on each of its holders."""
     copies: dict[int, int] = {}
     for experts in held.values():
         for expert in experts:
             copies[expert] = copies.get(expert, 0) + 1
-    return {
-        node: sum(PPM * visits.get(expert, 0) // copies[expert] for expert in experts)
-        for node, experts in held.items()
-    }
+    return {e: PPM * visits.get(e, 0) // count for e, count in copies.items()}
 
 
 def imbalance_ppm(load: Mapping[str, int]) -> int:
@@ -61,9 +69,10 @@ def plan(
     load = loads(now, visits)
     if imbalance_ppm(load) <= BEGIN_PPM:
         return ()
+    shares = _shares(now, visits)  # a move changes none
     moves: list[Move] = []
     while imbalance_ppm(load) > END_PPM and len(moves) < MOST_MOVES:
-        best = _best(now, load, visits, capacities)
+        best = _best(now, load, shares, capacities)
         if best is None:
             break
         share, move = best
@@ -78,14 +87,10 @@ def plan(
 def _best(
     held: Mapping[str, set[int]],
     load: Mapping[str, int],
-    visits: Mapping[int, int],
+    shares: Mapping[int, int],
     capacities: Mapping[str, int],
 ) -> tuple[int, Move] | None:
     """Return the load of the move that helps most, and the move; None if none helps."""
-    copies: dict[int, int] = {}
-    for experts in held.values():
-        for expert in experts:
-            copies[expert] = copies.get(expert, 0) + 1
     found: list[tuple[int, int, str, str, int]] = []
     busiest = max(held, key=lambda node: (load[node], node))
     idlest = min(held, key=lambda node: (load[node], node))
@@ -94,7 +99,7 @@ def _best(
         if gap <= 0 or len(held[target]) >= capacities.get(target, 0):
             continue
         for expert in held[source] - held[target]:
-            share = PPM * visits.get(expert, 0) // copies[expert]
+            share = shares[expert]
             gain = share * (gap - share)  # half of what the squares lose
             if gain > 0:
                 found.append((-gain, expert, source, target, share))

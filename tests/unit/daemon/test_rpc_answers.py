@@ -56,6 +56,7 @@ from blyand.compute import Threads
 from blyand.config import Config
 from blyand.errors import NoRoute, NotHere, Unavailable, WrongAnswer
 from blyand.events import Broadcast, CheckpointFinalised
+from blyand.inference.hardware import Speed
 from blyand.inference.routes import Routes
 from blyand.net.host import PeerInfo
 from blyand.net.identity import peer_id_of
@@ -74,12 +75,14 @@ from blyand.rpc import (
     model,
     node,
     peer,
+    plan,
     proof,
     prove,
     rounds,
     runs,
     tile,
     train,
+    usage,
     verify,
 )
 from blyand.rpc.bind import Answers
@@ -398,6 +401,7 @@ def test_the_status_says_what_is_wrong(world, tmp_path):
     pending = world.block(Transfer(1, OTHER.account, 1, 0, ""), parents=[bytes(32)])
     peers = {}
     learner = SimpleNamespace(status="training round 3 of 6", paused=False)
+    hardware = SimpleNamespace(speed=None)
     standing = node.Standing(
         world.machine,
         SimpleNamespace(behind=0),
@@ -407,6 +411,8 @@ def test_the_status_says_what_is_wrong(world, tmp_path):
         learner,
         lambda: ("the database was repaired",),
         Budget(None, tmp_path),
+        hardware,
+        lambda size: 1,
         tmp_path,
         KEY.account,
     )
@@ -433,11 +439,13 @@ def test_the_status_says_what_is_wrong(world, tmp_path):
         assert status.account == KEY.account and status.finalised == 1
         assert status.height == pending.header.height == 1
         assert [h.groups for h in status.hosted] == [["embed", "layer0.trunk"]]
-        assert status.training == learner.status
+        assert status.training == learner.status and status.hardware is None
+        hardware.speed = Speed("a T4", True, 16 << 30, 65.0, 300.0, 15.75)
         assert "repaired" in status.warnings[0] and "no peer" in status.warnings[1]
         peers["x"] = learner.paused = True
         world.machine.halted = "checkpoint 9 gives another state root here"
         status = await world.ask("node.status")
+        assert (status.hardware.tier, status.hardware.most_copies) == (9, 1)
         assert status.peers == 1 and len(status.warnings) == 3
         assert status.warnings[0] == world.machine.halted
         assert status.disk_bytes >= 1000 and status.disk_limit_bytes is None
@@ -1199,6 +1207,10 @@ def test_every_spec_of_these_nouns_has_its_answer(world):
     bind_tiles(world)
     proof.bind(world.answers, ordering=world.ordering, proof=None)
     bind_models(world)
+    usage.bind(
+        world.answers, holders=world.holders, usage=None, replication=None, lane=None
+    )
+    plan.bind(world.answers, around=None, lane=None)
     bind_training(world, None)
     data.bind(
         world.answers,
