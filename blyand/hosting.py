@@ -110,14 +110,15 @@ def copying(
     from blyand.inference.replication import Replication, Sight
 
     config, budget, file = base.config, base.stores.budget, base.home.path / "speed"
+    device = choose_device(config.compute.device)
     hardware = Hardware(
-        choose_device(config.compute.device),
+        device,
         base.infer_lane,
         read_or_none(file),
         functools.partial(replace_file, file),
     )
     room_bytes = choose_memory_bytes(
-        config.inference.memory_mib, config.compute.daemons_on_host
+        config.inference.memory_mib, config.compute.daemons_on_host, device
     )
 
     def disk_bytes() -> int:

@@ -285,6 +285,7 @@ def _serving(
         Numerics[config.inference.numerics.upper()],
         config.inference.recipe,
         config.inference.slice_mib << 20,
+        usage,
         language.vocabularies,
         language.grammars,
     )

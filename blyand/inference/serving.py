@@ -80,16 +80,16 @@ class Serving:
         numerics: Numerics,
         recipe: str,
         slice_bytes: int,
+        usage: Usage,
         vocabularies: Vocabularies | None = None,
         grammars: Grammars | None = None,
-        usage: Usage | None = None,
     ) -> None:
         self._view = view
         self._held = held
         self._tiles = tiles
         self._events = events
         self._versions = Versions()
-        self.usage = usage or Usage()
+        self.usage = usage
         experts = Experts(blobs, budget_bytes, metrics, device, recipe_called(recipe))
         trunks = Trunks(blobs, device)
         self._batcher = Batcher(experts, lane)
