@@ -209,6 +209,8 @@ class SpanServer:
         if session is None:
             raise NotHere("there is no such session")
         x = await self._read(session, request)
+        if self._sessions.get((peer, request.session)) is not session:
+            raise NotHere("the session ended")  # while the step was read
         if len(session.steps) >= MAX_WAITING:
             raise Busy(f"{len(session.steps)} steps of the session are under way")
         numerics = session.opened.numerics

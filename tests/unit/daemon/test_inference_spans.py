@@ -19,7 +19,9 @@ from blyan_proto.protocols.span import (
     Step,
 )
 from blyan_tile.model.cache import cache_bytes
+from blyand.compute import Threads
 from blyand.errors import Busy, NoRoute, NotHere, StaleVersion, Unavailable
+from blyand.inference import spans
 from blyand.inference.course import flow
 from blyand.inference.editions import groups_between, name_of
 from blyand.inference.session import Session
@@ -614,3 +616,40 @@ def test_layers_that_are_whole_are_offered():
 
     spans = [leg for leg in trio.run(run) if leg.way is Way.SPAN]
     assert [(leg.first, leg.end, leg.peer) for leg in spans] == [(1, 3, "b")]
+
+
+class Slow(Threads):
+    """Reads rows when it may."""
+
+    def __init__(self):
+        super().__init__("rows", 1)
+        self.may = trio.Event()
+
+    async def run(self, fn, *args):
+        await self.may.wait()
+        return await super().run(fn, *args)
+
+
+def test_a_session_that_ends_while_a_step_is_read_computes_nothing(monkeypatch):
+    monkeypatch.setattr(spans, "SMALL_BYTES", 0)  # as if the rows were wide
+
+    async def test(served):
+        x = rows(600)
+        for start in range(0, 600, 100):
+            await served.step(start, x[start : start + 100], tail=1)
+        served.node.spans._lane = slow = Slow()
+        computed = served.node.runs._rows.value
+
+        async def refused():
+            with pytest.raises(NotHere, match="ended"):
+                await served.step(0, x[:9])  # what the window has passed over
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refused)
+            await trio.testing.wait_all_tasks_blocked()
+            await served.ask(End(b"i" * 16))
+            slow.may.set()
+        assert served.node.runs._rows.value == computed
+        assert served.node.room.left == served.node.room.budget_bytes
+
+    serving(test, shape=replace(DEEP, attention_window=40), capacity=640)
