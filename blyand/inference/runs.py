@@ -25,6 +25,7 @@ from blyan_tile.model.cache import KeyValueCache
 from blyan_tile.model.transformer import PREFILL_TOKENS, Part, Trunk
 from blyand.compute import Threads
 from blyand.errors import Unavailable
+from blyand.inference.call import Overflow
 from blyand.inference.experts import Experts, InUse
 from blyand.inference.pins import Heads
 from blyand.inference.trunks import Trunks
@@ -34,6 +35,7 @@ STEP_TOKENS = 8  # a sequence with more of them to go is a prompt
 CALL_SEQUENCES = 256  # that decode in one call
 MIXED_TOKENS = 64  # of prompts in one call while others decode
 DECODING_S = 0.05  # others decode: one did within this time
+NOT_FINITE = "the model gave logits that are not finite"
 RETURN_PASSES = 8  # of the event loop, for the next step of those who decoded
 
 Choose = Callable[[int, np.ndarray], Any]  # (row of the run, logits (V,)) -> anything
@@ -116,7 +118,7 @@ class Runs:
         """Return choose(row, logits (V,)) of each row from `from_row` on.
 
         `choose` runs in the lane, row by row. `run.end` is the last layer's. Raises like
-        `run`.
+        `run`; Overflow for logits that are not finite.
         """
         order = _Order(run, choose, from_row, trio.current_time())
         await self._complete(order)
@@ -278,4 +280,7 @@ def _hand_out(trunk: Trunk, pieces: list[_Piece], hidden: Tensor) -> None:
     logits = trunk.logits(hidden[[row for _, _, row in wanted]])  # (wanted, V)
     for (order, row, _), values in zip(wanted, logits.float().cpu().numpy()):
         assert order.choose is not None
-        order.chosen.append(order.choose(row, values))
+        if order.failure is None and not np.isfinite(values).all():
+            order.failure = Overflow(NOT_FINITE)
+        if order.failure is None:
+            order.chosen.append(order.choose(row, values))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import trio
 from torch import Tensor
@@ -19,8 +20,9 @@ from blyan_proto.protocols.expert import Numerics
 from blyan_tile.model.transformer import Trunk
 from blyand.compute import Threads
 from blyand.errors import NotHere, TooSlow
+from blyand.inference.call import Overflow
 from blyand.inference.passes import Pass, run_pass
-from blyand.inference.runs import Choose, Run, Runs
+from blyand.inference.runs import NOT_FINITE, Choose, Run, Runs
 from blyand.inference.scatter import Scatter
 
 
@@ -146,11 +148,16 @@ class LocalStage:
 def choose_rows(
     trunk: Trunk, hidden: Tensor, choose: Choose, from_row: int
 ) -> list[Any]:
-    """Return choose(row, logits (V,)) of hidden (T, d) from `from_row` on; in a lane."""
+    """Return choose(row, logits (V,)) of hidden (T, d) from `from_row` on; in a lane.
+
+    Overflow for logits that are not finite.
+    """
     if from_row >= len(hidden):
         return []  # an earlier chunk of a prompt
     with torch.no_grad():
         logits = trunk.logits(hidden[from_row:]).float().cpu().numpy()  # (wanted, V)
+    if not np.isfinite(logits).all():
+        raise Overflow(NOT_FINITE)
     return [choose(from_row + row, values) for row, values in enumerate(logits)]
 
 

@@ -117,7 +117,10 @@ class World:
 
     def adopt(self, seed):
         """Finalise a checkpoint at which the weights of `seed` are the heads."""
-        self.parameters = initial_parameters(self.model.architecture, seed)
+        self.adopt_parameters(initial_parameters(self.model.architecture, seed))
+
+    def adopt_parameters(self, parameters):
+        self.parameters = parameters
         self.height += 1
         self.record = replace(self.record, adopted_height=self.height)
         MODELS.put(self.view, self.record, MODEL)
