@@ -6,19 +6,24 @@ whole layers, one asks for experts in slices.
 
 from __future__ import annotations
 
+import json
 import random
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from blyan_proto.rpc.errors import shared_code
 from blyan_tile.model.sampling import Sampling, choose_token
 from blyan_tile.model.transformer import LocalModel
 from tests.agreement import assert_same, read_model
 from tests.bench import made_checkpoint
 from tests.functional.harness import Daemon, Network, network, wait_for
+from tests.functional.test_one_node import connected, is_idle, memory_kib
 
 pytestmark = pytest.mark.functional
 
@@ -28,6 +33,7 @@ SHAPE = made_checkpoint.TINY | {
 }
 PROMPT = [(37 * place + 11) % 400 for place in range(21)]
 TOKENS = 40
+BUSY = shared_code("infer", "busy")
 ROUTES = [(0, "experts"), (1, "local"), (2, "local"), (3, "spans"), (3, "experts")]
 
 
@@ -57,7 +63,7 @@ def expected(folder: Path) -> tuple[LocalModel, list[int]]:
 def net(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[Network]:
     with network(tmp_path_factory.mktemp("answers") / "d", 4) as made:
         configure(made[1], spans='"0-1"')
-        configure(made[2], spans='"0-1"', memory_mib="2")
+        configure(made[2], spans='"0-1"', memory_mib="2", cache_mib="6")
         configure(made[3], slice_mib="1")
         told = made[0].call("model.import", directory=str(folder))
         wait_for(lambda: all(is_placed(made, node) for node in made.nodes), "placed")
@@ -124,6 +130,55 @@ def test_an_answer_is_the_same_by_every_way(net, expected, number, route):
             one["name"] for n in net.nodes for one in n.call("expert.cache")["experts"]
         ]
         assert any("#" in name for name in ready)
+
+
+def test_a_thousand_at_once_are_answered_or_told_to_come_back(net, expected):
+    """`net[2]` has memory for the keys and values of some fifty."""
+    model, tokens = expected
+    node = net[2]
+    node.call("infer.generate", **asked(route="local"))
+    before = memory_kib(node.pid)
+    told: Counter[str] = Counter()
+    with ExitStack() as kept:
+        files = []
+        for _ in range(20):
+            sock = kept.enter_context(connected(node))
+            for number in range(50):
+                sock.sendall(line(number, max_tokens=40 - 1, route="local"))
+            files.append(kept.enter_context(sock.makefile("rb")))
+        for file in files:
+            left = 50
+            while left:
+                reply = json.loads(file.readline())
+                left -= "method" not in reply
+                if "error" in reply:
+                    assert reply["error"]["code"] == BUSY, reply
+                    told["busy"] += 1
+                elif "result" in reply:
+                    made = reply["result"]["token_ids"]
+                    assert_same(model, PROMPT, tokens[:-1], made)
+                    told["answered"] += 1
+    assert told["answered"] >= 40 and told["busy"] >= 600
+    assert told.total() == told["answered"] + told["busy"] == 1000
+    assert memory_kib(node.pid) < before + 64 * 1024, before
+
+
+def test_who_hangs_up_is_not_computed_for(net):
+    node = net[3]
+    for route in ("spans", "experts"):
+        with connected(node) as sock, sock.makefile("rb") as file:
+            for number in range(8):
+                sock.sendall(line(number, max_tokens=200, route=route))
+            file.readline()
+        wait_for(lambda: not node.call("infer.list")["requests"], "given up", 10.0)
+        for other in net.nodes:
+            wait_for(lambda: is_idle(other.pid), f"{other.name} computes nothing", 10.0)
+
+
+def line(number: int, **more: Any) -> bytes:
+    """Return a request as it travels."""
+    request = {"jsonrpc": "2.0", "id": number, "method": "infer.generate"}
+    return json.dumps(request | {"params": asked(**more)}).encode() + b"\n"
 
 
 @pytest.mark.parametrize("route", ["spans", "experts", "auto"])

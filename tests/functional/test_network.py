@@ -290,6 +290,41 @@ EXPECTED = {
 }
 
 
+def test_answers_stay_whole_while_five_versions_are_adopted(net: Network):
+    started = net[0].call(
+        "train.start", preset="tiny", rounds=5, adopt_every=1, deadline_s=2.0
+    )
+    answers: dict[str, list[list[int]]] = (
+        {}
+    )  # by the checkpoint whose versions answered
+    repinned = 0
+
+    def ask(node: Daemon) -> None:
+        nonlocal repinned
+        asked = {"prompt": "while ", "max_tokens": 60}
+        told = node.call("infer.generate", **asked)
+        assert told["finish_reason"] == "length" and len(told["token_ids"]) == 60
+        if told["repinned"]:
+            repinned += (
+                1  # it began again at a newer version: its first tokens are older
+            )
+        else:
+            answers.setdefault(told["checkpoint"], []).append(told["token_ids"])
+
+    def all_adopted() -> bool:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(ask, (net[0], net[3])))
+        return adopted(net[0]) == 5
+
+    assert started["rounds"] == 5
+    wait_for(all_adopted, "five versions are adopted")
+    for made in answers.values():
+        assert all(one == made[0] for one in made)
+    assert any(len(made) > 1 for made in answers.values())
+    different = {tuple(one) for made in answers.values() for one in made}
+    assert len(different) > 1, repinned
+
+
 def is_well(net: Network) -> None:
     """All nodes know each other and give the same answer."""
 
