@@ -317,9 +317,7 @@ def open_checkpoint(directory: str) -> Iterator[Checkpoint]:
         folder = os.open(directory, _FOLDER)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise DecodeError(
-            f"the folder {shown(directory)} cannot be opened: {why}"
-        ) from None
+        raise DecodeError(f"the folder cannot be opened: {why}") from None
     with ExitStack() as files:
         files.callback(os.close, folder)
         yield Checkpoint(folder, files)

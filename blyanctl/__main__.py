@@ -24,6 +24,11 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NO_DAEMON = 3
 EXIT_INTERRUPTED = 130
+# What ctrl-C does to what the daemon was asked for, where that is worth a word.
+INTERRUPTED = {
+    "train.watch": "Stopped watching; the run goes on.",
+    "model.import": "Interrupted; the same command goes on from there.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,11 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_NO_DAEMON)
     except KeyboardInterrupt:
         start = "\n" if sys.stderr.isatty() else ""  # after the terminal's ^C
-        watching = getattr(arguments, "method", None)
-        if watching is not None and watching.name == "train.watch":
-            text = f"{start}Stopped watching; the run goes on."
-            return _fail(text, EXIT_INTERRUPTED)
-        return _fail(f"{start}Interrupted.", EXIT_INTERRUPTED)
+        method = getattr(arguments, "method", None)
+        name = "" if method is None else method.name
+        text = INTERRUPTED.get(name, "Interrupted.")
+        return _fail(start + text, EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output is gone; keep the interpreter from writing to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

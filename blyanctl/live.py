@@ -210,15 +210,28 @@ def ending(method: str, result: JsonObject, streamed: bool) -> tuple[str, str] |
     return "", generated(result)
 
 
+# What a person reads for the reason that a generation ended.
+ENDS = {
+    "length": "cut off at its length",
+    "stop": "ended at a stop",
+    "end": "ended by the model",
+}
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
 def generated(result: JsonObject) -> str:
     """Return one line about a generation."""
     timings: dict[str, Any] = result["timings"]
-    rate = timings["tokens_per_s"]
+    rate, retries = timings["tokens_per_s"], result["retries"]
+    made = _counted(len(result["token_ids"]), "token", "tokens")
     parts = [
-        f"{len(result['token_ids'])} tokens in {duration(timings['total_s'])}",
+        f"{made} in {duration(timings['total_s'])}",
         f"{cell('tokens_per_s', rate)} tokens/s" if rate is not None else "",
-        f"{len(result['peers'])} peers",
-        f"{result['retries']} retries" if result["retries"] else "",
-        result["finish_reason"],
+        _counted(len(result["peers"]), "node", "nodes"),
+        _counted(retries, "retry", "retries") if retries else "",
+        ENDS.get(result["finish_reason"], result["finish_reason"]),
     ]
     return ", ".join(part for part in parts if part)

@@ -180,7 +180,7 @@ def _metavar(field: Field) -> str:
         return "BLY"
     schema = field.shape.schema
     kind = _kind(schema.get("items", schema))
-    return {"integer": "N", "number": "X"}.get(kind, "TEXT")
+    return {"integer": "N", "number": "X", "object": "JSON"}.get(kind, "TEXT")
 
 
 def _reader(field: Field) -> Callable[[str], Any]:

@@ -79,7 +79,7 @@ def _gather(
 # Lists that are the point of their result: an empty one is said to be empty.
 TABLES = frozenset(
     "peers bans chains blocks experts models datasets tiles groups options protocols "
-    "versions kinds problems pins recipients leaders windows slashes sessions "
+    "requests versions kinds problems pins recipients leaders windows slashes sessions "
     "lines".split()
 )
 
@@ -121,6 +121,8 @@ def _short(name: str, value: Any) -> str:
 
 def label(name: str) -> str:
     """Return a field's name for people: no underscores, no unit."""
+    if name.endswith("_per_s"):
+        return name.removesuffix("_per_s").replace("_", " ") + "/s"
     for unit in UNITS:
         if name.endswith(unit):
             name = name[: -len(unit)]

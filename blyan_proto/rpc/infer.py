@@ -59,7 +59,8 @@ class Generate:
         high=100,
     )
     logit_bias: dict[str, Any] | None = arg(
-        "token id -> what to add to its logit, -100 to 100", default=None
+        "token id -> what to add to its logit, -100 to 100, as '{\"13\": -100}'",
+        default=None,
     )
     stop: list[str] | None = arg(
         "texts that end it; not part of the result", default=None, low=1, high=16
@@ -72,7 +73,9 @@ class Generate:
         "tell so many likeliest tokens with each", default=None, low=0, high=MAX_TOP
     )
     schema: dict[str, Any] | None = arg(
-        "JSON Schema that the answer fits, unless it ends for its length", default=None
+        "JSON Schema that the answer fits, unless it ends for its length; the schema "
+        "itself, no file",
+        default=None,
     )
     numerics: str | None = arg(
         "how to compute; default: as the node is configured",

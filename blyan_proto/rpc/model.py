@@ -206,7 +206,7 @@ class Architecture:
     rms_epsilon_ppb: int = arg("added under the root of every norm, parts per billion")
     normalise_top_k: bool = arg("the weights of a token's experts add up to 1")
     query_key_norm: str = arg("none, head (each on its own) or width (across heads)")
-    clip_qkv_micro: int = arg("bound on queries, keys and values, micro; 0: none")
+    clip_qkv: float = arg("bound on queries, keys and values; 0: none")
     attention_window: int = arg("tokens that a token sees, itself included; 0: all")
     attention_bias: str = arg("which projections add a bias: none, qkv or all")
     shared_width: int = arg("hidden width of the expert of every token; 0: none")

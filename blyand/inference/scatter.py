@@ -359,5 +359,6 @@ class _Gathering:
         name = self._layer.piece.name(group.name)
         why = self._why.get(expert)
         if why is None:
-            return f"no peer that holds {name} is connected"
+            see = "`blyanctl expert list` shows who holds what"
+            return f"no peer that holds {name} is connected; {see}"
         return f"no peer that holds {name} answered; the last one: {why}"

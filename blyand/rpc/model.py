@@ -226,7 +226,7 @@ def architecture_of(shape: Architecture) -> spec.Architecture:
         rms_epsilon_ppb=shape.rms_epsilon_ppb,
         normalise_top_k=shape.normalise_top_k,
         query_key_norm=shape.query_key_norm.name.lower(),
-        clip_qkv_micro=shape.clip_qkv_micro,
+        clip_qkv=shape.clip_qkv_micro / 1e6,
         attention_window=shape.attention_window,
         attention_bias=shape.attention_bias.name.lower(),
         shared_width=shape.shared_width,

@@ -137,7 +137,8 @@ def _called(
         return records[0]
     found = [r for r in records if name_of(r) == name or r.id.hex() == name.lower()]
     if not found:
-        hint = nearest(name, {name_of(record) for record in records})
+        known = {name_of(record) for record in records}
+        hint = nearest(name, known) or f"; there are: {_listed(known)}"
         raise RpcError(unknown, f"no {what} is called {name!r}{hint}")
     if len(found) > 1:
         ids = _listed(record.id.hex() for record in found)

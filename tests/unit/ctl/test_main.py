@@ -59,7 +59,9 @@ def test_text_alone_or_as_it_comes(
         assert main([*argv, "--stream"]) == 0
         out, err = capsys.readouterr()
         assert out == "a time\n"
-        assert err == "2 tokens in 0.15 s, 20.0 tokens/s, 1 peers, length\n"
+        assert (
+            err == "2 tokens in 0.15 s, 20.0 tokens/s, 1 node, cut off at its length\n"
+        )
         assert main([*argv, "--stream", "--json"]) == 0
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert lines == [*TOKENS, GENERATED]
@@ -90,6 +92,10 @@ def test_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("command", "says"),
     [
         (["train", "watch"], "Stopped watching; the run goes on.\n"),
+        (
+            ["model", "import", "x"],
+            "Interrupted; the same command goes on from there.\n",
+        ),
         (["infer", "generate", "x", "--stream"], "Interrupted.\n"),
     ],
 )

@@ -41,7 +41,7 @@ def test_plain_fields_then_tables() -> None:
 
 
 def test_a_list_alone_has_no_title_and_an_empty_one_says_so() -> None:
-    assert render({"peers": []}) == "none"
+    assert render({"peers": []}) == render({"requests": []}) == "none"
     assert render({"peers": [{"a": 1}]}) == "a\n1"
     assert render({"peer_id": "x", "holders": []}) == "peer id  x\nholders  -"
 
@@ -94,7 +94,8 @@ def test_spans_sizes_and_labels() -> None:
         "5d 05h",
     ]
     assert size(5 * 1024**4) == "5120.0 GiB"
-    assert label("up_bytes") == "up" and label("peer_id") == "peer id"
+    assert label("up_bytes") == "up" and label("tokens_per_s") == "tokens/s"
+    assert label("peer_id") == "peer id"
 
 
 def report(round: int, **more: object) -> dict[str, object]:

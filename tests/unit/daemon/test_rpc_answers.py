@@ -795,6 +795,9 @@ def test_models_and_experts_with_their_holders(world):
     assert "'tiny'" in refusal(
         errors.MODEL_UNKNOWN, lambda: ask("model.show", model="tyni")
     )
+    assert refusal(
+        errors.MODEL_UNKNOWN, lambda: ask("model.show", model="mixtral-8x7b")
+    ).endswith("; there are: tiny")
     with_model(world, "second")
     assert "second, tiny" in refusal(errors.MODEL_AMBIGUOUS, lambda: ask("model.show"))
 
