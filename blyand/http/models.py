@@ -37,8 +37,13 @@ class Models:
         return record
 
     async def every(self, request: Request, reply: Reply) -> None:
-        """List them."""
-        data = [self._shown(record) for record in self._records()]
+        """List them, first the one whose experts nodes tell of: clients take the first."""
+        told_first = sorted(
+            self._records(),
+            key=lambda record: (record.run is not None, record.adopted_height),
+            reverse=True,
+        )
+        data = [self._shown(record) for record in told_first]
         await reply.json({"object": "list", "data": data})
 
     async def one(self, request: Request, reply: Reply) -> None:

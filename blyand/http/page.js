@@ -259,6 +259,7 @@ async function ask_for_answer(item) {
   };
   const most = Math.round(Number(at("most").value));
   if (most > 0) body.max_completion_tokens = most;
+  if (at("form").value) body.chat_template = at("form").value;
   for (let from = 0; ; from += 2) {
     try {
       const asked = { ...body, messages: told.slice(from) };

@@ -38,7 +38,8 @@ class Api:
                 raise RpcError(MODEL_UNKNOWN, f"no model is called {name!r}")
             return record
 
-        models = Models(lambda: [record], called, lambda record: 1_700_000_000)
+        self.records = [record]
+        models = Models(lambda: self.records, called, lambda record: 1_700_000_000)
         cost = lambda tokens: tokens * PRICE_MICRO  # noqa: E731
         means = Means(models, self.generation, self.render, cost, b"owner", "a")
         routes = {

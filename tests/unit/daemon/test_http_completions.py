@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import trio
@@ -37,6 +38,23 @@ def test_models_are_told():
         assert (missing.status, missing.error["code"]) == (404, "model_not_found")
         asked = await api.complete(model="none", prompt="a")
         assert (asked.status, asked.error["param"]) == (404, "model")
+
+    with_api(check)
+
+
+def test_the_model_in_training_is_listed_first_then_the_newest():
+    async def check(api):
+        old = api.world.record
+        new = replace(old, adopted_height=old.adopted_height + 1)
+        for run in (None, b"r" * 32):
+            old = replace(old, run=run)
+            api.records = [
+                replace(record, model=replace(record.model, name=name))
+                for record, name in ((old, "old"), (new, "new"))
+            ]
+            listed = (await api.ask("/v1/models", "GET")).json["data"]
+            expected = ["old", "new"] if run else ["new", "old"]
+            assert [model["id"] for model in listed] == expected
 
     with_api(check)
 
