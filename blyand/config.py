@@ -137,6 +137,13 @@ class InferenceSection:
         "mapped), bf16, int8, int4. Smaller ones are faster and less exact.",
         choices=("f32", "bf16", "int8", "int4"),
     )
+    lookup: int = option(
+        7,
+        "Tokens to guess at once, from what followed before in prompt and answer, where it "
+        "pays; they are computed together, and the answer is the same. 0: none.",
+        low=0,
+        high=7,
+    )
     slice_mib: int = option(
         0,
         "Experts at peers that take more than this in float32 are asked for in slices of "

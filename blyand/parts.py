@@ -288,6 +288,8 @@ def _serving(
         usage,
         language.vocabularies,
         language.grammars,
+        usage,
+        lookup=config.inference.lookup,
     )
 
 

@@ -154,6 +154,8 @@ class Generated:
     retries: int = arg("calls sent again to another peer")
     hedges: int = arg("calls sent to a second peer, too, because the first was late")
     repinned: int = arg("times it began again at a newer checkpoint")
+    drafted: int = arg("tokens guessed from what followed before")
+    accepted: int = arg("of these: guessed right, made without a step of their own")
     request: str = arg("the name by which it could be cancelled")
 
 

@@ -61,16 +61,21 @@ class Chooser:
     def look(self, row: int, logits: np.ndarray) -> Choice:
         """Return the next token, or how likely the prompt's next token was.
 
-        logits (V,) after token `row` of the prompt, or after the last token that was
-        accepted. Changes nothing; runs in the lane.
+        logits (V,) after token `row` of what was fed: the prompt, later the token that
+        was accepted last and drafted ones. Changes nothing; runs in the lane.
         """
         wanted, top = self._wanted, self._wanted.logprobs or 0
         logits = logits[: self._limit]
         if not self._made and row + 1 < len(wanted.tokens):
             return score(logits, wanted.tokens[row + 1], top)
-        position = len(wanted.tokens) + self._made
+        first = len(wanted.tokens) + self._made if self._made else 1  # after row 0
         return choose(
-            logits, wanted.sampling, position, self._history, self._constraint, top
+            logits,
+            wanted.sampling,
+            first + row,
+            self._history,
+            self._constraint,
+            top,
         )
 
     def accept(self, choice: Choice) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from blyan_tile.model.lookup import Drafting, agreeing
 from blyan_tile.model.sampling import Choice
 from blyand.errors import Busy
 from blyand.inference.chooser import Chooser, Wanted
@@ -21,6 +22,7 @@ from blyand.inference.vocabularies import Vocabularies
 __all__ = ["MAX_SESSIONS", "Generation", "Made", "Result", "UnderWay", "Wanted"]
 
 MAX_SESSIONS = 256  # above it Busy; before that, there is no room for the cache
+CROWD = 4  # sequences at once, above which rows that may be in vain delay others
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Result:
     hedges: int = 0
     retries: int = 0
     repinned: int = 0
+    drafted: int = 0  # tokens that were looked up, and those of them that were right
+    accepted: int = 0
     visits: Counter[tuple[int, int]] | None = None  # (layer, expert) -> tokens; traced
 
     @property
@@ -100,9 +104,12 @@ class Generation:
         max_sessions: int = MAX_SESSIONS,
         vocabularies: Vocabularies | None = None,
         grammars: Grammars | None = None,
+        lookup: int = 0,
     ) -> None:
+        """`lookup`: tokens drafted at once, at most; 0: none."""
         self._parts = parts
         self._max_sessions = max_sessions
+        self._lookup = lookup
         self._under_way: dict[str, UnderWay] = {}
         self.vocabularies = vocabularies or Vocabularies()
         self.grammars = grammars or Grammars()
@@ -165,44 +172,75 @@ class Generation:
                     feed, from_row = list(wanted.tokens), length - 1
                     if wanted.echo_logprobs:
                         from_row, end = 0, max(end, length + 1)
-                    for position in range(length, end):
+                    drafting = Drafting(feed, end, self._most_drafted(wanted))
+                    position = length
+                    while position < end:
+                        draft = self._draft(drafting, end - 1 - position)
+                        began_s = trio.current_time()
                         with under_way.step():
-                            *told, choice = await session.feed_each(
-                                feed, chooser.look, from_row
+                            made = await session.feed_each(
+                                [*feed, *draft], chooser.look, from_row
                             )
                         if under_way.cancelled:
                             result.finish_reason = "cancelled"
                             return
+                        step_s = trio.current_time() - began_s
+                        told, choices = made[: -1 - len(draft)], made[-1 - len(draft) :]
+                        right = agreeing(draft, [choice.token for choice in choices])
+                        session.take_back(len(draft) - right)
+                        if position > length:  # a prompt takes another time
+                            drafting.note(len(draft), right, step_s)
                         if wanted.echo_logprobs and position == length:
                             result.prompt = [None, *told]
                             if not wanted.max_tokens or length == context:
                                 return
-                        chooser.accept(choice)
-                        feed, from_row = [choice.token], 0
-                        text = writer.add(choice.token)
-                        if grammar is not None:
-                            with under_way.step():
-                                await grammar.accept(choice.token)
-                        reason = chooser.reason
-                        if grammar is not None and grammar.ended:
-                            reason = reason or "end"
-                        if writer.stopped:
-                            reason = "stop"
-                        elif reason or position == end - 1:
-                            text += writer.end()
-                            reason = "stop" if writer.stopped else reason
-                        result.finish_reason = reason or "length"
-                        _note(result, session, text, choice)
-                        yield Made(
-                            text, choice.token, position, choice.logprob, choice.top
-                        )
-                        if reason:
-                            return
+                        for choice in choices[: right + 1]:
+                            chooser.accept(choice)
+                            drafting.add(choice.token)
+                            feed, from_row = [choice.token], 0
+                            text = writer.add(choice.token)
+                            if grammar is not None:
+                                with under_way.step():
+                                    await grammar.accept(choice.token)
+                            reason = chooser.reason
+                            if grammar is not None and grammar.ended:
+                                reason = reason or "end"
+                            if writer.stopped:
+                                reason = "stop"
+                            elif reason or position == end - 1:
+                                text += writer.end()
+                                reason = "stop" if writer.stopped else reason
+                            result.finish_reason = reason or "length"
+                            _note(result, session, drafting, text, choice)
+                            yield Made(
+                                text, choice.token, position, choice.logprob, choice.top
+                            )
+                            position += 1
+                            if reason:
+                                return
+                            if under_way.cancelled:
+                                result.finish_reason = "cancelled"
+                                return
         finally:
             del self._under_way[result.request]
 
+    def _most_drafted(self, wanted: Wanted) -> int:
+        """Return how many tokens may be drafted at once for a request.
 
-def _note(result: Result, session: Session, text: str, choice: Choice) -> None:
+        None where a token's logits are changed by the ones before it, nor where the
+        experts are counted that tokens visit.
+        """
+        is_plain = not wanted.sampling.penalises and wanted.schema is None
+        return self._lookup if is_plain and not wanted.trace else 0
+
+    def _draft(self, drafting: Drafting, most: int) -> list[int]:
+        waiting = max(len(self._under_way), self._parts.runs.waiting)
+        return [] if waiting > CROWD else drafting.draft(most)
+
+
+def _note(
+    result: Result, session: Session, drafting: Drafting, text: str, choice: Choice
+) -> None:
     result.last_s = trio.current_time()
     if result.first_s is None:
         result.first_s = result.last_s
@@ -216,3 +254,4 @@ def _note(result: Result, session: Session, text: str, choice: Choice) -> None:
     result.hedges = session.tally.hedges
     result.retries = session.tally.retries
     result.repinned = session.tally.repinned
+    result.drafted, result.accepted = drafting.drafted, drafting.accepted

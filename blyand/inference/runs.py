@@ -104,6 +104,11 @@ class Runs:
         self._queued = metrics.histogram("inference_queue_seconds")
         self._computed = metrics.histogram("inference_compute_seconds")
 
+    @property
+    def waiting(self) -> int:
+        """Steps that wait for the lane."""
+        return len(self._waiting)
+
     async def run(self, run: Run) -> Tensor:
         """Return the hidden states (T, d) after the last layer, T >= 1.
 

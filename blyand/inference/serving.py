@@ -83,6 +83,7 @@ class Serving:
         usage: Usage,
         vocabularies: Vocabularies | None = None,
         grammars: Grammars | None = None,
+        lookup: int = 0,
     ) -> None:
         self._view = view
         self._held = held
@@ -141,7 +142,9 @@ class Serving:
             usage=self.usage,
         )
         self.cache = experts
-        self.generation = Generation(parts, MAX_SESSIONS, vocabularies, grammars)
+        self.generation = Generation(
+            parts, MAX_SESSIONS, vocabularies, grammars, lookup
+        )
         self.evaluation = Evaluation(parts)
         self.experts = ExpertServer(
             self._model,

@@ -119,6 +119,13 @@ class Session:
         self._note_visits(at_least=1 if traced else NOTED_ROWS)
         return made
 
+    def take_back(self, count: int) -> None:
+        """Forget the last `count` tokens: the next ones come in their place.
+
+        The caches are rewound by the next step (`Stage.run`).
+        """
+        del self._fed[len(self._fed) - count :]
+
     def _note_visits(self, at_least: int) -> None:
         """Tell which experts the tokens went to, once there are so many rows of them."""
         if self._visits.rows < at_least:

@@ -277,5 +277,7 @@ def _generated(
         retries=result.retries,
         hedges=result.hedges,
         repinned=result.repinned,
+        drafted=result.drafted,
+        accepted=result.accepted,
         request=result.request,
     )
