@@ -288,7 +288,6 @@ def _serving(
         usage,
         language.vocabularies,
         language.grammars,
-        usage,
         lookup=config.inference.lookup,
     )
 
