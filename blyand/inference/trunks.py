@@ -8,11 +8,12 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
+from blyan_proto.constants import VERSIONS_SERVED
 from blyan_tile.model.transformer import Trunk
 from blyand.inference.pins import Heads
 from blyand.inference.weights import Blobs, load_group
 
-KEPT = 2  # versions: adopted and trained, of one model
+KEPT = VERSIONS_SERVED + 1  # of one model: those adopted, and the trained one
 
 
 class Trunks:

@@ -21,7 +21,7 @@ from blyan_proto.protocols.span import (
 from blyan_tile.model.cache import cache_bytes
 from blyand.compute import Threads
 from blyand.errors import Busy, NoRoute, NotHere, StaleVersion, Unavailable
-from blyand.inference import spans
+from blyand.inference import spans, trunks
 from blyand.inference.course import flow
 from blyand.inference.editions import groups_between, name_of
 from blyand.inference.session import Session
@@ -653,3 +653,29 @@ def test_a_session_that_ends_while_a_step_is_read_computes_nothing(monkeypatch):
         assert served.node.room.left == served.node.room.budget_bytes
 
     serving(test, shape=replace(DEEP, attention_window=40), capacity=640)
+
+
+def test_as_many_trunks_stay_ready_as_versions_are_served(monkeypatch):
+    loads = []
+    whole = trunks.load_group
+
+    def load_group(blobs, layout, group, *more):
+        loads.append(group.name)
+        return whole(blobs, layout, group, *more)
+
+    monkeypatch.setattr(trunks, "load_group", load_group)
+
+    async def test(served):
+        peers = ["p"]
+        for seed in (2, 3):
+            served.world.adopt(seed)
+            served.node.finalised()
+            name = name_of(served.node.pins.newest(MODEL), 1, 3)
+            await served.ask(replace(served.open, versions=name), f"p{seed}")
+            peers.append(f"p{seed}")
+        for position in range(4):
+            for peer in peers:
+                await served.step(position, rows(1), peer=peer)
+        assert len(loads) == 3 * len(served.world.layout.shared_groups)
+
+    serving(test)
