@@ -137,9 +137,14 @@ class SpanServer:
             self.sweep()
 
     def sweep(self) -> None:
-        """End the sessions that were idle too long, and those of peers that are gone."""
+        """End the sessions that were idle too long, and those of peers that are gone.
+
+        Those that lived for long enough keep no version any more.
+        """
         now_s = trio.current_time()
         for session in list(self._sessions.values()):
+            if now_s - session.began_s > LIFE_S:
+                session.kept.close()  # without a step nobody else would
             if self._is_connected(session.peer):
                 session.gone_s = None
             elif session.gone_s is None:

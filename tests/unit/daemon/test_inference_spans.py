@@ -679,3 +679,25 @@ def test_as_many_trunks_stay_ready_as_versions_are_served(monkeypatch):
         assert len(loads) == 3 * len(served.world.layout.shared_groups)
 
     serving(test)
+
+
+def test_a_session_that_is_only_opened_again_keeps_no_version_for_ever():
+    async def test(served):
+        server, versions = served.node.spans, served.node.versions
+        heads = served.node.pins.newest(MODEL)
+        old = set(heads.tiles[heads.expert(1, 0).index])
+        for seed in range(2, 20):
+            served.world.adopt(seed)
+            served.node.finalised()
+        assert old <= versions.tiles_in_use()
+        for _ in range(int(LIFE_S // (IDLE_S - 1)) + 2):
+            await trio.sleep(IDLE_S - 1)
+            await served.ask(served.open)
+            server.sweep()
+        assert not old & versions.tiles_in_use()
+        with pytest.raises(StaleVersion):
+            await served.step(0, rows(1))
+        assert not server._sessions
+
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    serving(test, clock=clock, lane=Inline("inference", 1))
