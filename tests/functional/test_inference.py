@@ -10,7 +10,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(folder: Path) -> tuple[LocalModel, list[int]]:
     """The model in this process, and its answer."""
     model = read_model(folder)
+    return model, answer_of(model)
+
+
+def answer_of(model: LocalModel) -> list[int]:
+    """Return what one process makes of the prompt."""
     cache = model.trunk.new_cache(len(PROMPT) + TOKENS)
     chunk, made = torch.tensor(PROMPT), []
     with torch.no_grad():
@@ -56,12 +61,19 @@ def expected(folder: Path) -> tuple[LocalModel, list[int]]:
             logits = model.prefill(chunk, cache).numpy()
             made.append(choose_token(logits, Sampling(), 0))
             chunk = torch.tensor(made[-1:])
-    return model, made
+    return made
 
 
 @pytest.fixture(scope="module")
 def net(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[Network]:
-    with network(tmp_path_factory.mktemp("answers") / "d", 4) as made:
+    with opened(tmp_path_factory.mktemp("answers") / "d", folder) as made:
+        yield made
+
+
+@contextmanager
+def opened(directory: Path, folder: Path) -> Iterator[Network]:
+    """Give four nodes that have the model."""
+    with network(directory, 4) as made:
         configure(made[1], spans='"0-1"')
         configure(made[2], spans='"0-1"', memory_mib="2", cache_mib="6")
         configure(made[3], slice_mib="1")
