@@ -10,8 +10,8 @@ then appends; so a step sent twice, or a guess taken back, needs no further word
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -47,6 +47,7 @@ from blyand.inference.versions import Versions
 from blyand.metrics import Metrics
 
 MAX_SESSIONS = 64  # of all peers; above it BUSY
+MAX_BYTES = 256 << 20  # hidden states of all steps under way; above it BUSY
 SHARE = 4  # one peer may hold one part in so many of the sessions and of the room
 SWEEP_S = 2.0
 GONE_S = 10.0  # a peer without a connection for longer has no sessions
@@ -103,6 +104,7 @@ class SpanServer:
         self._usage = usage or Usage()
         self._sessions: dict[tuple[str, bytes], _Session] = {}
         self._bytes: Counter[str] = Counter()  # promised, by peer
+        self._stepping = 0  # bytes of hidden states that came and are under way
         self._opened = metrics.counter("span_sessions_opened")
         self._live = metrics.gauge("span_sessions")
         self._steps = metrics.counter("span_steps_served")
@@ -121,7 +123,8 @@ class SpanServer:
             if isinstance(request, Open):
                 return self._open(peer, request)
             if isinstance(request, Step):
-                return await self._step(peer, request)
+                with self._counted(len(request.activations)):
+                    return await self._step(peer, request)
         except Unavailable:
             self._refused.add()
             raise
@@ -208,6 +211,17 @@ class SpanServer:
                 f"{(self._bytes[peer] + size) >> 20} MiB of keys and values for one "
                 f"peer, its share is {self._room.budget_bytes // SHARE >> 20}"
             )
+
+    @contextmanager
+    def _counted(self, size: int) -> Iterator[None]:
+        """Bound what all steps under way take together. Busy."""
+        if self._stepping and self._stepping + size > MAX_BYTES:
+            raise Busy(f"{self._stepping >> 20} MiB of steps are under way")
+        self._stepping += size
+        try:
+            yield
+        finally:
+            self._stepping -= size
 
     async def _step(self, peer: str, request: Step) -> Stepped:
         session = self._sessions.get((peer, request.session))

@@ -701,3 +701,23 @@ def test_a_session_that_is_only_opened_again_keeps_no_version_for_ever():
 
     clock = trio.testing.MockClock(autojump_threshold=0)
     serving(test, clock=clock, lane=Inline("inference", 1))
+
+
+def test_the_steps_of_all_peers_together_have_a_bound(monkeypatch):
+    monkeypatch.setattr(spans, "MAX_BYTES", 3 * WIDTH * 4)
+
+    async def test(served):
+        await served.ask(served.open, "q")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                partial(served.step, 9, rows(2))
+            )  # waits for the 9 before
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(Busy, match="of steps are under way"):
+                await served.step(0, rows(2), peer="q")
+            await served.step(0, rows(1), peer="q")
+            nursery.cancel_scope.cancel()
+        await served.step(0, rows(2), peer="q")
+        await served.step(0, rows(9))  # alone there is always room
+
+    serving(test)
