@@ -356,9 +356,9 @@ def test_a_chat_in_the_browser(browser: Any, node: Daemon):
     wait_for(lambda: page.shows("#notice"), "it says that the token is wrong")
     browser.get(node.call("node.page")["url"])
     browser.refresh()  # the fragment alone loads nothing
-    wait_for(lambda: page.shows("#composer"), "it opens")
+    wait_for(lambda: page.text("#model") == "tiny", "it opens")
     assert "token" not in browser.current_url
-    assert page.text("#model") == "tiny" and page.shows("#template")
+    assert page.shows("#composer") and page.shows("#template")
     page.at("#most").send_keys("24")
     page.ask("which experts?")
     wait_for(page.is_still, "the answer is complete")
@@ -372,6 +372,7 @@ def test_a_chat_in_the_browser(browser: Any, node: Daemon):
     drawn = "return document.getElementById('heat').width"
     assert browser.execute_script(drawn) > 100
 
+    page.at("#form option:last-child").click()  # another template, by name
     page.at("#most").clear()
     page.ask("and now")
     wait_for(lambda: page.shows("#stop"), "it can be stopped")
