@@ -28,6 +28,7 @@ def heat(usage: JsonObject) -> str:
         for start in range(0, len(row), ROW_CELLS):
             label = f"layer {layer}" if not start else f"from {start}"
             lines.append(f"{label:>9} |{row[start : start + ROW_CELLS]}|")
-    hottest = sorted(experts, key=lambda one: -one["visits"])[:MOST_NAMED]
+    visited = [one for one in experts if one["visits"]]
+    hottest = sorted(visited, key=lambda one: -one["visits"])[:MOST_NAMED]
     named = ", ".join(f"{one['name']} {one['visits']}" for one in hottest)
     return "\n".join([*lines, "", f"hottest: {named}"])

@@ -21,6 +21,7 @@ def test_a_row_for_each_layer_and_darker_where_more_went():
     lines = heat(usage([0, 1, 50, 100], [100, 0, 0, 0])).splitlines()
     assert lines[2:4] == ["  layer 0 | ·▒█|", "  layer 1 |█   |"]
     assert lines[-1].startswith("hottest: layer0.expert3 100, layer1.expert0 100")
+    assert lines[-1].endswith("layer0.expert1 1")  # nobody asked for the others
 
 
 def test_many_experts_take_several_lines():
