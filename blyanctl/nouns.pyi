@@ -897,6 +897,7 @@ class Infer:
         schema: dict[str, Any] | None = ...,
         numerics: str | None = ...,
         route: str = ...,
+        lookup: int | None = ...,
         request: str | None = ...
     ) -> Answer[infer.Token, infer.Generated]:
         """Continue a prompt, token by token."""
@@ -937,6 +938,7 @@ class TaskInfer:
         schema: dict[str, Any] | None = ...,
         numerics: str | None = ...,
         route: str = ...,
+        lookup: int | None = ...,
         request: str | None = ...
     ) -> TaskAnswer[infer.Token, infer.Generated]:
         """Continue a prompt, token by token."""

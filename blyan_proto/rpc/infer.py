@@ -88,6 +88,12 @@ class Generate:
         default="auto",
         choices=ROUTES,
     )
+    lookup: int | None = arg(
+        "tokens to guess at once, at most; default: as the node is configured",
+        default=None,
+        low=0,
+        high=7,
+    )
     request: str | None = arg(
         "a name for infer.cancel; default: one is made up", default=None
     )

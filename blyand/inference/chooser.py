@@ -36,6 +36,7 @@ class Wanted:
     numerics: Numerics | None = None  # None: as the node is configured
     route: Route = Route.AUTO  # who may compute
     trace: bool = False  # the experts that tokens visit are counted
+    lookup: int | None = None  # tokens guessed at once; None: as the node is configured
     owner: bytes = b""  # whose earlier requests may be built on (DEC-S2)
     request: str = ""  # for `Generation.cancel`; empty: one is made
     deadline_s: float = float("inf")  # trio time

@@ -231,7 +231,8 @@ class Generation:
         experts are counted that tokens visit.
         """
         is_plain = not wanted.sampling.penalises and wanted.schema is None
-        return self._lookup if is_plain and not wanted.trace else 0
+        most = self._lookup if wanted.lookup is None else wanted.lookup
+        return most if is_plain and not wanted.trace else 0
 
     def _draft(self, drafting: Drafting, most: int) -> list[int]:
         waiting = max(len(self._under_way), self._parts.runs.waiting)

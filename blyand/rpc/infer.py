@@ -86,6 +86,7 @@ def bind(
             schema=None if params.schema is None else json.dumps(params.schema),
             numerics=Numerics[params.numerics.upper()] if params.numerics else None,
             route=Route(params.route),
+            lookup=params.lookup,
             owner=LOCAL,
             request=params.request or "",
             deadline_s=trio.current_time() + DEADLINE_S,

@@ -227,8 +227,9 @@ def test_a_context_that_ends_is_not_overrun(drafting):
         {"sampling": Sampling(presence_penalty=1.0)},
         {"sampling": Sampling(repetition_penalty=1.2)},
         {"trace": True},
+        {"lookup": 0},
     ],
-    ids=["presence", "repetition", "trace"],
+    ids=["presence", "repetition", "trace", "not wanted"],
 )
 def test_what_depends_on_each_token_is_not_drafted(more, drafting):
     async def main():
