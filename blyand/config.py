@@ -76,8 +76,9 @@ class ComputeSection:
     )
     worker_nice: int = option(
         10,
-        "Niceness of worker processes, so that training yields to serving.",
-        high=19,
+        "Niceness of worker processes, so that training yields to serving. 20: they run "
+        "only while a core is idle, and wait as long as others of this machine compute.",
+        high=20,
     )
 
 

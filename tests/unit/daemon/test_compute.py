@@ -51,6 +51,17 @@ def test_worker_answers_reports_and_is_kept() -> None:
     trio.run(main)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's own policy")
+def test_the_nicest_worker_takes_what_nobody_else_wants() -> None:
+    async def main() -> None:
+        async with open_worker("test", nice=20, jobs=JOBS) as worker:
+            made: Answer = await worker.call(Order("add", 41))
+            assert os.sched_getscheduler(made.pid) == os.SCHED_IDLE
+            assert made.nice == 19
+
+    trio.run(main)
+
+
 def test_failures_reach_the_caller_by_whose_fault_it_is(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
