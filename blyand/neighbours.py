@@ -9,7 +9,8 @@ from blyan_proto.types import Role, members
 from blyand.foundation import Base
 from blyand.net.identity import peer_id_of
 from blyand.replica import Replica
-from blyand.rules.records import NODES
+from blyand.rules.model import placement
+from blyand.rules.records import MODELS, NODES
 
 Beat = tuple[str, bytes | None, frozenset[int]]  # peer, the model it follows, groups
 
@@ -22,11 +23,13 @@ class Neighbours:
         self._replica = replica
         self._beats: list[Beat] = []
         self._beats_of = b""  # the checkpoint at which they were read
+        self._placed: dict[bytes, dict[str, frozenset[int]]] = {}  # at it, by model
 
     def holders(self, model: bytes, group: int) -> Iterable[str]:
-        """Return the peers that say they hold the group.
+        """Return the peers that say they hold the group, or else those that ought to.
 
-        Where there is none, the directory is asked for some; a caller tries again.
+        A heartbeat names one model; of another model a peer holds what placement gives
+        it. Where there is nobody, the directory is asked; a caller tries again.
         """
         connected = self._base.meeting.peers
         found = [
@@ -34,6 +37,9 @@ class Neighbours:
             for peer, follows, held in self._heartbeats()
             if peer in connected and follows == model and group in held
         ]
+        if not found:
+            supposed = self._supposed(model).items()
+            found = [p for p, held in supposed if p in connected and group in held]
         if not found:
             self._base.directory.seek(expert_key(model, group))
         return found
@@ -62,11 +68,26 @@ class Neighbours:
         """True while hello holds with the peer."""
         return peer in self._base.meeting.peers
 
+    def _supposed(self, model: bytes) -> dict[str, frozenset[int]]:
+        """Return what placement gives to the peers that tell of another model."""
+        beats = self._heartbeats()  # forgets what was supposed of an older state
+        if model not in self._placed:
+            record = MODELS.get(self._replica.view, model)
+            placed = placement.placed(self._replica.view, record) if record else {}
+            accounts = {n.account: n.key for n in NODES.scan(self._replica.view)}
+            told = {peer for peer, follows, _ in beats if follows == model}
+            by_peer = {peer_id_of(accounts[a]): held for a, held in placed.items()}
+            self._placed[model] = {
+                peer: held for peer, held in by_peer.items() if peer not in told
+            }
+        return self._placed[model]
+
     def _heartbeats(self) -> list[Beat]:
         """Return every node's, decoded once per checkpoint."""
         newest = self._replica.machine.last_id
         if self._beats_of != newest:
             self._beats_of = newest
+            self._placed.clear()
             self._beats = [
                 (peer_id_of(node.key), node.model, members(node.held))
                 for node in NODES.scan(self._replica.view)

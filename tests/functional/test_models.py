@@ -187,6 +187,22 @@ def test_a_checkpoint_that_is_none_is_refused_in_one_sentence(net, tmp_path):
     assert [one["name"] for one in net[0].call("model.list")["models"]] == ["stranger"]
 
 
+def test_a_newer_model_leaves_the_older_one_answering(net, folder, model):
+    net[1].call("model.create", preset="tiny")
+
+    def told_by_all():
+        experts = net[2].call("expert.list", model="tiny")["experts"]
+        return all(expert["holders"] >= 2 for expert in experts)
+
+    wait_for(told_by_all, "nodes tell of the newer model")
+    ids, expected = reference(folder, 12)
+    asked = {"token_ids": ids, "max_tokens": 12, "ignore_eos": True}
+    for node in net.nodes:
+        told = node.call("infer.generate", model=model, **asked)
+        assert told["token_ids"] == expected
+        node.call("infer.generate", model="tiny", prompt=PROMPT, max_tokens=4)
+
+
 @long
 def test_a_killed_import_goes_on_where_it_was(net, tmp_path):
     """The same command after a kill of the daemon: what is a blob is not written again."""

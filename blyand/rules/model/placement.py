@@ -39,9 +39,13 @@ def place(
 
 def placed_on(account: bytes, view: View, record: ModelRecord) -> frozenset[int] | None:
     """Return the groups that a registered account is to hold; None for another."""
+    return placed(view, record).get(account)
+
+
+def placed(view: View, record: ModelRecord) -> dict[bytes, frozenset[int]]:
+    """Return the groups of a model that each registered account is to hold."""
     nodes = [node.account for node in NODES.scan(view)]
-    layout = layout_for(record.model)
-    return place(record.id, layout, nodes, record.model.replication).get(account)
+    return place(record.id, layout_for(record.model), nodes, record.model.replication)
 
 
 @lru_cache(maxsize=16)  # asked at every checkpoint, and changes only with the set
