@@ -297,6 +297,7 @@ def test_answers_stay_whole_while_five_versions_are_adopted(net: Network):
     answers: dict[str, list[list[int]]] = (
         {}
     )  # by the checkpoint whose versions answered
+    likely: set[float] = set()  # other weights, other probabilities
     repinned = 0
 
     def ask(node: Daemon) -> None:
@@ -304,6 +305,7 @@ def test_answers_stay_whole_while_five_versions_are_adopted(net: Network):
         asked = {"prompt": "while ", "max_tokens": 60}
         told = node.call("infer.generate", **asked)
         assert told["finish_reason"] == "length" and len(told["token_ids"]) == 60
+        likely.add(round(sum(told["logprobs"]), 2))
         if told["repinned"]:
             repinned += (
                 1  # it began again at a newer version: its first tokens are older
@@ -321,8 +323,7 @@ def test_answers_stay_whole_while_five_versions_are_adopted(net: Network):
     for made in answers.values():
         assert all(one == made[0] for one in made)
     assert any(len(made) > 1 for made in answers.values())
-    different = {tuple(one) for made in answers.values() for one in made}
-    assert len(different) > 1, repinned
+    assert len(likely) > 1, repinned
 
 
 def is_well(net: Network) -> None:
