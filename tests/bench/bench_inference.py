@@ -199,6 +199,7 @@ class Daemon:
             "token_ids": ids,
             "max_tokens": tokens,
             "ignore_eos": True,
+            "lookup": 0,  # as the others; `bench_lookup` measures guesses
         }
         return client.call("infer.generate", params)  # type: ignore[attr-defined]
 

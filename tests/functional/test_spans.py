@@ -51,7 +51,7 @@ def is_host(asker: Daemon, node: Daemon) -> bool:
 
 
 def answer_of(node: Daemon, **more: object) -> dict:
-    asked = {"prompt": PROMPT, "max_tokens": TOKENS, **more}
+    asked = {"prompt": PROMPT, "max_tokens": TOKENS, "lookup": 0, **more}
     return node.call("infer.generate", **asked)
 
 
@@ -79,7 +79,7 @@ def test_a_server_killed_in_the_middle_is_replaced_and_the_answer_stays(
     whole = answer_of(asker, route="spans")
     (server,) = (host for host in hosts if host.peer_id in calls_of(whole))
     with asker.client() as client:
-        asked = {"prompt": PROMPT, "max_tokens": TOKENS, "route": "spans"}
+        asked = {"prompt": PROMPT, "max_tokens": TOKENS, "route": "spans", "lookup": 0}
         stream = client.stream("infer.generate", asked)
         for count, _ in enumerate(stream, 1):
             if count == 7:
