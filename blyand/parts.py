@@ -256,14 +256,15 @@ def _serving(
     near: Neighbours,
     usage: Usage,
 ) -> Serving:
-    from blyand.inference.serving import Around, Serving
+    from blyand.inference.serving import Allowance, Around, Serving
 
     def tiles(model: bytes, group: int) -> list[bytes] | None:
         head = holder.head(model, group)
         return [tile.weights for tile in head.tiles] if head else None
 
-    config = base.config
-    device = choose_device(config.compute.device)
+    options = base.config.inference
+    shared_by = base.config.compute.daemons_on_host
+    device = choose_device(base.config.compute.device)
     return Serving(
         base.host.peer_id,
         lambda: replica.view,
@@ -276,19 +277,19 @@ def _serving(
         tiles,
         base.events,
         base.metrics,
-        device,
-        choose_memory_bytes(
-            config.inference.memory_mib, config.compute.daemons_on_host, device
-        ),
-        config.inference.max_requests,
-        choose_cache_bytes(config.inference.cache_mib, config.compute.daemons_on_host),
-        Numerics[config.inference.numerics.upper()],
-        config.inference.recipe,
-        config.inference.slice_mib << 20,
         usage,
         language.vocabularies,
         language.grammars,
-        lookup=config.inference.lookup,
+        Allowance(
+            device=device,
+            experts_bytes=choose_memory_bytes(options.memory_mib, shared_by, device),
+            cache_bytes=choose_cache_bytes(options.cache_mib, shared_by),
+            max_requests=options.max_requests,
+            slice_bytes=options.slice_mib << 20,
+            recipe=options.recipe,
+            numerics=Numerics[options.numerics.upper()],
+            lookup=options.lookup,
+        ),
     )
 
 

@@ -57,6 +57,20 @@ class Around:
     is_connected: Callable[[str], bool]
 
 
+@dataclass(frozen=True)
+class Allowance:
+    """What the operator lets serving take, and how exact it is to be."""
+
+    device: str
+    experts_bytes: int  # of experts that are ready
+    cache_bytes: int  # of keys and values
+    max_requests: int  # of peers at once
+    slice_bytes: int  # from which on an expert is asked for in slices; 0: never
+    recipe: str
+    numerics: Numerics
+    lookup: int  # tokens guessed at once; 0: none
+
+
 class Serving:
     """Generation, evaluation, and the experts that peers may call."""
 
@@ -73,25 +87,20 @@ class Serving:
         tiles: Tiles,
         events: Broadcast,
         metrics: Metrics,
-        device: str,
-        budget_bytes: int,
-        max_requests: int,
-        cache_bytes: int,
-        numerics: Numerics,
-        recipe: str,
-        slice_bytes: int,
         usage: Usage,
-        vocabularies: Vocabularies | None = None,
-        grammars: Grammars | None = None,
-        lookup: int = 0,
+        vocabularies: Vocabularies,
+        grammars: Grammars,
+        allowed: Allowance,
     ) -> None:
+        device = allowed.device
         self._view = view
         self._held = held
         self._tiles = tiles
         self._events = events
         self._versions = Versions()
         self.usage = usage
-        experts = Experts(blobs, budget_bytes, metrics, device, recipe_called(recipe))
+        recipe = recipe_called(allowed.recipe)
+        experts = Experts(blobs, allowed.experts_bytes, metrics, device, recipe)
         trunks = Trunks(blobs, device)
         self._batcher = Batcher(experts, lane)
         self._runs = Runs(trunks, experts, lane, metrics)
@@ -106,10 +115,10 @@ class Serving:
             holders,
             held,
             wire,
-            numerics,
-            slice_bytes,
+            allowed.numerics,
+            allowed.slice_bytes,
         )
-        pins, room = Pins(view), Room(cache_bytes, metrics)
+        pins, room = Pins(view), Room(allowed.cache_bytes, metrics)
         self._spans = Spans(
             around.client,
             Paths(held, around.hosts, around.rtt_ms, self.routes),
@@ -143,7 +152,7 @@ class Serving:
         )
         self.cache = experts
         self.generation = Generation(
-            parts, MAX_SESSIONS, vocabularies, grammars, lookup
+            parts, MAX_SESSIONS, vocabularies, grammars, allowed.lookup
         )
         self.evaluation = Evaluation(parts)
         self.experts = ExpertServer(
@@ -152,7 +161,7 @@ class Serving:
             self._batcher,
             wire,
             metrics,
-            max_requests,
+            allowed.max_requests,
             usage=self.usage,
         )
 

@@ -18,6 +18,7 @@ from blyand.store.medium import Medium, fault_of
 logger = logging.getLogger(__name__)
 
 BLOOM_BITS = 10  # per key: a miss costs 6 us instead of a disk read
+BUFFER_BYTES = 1 << 20  # of recent writes in memory, before they are sorted on the disk
 ROOM_BYTES = 1 << 20  # beside its log, what LevelDB writes when it is opened
 ERRORS = (plyvel.Error, RuntimeError)  # RuntimeError: it is closed
 _FULL = ("No space left", "Disk quota exceeded", "File too large")
@@ -55,6 +56,7 @@ def open_level(path: Path, *, paranoid: bool) -> Any:
         create_if_missing=True,
         paranoid_checks=paranoid,
         bloom_filter_bits=BLOOM_BITS,
+        write_buffer_size=BUFFER_BYTES,
     )
 
 

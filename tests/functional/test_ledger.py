@@ -352,7 +352,7 @@ def paid_once(payer: Daemon, payee: Daemon) -> None:
 
 def test_the_books_are_right_under_load_and_a_kill_LEDGER_18_21(net: Network):
     """The payee dies between the steps of its payments, and completes them once."""
-    load = Load(net, 5.0)
+    load = Load(net, 8.0)
     payer, payee = net[0], net[1]
 
     def kill() -> None:

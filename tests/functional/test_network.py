@@ -24,6 +24,7 @@ from blyand.protocols.hello import OtherNetwork
 from tests.functional.deltas import bundles
 from tests.functional.harness import Daemon, Network, network, wait_for
 from tests.functional.hostile import HUGE, Hostile, hostile
+from tests.long import long
 
 pytestmark = pytest.mark.functional
 
@@ -290,6 +291,7 @@ EXPECTED = {
 }
 
 
+@long
 def test_answers_stay_whole_while_five_versions_are_adopted(net: Network):
     started = net[0].call(
         "train.start", preset="tiny", rounds=5, adopt_every=1, deadline_s=2.0

@@ -229,6 +229,23 @@ def test_clients_that_vanish_leave_no_work_behind(node: Daemon):
     assert len(answer["token_ids"]) == 3
 
 
+def test_use_is_seen_and_a_plan_is_made_before_any_download(node: Daemon):
+    before = node.call("expert.usage")["tokens"]
+    answer = node.call("infer.generate", prompt="heat", max_tokens=9, ignore_eos=True)
+    used = node.call("expert.usage")
+    assert used["tokens"] >= before + len(answer["token_ids"])
+    assert sum(one["visits"] for one in used["experts"]) > 0
+    hot = node.call("expert.suggestions")["hot"]
+    assert hot and hot[0]["visits"] == max(one["visits"] for one in used["experts"])
+    assert node.call("expert.groups")["tokens"] == used["tokens"]
+    wait_for(lambda: node.status()["hardware"], "the hardware is measured")
+    assert node.status()["hardware"]["tier"] in (0, 1)
+    plan = node.call("model.plan")
+    assert (
+        plan["ways"][0]["tokens_per_s"] > 0 and "tokens/s by local" in plan["verdict"]
+    )
+
+
 # The end of a daemon
 
 
@@ -318,20 +335,3 @@ def is_idle(pid: int) -> bool:
     before = ticks()
     time.sleep(0.5)
     return ticks() - before <= 5  # of 50
-
-
-def test_use_is_seen_and_a_plan_is_made_before_any_download(node: Daemon):
-    before = node.call("expert.usage")["tokens"]
-    answer = node.call("infer.generate", prompt="heat", max_tokens=9, ignore_eos=True)
-    used = node.call("expert.usage")
-    assert used["tokens"] >= before + len(answer["token_ids"])
-    assert sum(one["visits"] for one in used["experts"]) > 0
-    hot = node.call("expert.suggestions")["hot"]
-    assert hot and hot[0]["visits"] == max(one["visits"] for one in used["experts"])
-    assert node.call("expert.groups")["tokens"] == used["tokens"]
-    wait_for(lambda: node.status()["hardware"], "the hardware is measured")
-    assert node.status()["hardware"]["tier"] in (0, 1)
-    plan = node.call("model.plan")
-    assert (
-        plan["ways"][0]["tokens_per_s"] > 0 and "tokens/s by local" in plan["verdict"]
-    )
