@@ -208,7 +208,7 @@ def daemons(quick: bool) -> None:
             for delay_s in (0.0, ONE_WAY_S) if count > 1 else (0.0,):
                 with delayed(net, delay_s) if delay_s else nullcontext():
                     paid(net, WARMING)
-                    returned, everywhere = paid(net, 20 if quick else 100)
+                    returned, everywhere = paid(net, 20 if quick else 40)
                 print(
                     f"| {count} | {2000 * delay_s:.0f} ms "
                     f"| {quantile(returned, 0.5) * 1e3:.0f} ms "
