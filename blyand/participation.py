@@ -109,7 +109,9 @@ def build_forks(base: Base, replica: Replica, reporter: Reporter) -> Forks:
 def build_watch(base: Base, replica: Replica, reporter: Reporter) -> Watch:
     """Return what sees offences in blocks, and let intake tell it what it refuses."""
     blocks = base.stores.blocks
-    watch = Watch(lambda: replica.view, reporter, blocks.get, base.events)
+    watch = Watch(
+        base.genesis.id, lambda: replica.view, reporter, blocks.get, base.events
+    )
     replica.intake.refused = watch.refused
     return watch
 

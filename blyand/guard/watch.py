@@ -15,10 +15,16 @@ import trio
 from blyan_proto.block.block import Block, check_block_signature
 from blyan_proto.block.economy import Evidence, Offence
 from blyan_proto.block.header import SignedHeader
-from blyan_proto.block.model import SignedClaim, TileUpdate
+from blyan_proto.block.model import (
+    Cosignature,
+    SignedClaim,
+    TileUpdate,
+    UpdateClaim,
+)
 from blyan_proto.codec import encode
 from blyan_proto.constants import MAX_PAYLOAD_BYTES
 from blyan_proto.errors import BadSignature
+from blyan_proto.signing import Purpose, check_signature
 from blyand.errors import NotHere
 from blyand.events import BlockStored, Broadcast
 from blyand.guard.evidence import Reporter
@@ -38,12 +44,14 @@ class Watch:
 
     def __init__(
         self,
+        network: bytes,
         view: Callable[[], View],
         reporter: Reporter,
         block: BlockOf,
         events: Broadcast,
     ) -> None:
         """`block` finds a stored block by its id."""
+        self._network = network
         self._view, self._reporter = view, reporter
         self._block, self._events = block, events
         self._claims: OrderedDict[tuple[bytes, bytes], SignedClaim] = OrderedDict()
@@ -59,18 +67,37 @@ class Watch:
                     self.claimed(fact.block.content)
 
     def claimed(self, update: TileUpdate) -> None:
-        """Compare an update's signed claims with what the same ranks signed before."""
+        """Compare an update's signed claims with what the same ranks signed before.
+
+        Only what a registered node did sign is remembered: a made-up claim in its name
+        would hide its own.
+        """
         claim = update.claim
         for signature in update.cosignatures:
+            owner = owner_of(self._view(), signature.signer)
+            if owner is None or not self._is_signed(claim, signature):
+                continue
             signed = SignedClaim(claim, signature)
             place = signature.signer, place_of(claim)
             before = self._claims.setdefault(place, signed)
             self._claims.move_to_end(place)
             while len(self._claims) > CLAIMS:
                 self._claims.popitem(last=False)
-            owner = owner_of(self._view(), signature.signer)
-            if before.claim != claim and owner is not None:
+            if before.claim != claim:
                 self._offer(double_head(before, signed, owner))
+
+    def _is_signed(self, claim: UpdateClaim, signature: Cosignature) -> bool:
+        try:
+            check_signature(
+                Purpose.TILE_UPDATE,
+                self._network,
+                claim,
+                signature.signer,
+                signature.signature,
+            )
+        except BadSignature:
+            return False
+        return True
 
     def refused(self, block: Block) -> None:
         """Look whether a refused block shows that its author lies; never raises.

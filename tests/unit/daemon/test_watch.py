@@ -34,6 +34,7 @@ class Scene:
         self.blocks = {}
         self.events = Broadcast()
         self.watch = Watch(
+            self.world.genesis.id,
             lambda: self.world.view,
             Reporter(
                 self.world.genesis.id,
@@ -88,6 +89,19 @@ def test_two_claims_of_one_lease_are_reported_of_every_rank_that_signed_both():
     assert scene.report() == [(two.account, Offence.DOUBLE_HEAD)]
     scene.watch.claimed(scene.update(two, parent=ONE))
     assert len(scene.report()) == 1, "state has it"
+
+
+def test_a_claim_that_somebody_made_up_does_not_hide_two_true_ones():
+    scene = Scene()
+    one, other = scene.world.keys[1], scene.world.keys[2]
+    forged = scene.update(other, parent=OTHER)
+    (by_other,) = forged.cosignatures
+    in_its_name = Cosignature(one.public, by_other.signature)
+    scene.watch.claimed(replace(forged, cosignatures=(in_its_name,)))
+    scene.watch.claimed(scene.update(one))
+    assert scene.report() == []
+    scene.watch.claimed(scene.update(one, parent=ONE))
+    assert scene.report() == [(one.account, Offence.DOUBLE_HEAD)]
 
 
 def test_another_round_of_a_lease_is_no_second_head():
