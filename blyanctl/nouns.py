@@ -7,6 +7,7 @@ verb that is a word of Python ends in an underscore, as in `client.model.import_
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
     from blyanctl.client import Stream
 
 
-class Nouns:
+class Nouns(ABC):
     """Something with a noun for each part of a daemon."""
 
+    @abstractmethod
     def invoke(self, method: Method, params: JsonObject) -> Any:
         """Return the typed result of one method, or what streams it."""
-        raise NotImplementedError
 
     def __getattr__(self, name: str) -> Noun:
         if name not in NOUNS:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -109,15 +109,13 @@ class TaskAnswer(Generic[T, R]):
 
     async def __aenter__(self) -> TaskAnswer[T, R]:
         self._until_s = self._client.deadline_s(self._method)
-        self._stream = await self._held.enter_async_context(self._client.connected())
         request = jsonrpc.request(1, self._method.name, self._params)
-        try:
-            await self._stream.send_all(jsonrpc.line(request))
-        except trio.BrokenResourceError:
-            pass  # it may have said why before it hung up: the reader finds out
-        except BaseException:
-            await self._held.aclose()
-            raise
+        async with AsyncExitStack() as opening:
+            self._stream = await opening.enter_async_context(self._client.connected())
+            with suppress(trio.BrokenResourceError):
+                # It may have said why before it hung up: the reader finds out.
+                await self._stream.send_all(jsonrpc.line(request))
+            self._held = opening.pop_all()
         return self
 
     async def __aexit__(

@@ -63,18 +63,23 @@ def _family_of(shape: Architecture) -> str:
     """Return the family whose options can say everything of an architecture."""
     qwen = bool(shape.dense_layers or shape.shared_width)
     odd = bool(shape.clip_qkv_micro or shape.attention_bias is not BiasKind.NONE)
-    if shape.query_key_norm is QueryKeyNorm.WIDTH:
+    if shape.query_key_norm is QueryKeyNorm.WIDTH:  # the only one that clips
         fits = shape.heads * shape.head_width == shape.width
         if fits and not qwen and not shape.attention_window:
             if shape.attention_bias is not BiasKind.QKV:
                 return "olmoe"
-    elif shape.clip_qkv_micro:
-        pass
     elif shape.query_key_norm is QueryKeyNorm.HEAD:
-        if not shape.shared_width and shape.attention_bias is not BiasKind.QKV:
+        if (
+            not (shape.shared_width or shape.clip_qkv_micro)
+            and shape.attention_bias is not BiasKind.QKV
+        ):
             return "qwen3_moe"
     elif shape.shared_width:
-        if shape.shared_gate and shape.attention_bias is not BiasKind.ALL:
+        if (
+            shape.shared_gate
+            and not shape.clip_qkv_micro
+            and shape.attention_bias is not BiasKind.ALL
+        ):
             return "qwen2_moe"
     elif shape.normalise_top_k and not odd and not qwen:
         return "mixtral"

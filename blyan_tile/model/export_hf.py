@@ -94,9 +94,8 @@ def export_model(job: ExportJob, report: Callable[[Progress], None]) -> ExportRe
         _sync(partial)
         os.rename(partial, target)  # over an empty folder, or none
         _sync(target.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # there only if something failed
     return result
 
 

@@ -51,6 +51,7 @@ class Chat:
     async def __call__(self, request: Request, reply: Reply) -> None:
         means = self._means
         asked = read_chat(await request.json())
+        means.generation.check_room()  # before its tokens are made
         record = means.models.called(asked.asked.model)
         vocabulary = await vocabulary_of(means, record)
         template = template_of(record, asked)

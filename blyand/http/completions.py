@@ -44,6 +44,7 @@ class Completions:
     async def __call__(self, request: Request, reply: Reply) -> None:
         means = self._means
         asked = read_completion(await request.json())
+        means.generation.check_room()  # before its tokens are made
         record = means.models.called(asked.asked.model)
         vocabulary = await vocabulary_of(means, record)
         prompts = [

@@ -86,13 +86,10 @@ class Course:
         numerics = run.numerics
         self._numerics = parts.scatter.numerics if numerics is None else numerics
         self._avoid: set[str] = set()  # peers that failed this sequence
-        self._kept = ExitStack()
-        try:
+        with ExitStack() as self._kept:
             legs = parts.paths.legs(run.heads, route)
             self._stages = self._made(legs)
-        except BaseException:
-            self._kept.close()
-            raise
+            self._kept = self._kept.pop_all()
 
     @property
     def cache(self) -> KeyValueCache | None:
