@@ -12,7 +12,11 @@ from blyand.replica import Replica
 from blyand.rules.model import placement
 from blyand.rules.records import MODELS, NODES
 
+MODELS_KEPT = 16  # whose placement is remembered
+
 Beat = tuple[str, bytes | None, frozenset[int]]  # peer, the model it follows, groups
+MadeOf = tuple[int, tuple[tuple[str, bool], ...]]  # replication; who tells of the model
+Placed = tuple[MadeOf | None, dict[str, frozenset[int]]]  # groups by peer
 
 
 class Neighbours:
@@ -23,7 +27,7 @@ class Neighbours:
         self._replica = replica
         self._beats: list[Beat] = []
         self._beats_of = b""  # the checkpoint at which they were read
-        self._placed: dict[bytes, dict[str, frozenset[int]]] = {}  # at it, by model
+        self._placed: dict[bytes, Placed] = {}  # by model
 
     def holders(self, model: bytes, group: int) -> Iterable[str]:
         """Return the peers that say they hold the group, or else those that ought to.
@@ -70,24 +74,31 @@ class Neighbours:
 
     def _supposed(self, model: bytes) -> dict[str, frozenset[int]]:
         """Return what placement gives to the peers that tell of another model."""
-        beats = self._heartbeats()  # forgets what was supposed of an older state
-        if model not in self._placed:
-            record = MODELS.get(self._replica.view, model)
-            placed = placement.placed(self._replica.view, record) if record else {}
-            accounts = {n.account: n.key for n in NODES.scan(self._replica.view)}
-            told = {peer for peer, follows, _ in beats if follows == model}
-            by_peer = {peer_id_of(accounts[a]): held for a, held in placed.items()}
-            self._placed[model] = {
-                peer: held for peer, held in by_peer.items() if peer not in told
-            }
-        return self._placed[model]
+        view = self._replica.view
+        record = MODELS.get(view, model)
+        if record is None:
+            return {}
+        peers = tuple(
+            (peer, follows == model) for peer, follows, _ in self._heartbeats()
+        )
+        made_of = record.model.replication, peers
+        known, found = self._placed.get(model, (None, {}))
+        if known != made_of:  # placing thousands of groups takes long
+            placed = placement.placed(view, record)
+            keys = {node.account: node.key for node in NODES.scan(view)}
+            by_peer = {peer_id_of(keys[a]): held for a, held in placed.items()}
+            silent = (peer for peer, tells in peers if not tells)
+            found = {peer: by_peer[peer] for peer in silent if peer in by_peer}
+            self._placed[model] = made_of, found
+            while len(self._placed) > MODELS_KEPT:
+                self._placed.pop(next(iter(self._placed)))
+        return found
 
     def _heartbeats(self) -> list[Beat]:
         """Return every node's, decoded once per checkpoint."""
         newest = self._replica.machine.last_id
         if self._beats_of != newest:
             self._beats_of = newest
-            self._placed.clear()
             self._beats = [
                 (peer_id_of(node.key), node.model, members(node.held))
                 for node in NODES.scan(self._replica.view)
