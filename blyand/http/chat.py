@@ -19,14 +19,13 @@ from blyand.http.answering import (
     make_parts,
     piece,
     told,
-    trace,
     usage,
     vocabulary_of,
 )
 from blyand.http.chat_asked import ChatAsked, read_chat
-from blyand.http.completions import DONE
+from blyand.http.chunks import Chunks, Whole
 from blyand.http.refusal import Refusal
-from blyand.http.reply import EVENTS, Reply
+from blyand.http.reply import Reply
 from blyand.http.request import Request
 from blyand.http.toolcalls import Call, Finder, forms_of, read_forced
 from blyand.rules.records import ModelRecord
@@ -72,11 +71,13 @@ class Chat:
         marks = forms_of(own) if asked.tools and template is None else ()
         answers = [_Answer(vocabulary, asked, marks) for _ in parts]
         if asked.asked.stream:
-            sink = _Stream(means, reply, identity, asked, parts, answers)
+            chunks = Chunks(means, reply, identity, asked.asked, parts, CHUNK)
+            sink = _Stream(chunks, answers, asked.asked.trace)
             await answer(means.generation, parts, sink)
-            await sink.close()
+            await chunks.close()
             return
-        await answer(means.generation, parts, _Whole(answers))
+        whole = Whole(lambda part, made: answers[part.index].add(made))
+        await answer(means.generation, parts, whole)
         body = identity.body(WHOLE, parts[0])
         body["choices"] = [one.choice(part) for part, one in zip(parts, answers)]
         body["usage"] = usage(parts)
@@ -183,42 +184,20 @@ class _Answer:
         return {"token": text, "logprob": logprob(chance), "bytes": list(raw)}
 
 
-class _Whole:
-    """Keeps everything until the end."""
-
-    def __init__(self, answers: Sequence[_Answer]) -> None:
-        self._answers = answers
-
-    async def made(self, part: Part, made: Made) -> None:
-        self._answers[part.index].add(made)
-
-    async def ended(self, part: Part) -> None:
-        pass
-
-
 class _Stream:
     """Sends every token at once."""
 
     def __init__(
-        self,
-        means: Means,
-        reply: Reply,
-        identity: Identity,
-        asked: ChatAsked,
-        parts: Sequence[Part],
-        answers: Sequence[_Answer],
+        self, chunks: Chunks, answers: Sequence[_Answer], has_traces: bool
     ) -> None:
-        self._means = means
-        self._reply = reply
-        self._identity = identity
-        self._asked = asked
-        self._parts = parts
+        self._chunks = chunks
         self._answers = answers
+        self._has_traces = has_traces
         self._begun: set[int] = set()
 
     async def made(self, part: Part, made: Made) -> None:
         delta, logprobs = self._answers[part.index].add(made)
-        if delta or logprobs or self._asked.asked.trace:
+        if delta or logprobs or self._has_traces:
             await self._send(part, delta, logprobs)
 
     async def ended(self, part: Part) -> None:
@@ -228,42 +207,21 @@ class _Stream:
             await self._send(part, delta, [])
         await self._send(part, {}, [], answer.finish(part))
 
-    async def close(self) -> None:
-        """Send usage, where it is wanted, and the end."""
-        asked = self._asked.asked
-        if asked.include_usage:
-            body = self._identity.body(CHUNK, self._parts[0])
-            body |= {"choices": [], "usage": usage(self._parts)}
-            body["blyan"] = told(self._means, self._parts)
-            await self._reply.event(body)
-        await self._reply.event(DONE)
-        await self._reply.end()
-
     async def _send(
         self, part: Part, delta: Json, logprobs: list[Json], finish: str | None = None
     ) -> None:
-        if self._reply.status is None:
-            await self._reply.begin(EVENTS)
         if part.index not in self._begun:
             self._begun.add(part.index)
             first: Json = {"role": "assistant", "content": ""}
-            await self._chunk(part, first, [], None)
-        await self._chunk(part, delta, logprobs, finish)
+            await self._chunks.send(part, delta_of(part, first, [], None))
+        await self._chunks.send(part, delta_of(part, delta, logprobs, finish))
 
-    async def _chunk(
-        self, part: Part, delta: Json, logprobs: list[Json], finish: str | None
-    ) -> None:
-        told_now = {"content": logprobs, "refusal": None} if logprobs else None
-        body = self._identity.body(CHUNK, part)
-        body["choices"] = [
-            {
-                "index": part.index,
-                "delta": delta,
-                "logprobs": told_now,
-                "finish_reason": finish,
-            }
-        ]
-        if self._asked.asked.include_usage:
-            body["usage"] = None
-        body |= trace(self._means, self._asked.asked, part, finish is not None)
-        await self._reply.event(body)
+
+def delta_of(part: Part, delta: Json, logprobs: list[Json], finish: str | None) -> Json:
+    """Return one choice of a chunk."""
+    return {
+        "index": part.index,
+        "delta": delta,
+        "logprobs": {"content": logprobs, "refusal": None} if logprobs else None,
+        "finish_reason": finish,
+    }

@@ -16,12 +16,12 @@ from blyand.http.answering import (
     make_parts,
     name_of,
     told,
-    trace,
     usage,
     vocabulary_of,
 )
+from blyand.http.chunks import Chunks, Whole
 from blyand.http.completion_asked import CompletionAsked, read_completion
-from blyand.http.reply import EVENTS, Reply
+from blyand.http.reply import Reply
 from blyand.http.request import Request
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from blyand.inference.vocabularies import Vocabulary
 
 KIND = "text_completion"
-DONE = "[DONE]"
 
 Json = dict[str, Any]
 
@@ -70,11 +69,11 @@ class Completions:
         echoes = [texts[part.prompt] if asked.echo else "" for part in parts]
         answers = [_Answer(vocabulary, asked, echo) for echo in echoes]
         if asked.asked.stream:
-            sink = _Stream(means, reply, identity, asked, parts, answers)
-            await answer(means.generation, parts, sink)
-            await sink.close()
+            chunks = Chunks(means, reply, identity, asked.asked, parts, KIND)
+            await answer(means.generation, parts, _Stream(chunks, answers))
+            await chunks.close()
             return
-        whole = _Whole(answers)
+        whole = Whole(lambda part, made: answers[part.index].add(part, made))
         await answer(means.generation, parts, whole)
         body = identity.body(KIND, parts[0])
         body["choices"] = [
@@ -160,65 +159,19 @@ class _Answer:
         }
 
 
-class _Whole:
-    """Keeps everything until the end."""
-
-    def __init__(self, answers: Sequence[_Answer]) -> None:
-        self._answers = answers
-
-    async def made(self, part: Part, made: Made) -> None:
-        self._answers[part.index].add(part, made)
-
-    async def ended(self, part: Part) -> None:
-        pass
-
-
 class _Stream:
     """Sends every token at once."""
 
-    def __init__(
-        self,
-        means: Means,
-        reply: Reply,
-        identity: Identity,
-        asked: CompletionAsked,
-        parts: Sequence[Part],
-        answers: Sequence[_Answer],
-    ) -> None:
-        self._means = means
-        self._reply = reply
-        self._identity = identity
-        self._asked = asked
-        self._parts = parts
+    def __init__(self, chunks: Chunks, answers: Sequence[_Answer]) -> None:
+        self._chunks = chunks
         self._answers = answers
 
     async def made(self, part: Part, made: Made) -> None:
         self._answers[part.index].add(part, made)
         text, logprobs = self._answers[part.index].take(part)
         if text or logprobs:
-            await self._send(part, choice_of(part, (text, logprobs), None))
+            await self._chunks.send(part, choice_of(part, (text, logprobs), None))
 
     async def ended(self, part: Part) -> None:
         said = self._answers[part.index].take(part, all_of_it=True)
-        await self._send(part, choice_of(part, said, finish_reason(part)))
-
-    async def close(self) -> None:
-        """Send usage, where it is wanted, and the end."""
-        if self._asked.asked.include_usage:
-            body = self._identity.body(KIND, self._parts[0])
-            body |= {"choices": [], "usage": usage(self._parts)}
-            body["blyan"] = told(self._means, self._parts)
-            await self._reply.event(body)
-        await self._reply.event(DONE)
-        await self._reply.end()
-
-    async def _send(self, part: Part, choice: Json) -> None:
-        if self._reply.status is None:
-            await self._reply.begin(EVENTS)
-        body = self._identity.body(KIND, part)
-        body["choices"] = [choice]
-        if self._asked.asked.include_usage:
-            body["usage"] = None
-        is_last = choice["finish_reason"] is not None
-        body |= trace(self._means, self._asked.asked, part, is_last)
-        await self._reply.event(body)
+        await self._chunks.send(part, choice_of(part, said, finish_reason(part)))
