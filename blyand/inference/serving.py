@@ -119,7 +119,7 @@ class Serving:
             allowed.slice_bytes,
         )
         pins, room = Pins(view), Room(allowed.cache_bytes, metrics)
-        self._spans = Spans(
+        self._spans_of_peers = Spans(
             around.client,
             Paths(held, around.hosts, around.rtt_ms, self.routes),
             wire,
@@ -145,8 +145,8 @@ class Serving:
             runs=self._runs,
             room=room,
             lane=lane,
-            paths=self._spans.paths,
-            spans=self._spans,
+            paths=self._spans_of_peers.paths,
+            spans=self._spans_of_peers,
             prefixes=Prefixes(room, lane, metrics),
             usage=self.usage,
         )
@@ -186,7 +186,7 @@ class Serving:
             await nursery.start(self._batcher.run)
             await nursery.start(self._runs.serve)
             await nursery.start(self._scatter.run)
-            await nursery.start(self._spans.run)
+            await nursery.start(self._spans_of_peers.run)
             await nursery.start(self.spans.run)
             await nursery.start(self.usage.run)
             nursery.start_soon(self._let_go)
