@@ -30,9 +30,15 @@ SHARED = {"embed"} | {
 
 
 def wait_for(
-    condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S
+    condition: Callable[[], Any],
+    what: str,
+    timeout_s: float = PATIENCE_S,
+    seen: Callable[[], Any] = str,
 ) -> Any:
-    """Return the first true value of `condition`, asked for again until it is."""
+    """Return the first true value of `condition`, asked for again until it is.
+
+    `seen` tells, where it never is, what there is instead.
+    """
     until = time.monotonic() + timeout_s
     while True:
         try:
@@ -41,7 +47,7 @@ def wait_for(
         except (RpcError, NoDaemon, NoAnswer):
             pass
         if time.monotonic() > until:
-            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+            raise AssertionError(f"not within {timeout_s:g} s: {what} {seen()}")
         time.sleep(0.1)
 
 
