@@ -16,7 +16,6 @@ from blyan_proto.block.model import Codec, Run, TensorClass
 from blyan_proto.errors import DecodeError, LimitExceeded
 from blyan_tile import compress
 from blyan_tile.aggregate import weighted_sum
-from blyan_tile.compress.table import applied
 from blyan_tile.layout import Group
 from blyan_tile.outer import step
 
@@ -38,7 +37,7 @@ def choice_of(run: Run, tensor_class: TensorClass, round_: int) -> tuple[Codec, 
 
 
 def delta_bytes(group: Group, run: Run, round_: int) -> tuple[int, ...]:
-    """Return the exact length of each encoded tile of `group` in a round."""
+    """Return the greatest length of each encoded tile of `group` in a round."""
     return tuple(
         compress.encoded_bytes(*choice_of(run, tile.tensor_class, round_), tile.shape)
         for tile in group.tiles
@@ -50,15 +49,16 @@ def check(group: Group, encoded: Sequence[bytes], run: Run, round_: int) -> None
 
     Cheap; `compress.decode` still judges the content.
     """
-    lengths = delta_bytes(group, run, round_)
-    if len(encoded) != len(lengths):
-        raise DecodeError(f"{len(encoded)} tiles for {group.name}, not {len(lengths)}")
-    for tile, raw, length in zip(group.tiles, encoded, lengths):
+    if len(encoded) != len(group.tiles):
+        raise DecodeError(
+            f"{len(encoded)} tiles for {group.name}, not {len(group.tiles)}"
+        )
+    for tile, raw in zip(group.tiles, encoded):
         codec, setting = choice_of(run, tile.tensor_class, round_)
-        if compress.header_of(raw) != applied(codec, setting, tile.shape):
-            raise DecodeError(f"{group.name} tile {tile.index}: not the run's codec")
-        if len(raw) != length:
-            raise DecodeError(f"{group.name} tile {tile.index}: {len(raw)} bytes")
+        try:
+            compress.check(codec, setting, raw, tile.shape)
+        except DecodeError as error:
+            raise DecodeError(f"{group.name} tile {tile.index}: {error}") from error
 
 
 def encode_group(

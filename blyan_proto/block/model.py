@@ -163,6 +163,7 @@ class Codec(enum.IntEnum):
     LR4 = 2
     SC = 3
     Q = 4
+    ROWS = 5
 
 
 @message
@@ -172,7 +173,7 @@ class CodecChoice:
     tensor_class: TensorClass
     from_round: U32
     codec: Codec
-    setting: U16  # LR4: rank; SC: kept per 4096; Q: bits; DENSE: 0
+    setting: U16  # blyan_proto.block.sending
 
 
 class Aggregation(enum.IntEnum):

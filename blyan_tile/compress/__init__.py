@@ -1,6 +1,7 @@
 """Delta codecs: one file per scheme, and the table that knows them all."""
 
 from blyan_tile.compress.table import (
+    check,
     decode,
     encode,
     encoded_bytes,
@@ -8,4 +9,11 @@ from blyan_tile.compress.table import (
     norm_squared,
 )
 
-__all__ = ["decode", "encode", "encoded_bytes", "header_of", "norm_squared"]
+__all__ = [
+    "check",
+    "decode",
+    "encode",
+    "encoded_bytes",
+    "header_of",
+    "norm_squared",
+]

@@ -8,6 +8,7 @@ import numpy as np
 
 from blyan_proto.block.model import Codec
 from blyan_proto.errors import DecodeError
+from blyan_tile.compress.scheme import Scheme
 
 _HEADER = bytes((Codec.DENSE, 0))
 _HALF = np.dtype("<f2")
@@ -57,3 +58,6 @@ def _halves(raw: bytes, shape: tuple[int, ...]) -> np.ndarray:
     if not np.isfinite(half).all():
         raise DecodeError("a value of the delta is not finite")
     return half
+
+
+SCHEME = Scheme(encode, decode, encoded_bytes, norm_squared)

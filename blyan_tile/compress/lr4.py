@@ -13,12 +13,18 @@ import struct
 import numpy as np
 
 from blyan_proto.block.model import Codec
+from blyan_proto.block.sending import MAX_RANK
 from blyan_proto.errors import DecodeError
+from blyan_tile.compress.exponent import (
+    MAX_EXPONENT,
+    MIN_EXPONENT,
+    lifted,
+    scales_of,
+)
+from blyan_tile.compress.scheme import Scheme
 
 _HEADER = struct.Struct("<BBh")  # codec, rank, exponent
 _TOP = 7  # largest nibble; -8 is not used
-MAX_RANK = 255  # 7 * 255 * 7 * 255 = 3,186,225 < 2^24
-MIN_EXPONENT, MAX_EXPONENT = -149, 96  # exact and finite in float32
 
 # Step of a 15-level quantiser relative to max / 7: which is best depends on the tails.
 _STEPS = np.array([1.0, 0.87, 0.75, 0.65], np.float32)
@@ -51,28 +57,18 @@ def encode(
     """
     encoded_bytes(setting, x.shape)
     rank = rank_of(setting, x.shape)
-    peak = float(np.abs(x).max())
-    if not np.isfinite(peak):
-        raise ValueError("the delta is not finite")
-    if peak == 0.0:
+    y, lift = lifted(x)
+    if not y.any():
         m, n = x.shape
         empty = np.zeros((m, rank), np.int8), np.zeros((n, rank), np.int8)
         return _pack(0, np.zeros(rank, np.uint8), *empty), warm
-    lift = int(np.frexp(peak)[1])
-    # near 1, so that no square leaves float32; in two steps, as 2^148 does as well
-    x = x * np.float32(2.0 ** -(lift // 2)) * np.float32(2.0 ** (lift // 2 - lift))
-    basis = _basis(x, rank, warm)
+    basis = _basis(y, rank, warm)
     p = _quantised(basis, _best_steps(basis))
-    right = _solve(p, x)  # (n, r) float32, the least-squares partner of p
-    steps = _best_steps(right)
-    exponent = int(np.frexp(steps.max())[1]) - 8  # the largest scale fills 8 bits
-    exponent = max(exponent, MIN_EXPONENT - lift)
-    if exponent + lift > MAX_EXPONENT:
-        raise ValueError("the delta is too large for LR4")
+    right = _solve(p, y)  # (n, r) float32, the least-squares partner of p
+    scales, steps, exponent = scales_of(_best_steps(right), lift, least=1)
     # q is quantised with the scale as sent, so rounding the scale costs no accuracy
-    scales = np.clip(np.rint(np.ldexp(steps, -exponent)), 1, 255)
-    q = _quantised(right, np.ldexp(scales.astype(np.float32), exponent))
-    return _pack(exponent + lift, scales.astype(np.uint8), p, q), right
+    q = _quantised(right, steps)
+    return _pack(exponent, scales, p, q), right
 
 
 def _basis(x: np.ndarray, rank: int, warm: np.ndarray | None) -> np.ndarray:
@@ -187,3 +183,6 @@ def norm_squared(raw: bytes, shape: tuple[int, ...]) -> tuple[int, int]:
     # a row stays below 49^2 * 2^20 * 255^2 * 255 < 2^56; the rows are added as ints
     rows = (grams * weights[:, None] * weights[None, :]).sum(axis=1)
     return sum(rows.tolist()), 2 * exponent
+
+
+SCHEME = Scheme(encode, decode, encoded_bytes, norm_squared)

@@ -1,9 +1,7 @@
-"""The codecs by wire code. A delta begins with its codec and setting, one byte each."""
+"""The codecs by wire code. A delta begins with its codec, one byte, and its setting."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -11,27 +9,15 @@ import numpy as np
 from blyan_proto.block.model import Codec
 from blyan_proto.constants import MAX_TILE_ELEMENTS
 from blyan_proto.errors import DecodeError, LimitExceeded
-from blyan_tile.compress import dense, lr4
-
-Shape = tuple[int, ...]
-Encoded = tuple[bytes, np.ndarray | None]
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """What one codec can do."""
-
-    encode: Callable[[int, np.ndarray, np.ndarray | None], Encoded]
-    decode: Callable[[bytes, Shape], np.ndarray]
-    encoded_bytes: Callable[[int, Shape], int]
-    norm_squared: Callable[[bytes, Shape], tuple[int, int]]
-
+from blyan_tile.compress import dense, lr4, q, rows, sc
+from blyan_tile.compress.scheme import Encoded, Scheme, Shape
 
 SCHEMES = {
-    Codec.DENSE: Scheme(
-        dense.encode, dense.decode, dense.encoded_bytes, dense.norm_squared
-    ),
-    Codec.LR4: Scheme(lr4.encode, lr4.decode, lr4.encoded_bytes, lr4.norm_squared),
+    Codec.DENSE: dense.SCHEME,
+    Codec.LR4: lr4.SCHEME,
+    Codec.SC: sc.SCHEME,
+    Codec.Q: q.SCHEME,
+    Codec.ROWS: rows.SCHEME,
 }
 
 
@@ -48,12 +34,12 @@ def encode(
 
 
 def applied(codec: Codec, setting: int, shape: Shape) -> tuple[Codec, int]:
-    """Return the codec and the setting byte that a tile of `shape` is sent with."""
+    """Return the codec and the setting that a tile of `shape` is sent with."""
     if codec not in SCHEMES:
         raise ValueError(f"codec {codec.name} is not in this version")
     if codec is Codec.DENSE or len(shape) != 2:
         return Codec.DENSE, 0
-    return codec, lr4.rank_of(setting, shape)
+    return codec, lr4.rank_of(setting, shape) if codec is Codec.LR4 else setting
 
 
 def encoded_bytes(codec: Codec, setting: int, shape: Shape) -> int:
@@ -71,7 +57,21 @@ def header_of(raw: bytes) -> tuple[Codec, int]:
     codec = Codec(raw[0])
     if codec not in SCHEMES:
         raise DecodeError(f"codec {codec.name} is not in this version")
-    return codec, raw[1]
+    field = raw[1 : 1 + SCHEMES[codec].setting_bytes]
+    return codec, int.from_bytes(field, "little")
+
+
+def check(codec: Codec, setting: int, raw: bytes, shape: Shape) -> None:
+    """Raise DecodeError unless `raw` is of this codec, setting and length.
+
+    Cheap; `decode` still judges the content.
+    """
+    expected = applied(codec, setting, shape)
+    if header_of(raw) != expected:
+        raise DecodeError(f"not {expected[0].name} {expected[1]}")
+    most, exact = encoded_bytes(*expected, shape), SCHEMES[expected[0]].exact
+    if len(raw) > most or exact and len(raw) != most:
+        raise DecodeError(f"{len(raw)} bytes, {'not' if exact else 'at most'} {most}")
 
 
 def decode(raw: bytes, shape: Shape) -> np.ndarray:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from blyan_proto.block import sending
 from blyan_proto.block.block import Block
-from blyan_proto.block.model import Codec, Run
+from blyan_proto.block.model import Run
 from blyan_proto.constants import MAX_CONTRIBUTIONS, MAX_TRAINED_TILES, PPM
 from blyand.rules.model.dispute import open_disputes
 from blyand.rules.model.model import layout_for, require_model
@@ -24,8 +25,6 @@ from blyand.rules.records import (
 )
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay, View
-
-SETTINGS = {Codec.DENSE: range(1), Codec.LR4: range(1, 256)}  # LR4: the rank
 
 
 def start(
@@ -90,10 +89,10 @@ def check_numbers(run: Run) -> None:
     if starts[0] or any(left >= right for left, right in zip(starts, starts[1:])):
         raise Reject("inner rates begin at round 0 and ascend")
     for choice in run.codecs:
-        if choice.codec not in SETTINGS:
-            raise Reject(f"codec {choice.codec.name} is not in this version")
-        if choice.setting not in SETTINGS[choice.codec]:
-            raise Reject(f"{choice.codec.name} has no setting {choice.setting}")
+        try:
+            sending.check(choice.codec, choice.setting)
+        except ValueError as error:
+            raise Reject(str(error)) from error
 
 
 def count_update(view: Overlay, record: RunRecord, round: int) -> RunRecord:

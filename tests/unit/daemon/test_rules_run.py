@@ -250,7 +250,10 @@ def test_where_nobody_is_alive_no_schedule_is_written(world):
         (dict(rounds_ahead=9), "1 to 8 rounds"),
         (dict(inner_rate=(RateStep(1, 5),)), "begin at round 0"),
         (dict(inner_rate=(RateStep(0, 5), RateStep(0, 4))), "ascend"),
-        (dict(codecs=(CodecChoice(TensorClass.MATRIX, 0, Codec.SC, 1),)), "codec SC"),
+        (
+            dict(codecs=(CodecChoice(TensorClass.MATRIX, 0, Codec.NONE, 0),)),
+            "codec NONE",
+        ),
         (
             dict(codecs=(CodecChoice(TensorClass.MATRIX, 0, Codec.LR4, 0),)),
             "LR4 has no setting 0",
