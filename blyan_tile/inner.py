@@ -56,7 +56,7 @@ def train(
     """
     model = Trainable(architecture, parameters, held)
     optimizer = AdamW(
-        parameters.values(),
+        [p for p in parameters.values() if p.requires_grad],
         run.beta1_ppm / PPM,
         run.beta2_ppm / PPM,
         run.decay_ppm / PPM,

@@ -106,6 +106,24 @@ class GetProgress:
 
 
 @record
+class ExpertUse:
+    """How much one expert was used in this node's newest round."""
+
+    expert: str = arg("group name")
+    tokens: int = arg("tokens that the router sent to it")
+    share: float = arg("of its layer's experts on this node, 0 to 1")
+
+
+@record
+class LayerUse:
+    """How evenly a layer's experts were used in this node's newest round."""
+
+    layer: int = arg("layer, from 0")
+    experts: int = arg("experts of the layer that this node trains")
+    entropy: float = arg("of their shares, 1: all alike; 0: one takes all")
+
+
+@record
 class Learning:
     """Where training stands."""
 
@@ -123,6 +141,11 @@ class Learning:
     primary_of: list[str] = arg("groups whose primary this node is now")
     single: int = arg("groups whose final version nobody but its author recomputed")
     disputed: int = arg("disputes about this run's updates that have no verdict")
+    utilisation: float | None = arg(
+        "of the newest rounds' time, what this node spent in inner steps; null: none yet"
+    )
+    layers: list[LayerUse] = arg("experts' use by layer, newest round trained here")
+    experts: list[ExpertUse] = arg("experts' use, newest round trained here")
 
 
 status = declare(Method("train.status", GetProgress, Learning, public=True))

@@ -16,6 +16,7 @@ from blyand.rpc.ordering import Ordering
 from blyand.rpc.resolve import dataset_called, model_called, newest_run, run_called
 from blyand.rpc.rounds import Watching, follow
 from blyand.rpc.runs import changed, is_spread, missing, run_of
+from blyand.rpc.use import experts_used, layers_used, utilisation
 from blyand.rules.model.dispute import is_single, open_disputes
 from blyand.rules.model.election import ranks
 from blyand.rules.model.model import layout_for
@@ -112,6 +113,9 @@ def bind(
                 for group in GROUPS.scan(view, record.run.model)
             ),
             disputed=sum(one.run == record.id for one in open_disputes(view)),
+            utilisation=utilisation(reports),
+            layers=layers_used(model.model, reports) if model else [],
+            experts=experts_used(model.model, reports) if model else [],
         )
 
     @answers(spec.watch)
@@ -254,6 +258,9 @@ def nothing(state: str, reason: str) -> spec.Learning:
         primary_of=[],
         single=0,
         disputed=0,
+        utilisation=None,
+        layers=[],
+        experts=[],
     )
 
 

@@ -14,6 +14,7 @@ from blyan_proto.block.block import Block
 from blyan_proto.block.model import TileUpdate
 from blyan_proto.errors import ProtocolError
 from blyan_tile.corpus import Archive, joined
+from blyan_tile.learner import ExpertShare
 from blyand.compute import Threads
 from blyand.errors import Unavailable
 from blyand.events import Broadcast, CheckpointFinalised
@@ -43,6 +44,8 @@ class Report:
     train_loss: float | None = None  # this node's own, nats per token
     held_out_loss: float | None = None
     own_tokens: int = 0  # learnt from on this node
+    learnt_s: float = 0.0  # of it, on this node
+    shares: tuple[ExpertShare, ...] = ()  # of own_tokens, by expert
     tokens: int = 0  # by all learners
     bytes_up: int = 0
     bytes_down: int = 0
@@ -103,10 +106,23 @@ class Journal:
         self._notify()
 
     def trained(
-        self, run: bytes, round: int, loss_micro: int, tokens: int, seconds: float
+        self,
+        run: bytes,
+        round: int,
+        loss_micro: int,
+        tokens: int,
+        seconds: float,
+        shares: tuple[ExpertShare, ...] = (),
     ) -> None:
         """This node trained a round."""
-        self._set(run, round, train_loss=loss_micro / 1e6, own_tokens=tokens)
+        self._set(
+            run,
+            round,
+            train_loss=loss_micro / 1e6,
+            own_tokens=tokens,
+            learnt_s=seconds,
+            shares=shares,
+        )
 
     def handed_over(
         self, run: bytes, round: int, float32_bytes: int, sent_bytes: int

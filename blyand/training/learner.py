@@ -267,6 +267,7 @@ class Learner:
             result.loss_micro,
             result.tokens,
             trio.current_time() - began,
+            result.shares,
         )
         return result
 
