@@ -27,7 +27,8 @@ def run_of(params: Start, model: ModelRecord, dataset: bytes) -> Run:
         hint = nearest(params.preset, ROUNDS)
         text = f"no preset of runs is called {params.preset!r}{hint}"
         raise RpcError(PRESET_UNKNOWN, f"{text} (there are {', '.join(ROUNDS)})")
-    base = run_preset(params.preset, model.id, (dataset,), ROUNDS[params.preset], 0)
+    rounds = params.rounds or ROUNDS[params.preset]  # the inner rate falls over them
+    base = run_preset(params.preset, model.id, (dataset,), rounds, 0)
     run = changed(base, params)
     context = model.model.architecture.context
     if run.sequence > context:
