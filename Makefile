@@ -26,7 +26,7 @@ check: setup ## format, lint, types, layers, unit, sim: run it before every comm
 	$(PY) -m isort --check --quiet $(CODE) || { echo "run: make fmt"; exit 1; }
 	$(PY) -m flake8 $(CODE)
 	$(PY) -m mypy blyan_proto blyan_tile blyand blyanctl
-	$(PY) -m pytest tests/test_layers.py $(wildcard tests/unit tests/sim)
+	$(PY) -m pytest -n 2 tests/test_layers.py tests/unit tests/sim
 
 fmt: setup ## format the code
 	@$(PY) -m isort --quiet $(CODE)
@@ -36,13 +36,16 @@ layers: setup ## who may import whom, and the other rules of the house
 	@$(PY) -m pytest tests/test_layers.py
 
 unit: setup ## one test file per module
-	@$(PY) -m pytest tests/unit
+	@$(PY) -m pytest -n 2 tests/unit
 
 sim: setup ## many nodes in one process, with faults
 	@$(PY) -m pytest tests/sim
 
 test: setup ## every test, the functional ones included
-	@$(PY) -m pytest tests --ignore=tests/bench
+	@failed=0
+	$(PY) -m pytest -n 2 tests --ignore=tests/bench --ignore=tests/functional || failed=1
+	$(PY) -m pytest tests/functional || failed=1
+	exit $$failed
 
 functional: setup ## real daemons on loopback
 	@$(PY) -m pytest tests/functional

@@ -194,7 +194,10 @@ class Learner:
             group for group in groups if self._delivery.rounds(record, group) == round
         )
         if not open_here:
-            self._doing = f"waiting for updates of round {round}"
+            self._doing = (
+                f"waiting for others' updates of round {round}; "
+                "`blyanctl consensus status` says whether enough nodes are up"
+            )
             return None
         # Either the other groups' updates came without us, or our seat is of a time
         # when we did not hold all that training needs. The groups left may have no

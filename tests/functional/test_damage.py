@@ -74,7 +74,7 @@ def test_a_full_disk_is_told_and_passes(net: Network, tmp_path: Path):
         for pid in (victim.pid, *children_of(victim.pid)):
             resource.prlimit(pid, resource.RLIMIT_FSIZE, usual)
     wait_for(lambda: not warns(victim, "disk is full"), "it takes writes again")
-    made = victim.call("data.add", **add)["dataset_id"]
+    made = wait_for(lambda: victim.call("data.add", **add), "and ours")["dataset_id"]
     wait_for(lambda: peer.call("chain.block", id=made), "the peer has its block")
     assert agrees(victim, peer)
 
