@@ -89,7 +89,9 @@ def _run(arguments: argparse.Namespace) -> int:
         except ValueError as error:
             return _misused(arguments, str(error))
     plain = raw or getattr(arguments, "json", False)
-    streaming = getattr(arguments, "stream", False)
+    # the likeliest tokens are told with each token, not in the result
+    asks_tokens = name == live.TOKENS and bool(params.get("logprobs")) and not plain
+    streaming = getattr(arguments, "stream", False) or asks_tokens
     home, timeout_s = getattr(arguments, "home", None), getattr(
         arguments, "timeout", None
     )

@@ -25,11 +25,24 @@ def json_lines(items: Iterable[JsonObject], out: TextIO) -> None:
 
 
 def tokens(items: Iterable[JsonObject], out: TextIO) -> None:
-    """Print text as it is made, and end the line."""
+    """Print text as it is made, and end the line.
+
+    With the likeliest tokens beside it, one token a line.
+    """
+    ended = "\n"
     for item in items:
-        out.write(printable(item["text"]))
+        if item["top"]:
+            ended = ""
+            others = "  ".join(map(_chance, item["top"]))
+            out.write(f"{_chance(item):<24} | {others}\n")
+        else:
+            out.write(printable(item["text"]))
         out.flush()
-    out.write("\n")
+    out.write(ended)
+
+
+def _chance(token: JsonObject) -> str:
+    return f"{json.dumps(token['text'])} {token['logprob']:.2f}"
 
 
 def printable(text: str) -> str:
@@ -186,7 +199,8 @@ ALWAYS: dict[str, Show] = {
     "sync.watch": joining,
     "node.backup": progress,
 }
-ON_REQUEST: dict[str, Show] = {"infer.generate": tokens}
+TOKENS = "infer.generate"
+ON_REQUEST: dict[str, Show] = {TOKENS: tokens}
 
 
 def ending(method: str, result: JsonObject, streamed: bool) -> tuple[str, str] | None:
@@ -203,7 +217,7 @@ def ending(method: str, result: JsonObject, streamed: bool) -> tuple[str, str] |
         return heat(result), ""
     if method == "node.metrics":
         return printable(result["text"].rstrip("\n")), ""
-    if method != "infer.generate":
+    if method != TOKENS:
         return None
     if not streamed:
         return printable(result["text"]), ""

@@ -141,7 +141,7 @@ def add_method(verbs: Any, method: Method) -> None:
                 metavar=word_of(field.name).upper(),
                 nargs="?",
                 type=_reader(field),
-                help=_plain(about),
+                help=_plain(about) + (" (required)" if field.required else ""),
             )
             about = argparse.SUPPRESS
         elif field.required:

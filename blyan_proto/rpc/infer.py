@@ -213,7 +213,8 @@ class UnderWay:
     """A request that is being answered."""
 
     request: str = arg("its name, for infer.cancel")
-    model: Id = arg("id of the model")
+    model: str = arg("name of the model")
+    model_id: Id = arg("id of the model")
     prompt_tokens: int = arg("tokens of the prompt")
     made_tokens: int = arg("tokens made so far")
     max_tokens: int = arg("most tokens to make")

@@ -115,7 +115,8 @@ def bind(
             [
                 spec.UnderWay(
                     request=one.result.request,
-                    model=one.wanted.model,
+                    model=model(one.wanted.model.hex()).model.name,
+                    model_id=one.wanted.model,
                     prompt_tokens=len(one.wanted.tokens),
                     made_tokens=len(one.result.token_ids),
                     max_tokens=one.wanted.max_tokens,

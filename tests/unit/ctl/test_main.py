@@ -25,8 +25,8 @@ GENERATED = {
     "retries": 0,
 }
 TOKENS = [
-    {"text": "a ", "token_id": 1, "position": 1},
-    {"text": "time", "token_id": 2, "position": 2},
+    {"text": "a ", "token_id": 1, "position": 1, "top": []},
+    {"text": "time", "token_id": 2, "position": 2, "top": []},
 ]
 
 
@@ -65,6 +65,26 @@ def test_text_alone_or_as_it_comes(
         assert main([*argv, "--stream", "--json"]) == 0
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert lines == [*TOKENS, GENERATED]
+
+
+def test_the_likeliest_tokens_are_told_with_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = [{"text": "\n", "token_id": 3, "logprob": -0.25}]
+    told = [{**token, "logprob": -1.5, "top": others} for token in TOKENS]
+
+    def answer(request: dict[str, Any]) -> list[Any]:
+        items = [jsonrpc.item(request["id"], token) for token in told]
+        return [*items, jsonrpc.result(request["id"], GENERATED)]
+
+    argv = ["--home", str(tmp_path), "infer", "generate", "Once", "--logprobs", "1"]
+    with scripted(tmp_path, answer):
+        assert main(argv) == 0
+        first, second = capsys.readouterr().out.splitlines()
+        assert first.split() == ['"a', '"', "-1.50", "|", '"\\n"', "-0.25"]
+        assert second.startswith('"time" -1.50')
+        assert main([*argv, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == GENERATED
 
 
 def test_raw_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

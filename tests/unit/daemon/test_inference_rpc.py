@@ -30,7 +30,7 @@ def answers_of(node):
     text = np.frombuffer(np.random.default_rng(0).bytes(2000), np.uint8)
 
     def model(name):
-        if name not in (None, "tiny"):
+        if name not in (None, "tiny", node.world.record.id.hex()):
             raise RpcError(MODEL_UNKNOWN, "no such model")
         return node.world.record
 
@@ -122,6 +122,7 @@ def test_a_request_is_listed_and_cancelled_by_its_name():
             if len(seen) == 3:
                 (listed,) = (await call("infer.list"))["requests"]
                 assert listed["request"] == item["request"] == "mine"
+                assert listed["model"] == node.world.record.model.name
                 assert listed["prompt_tokens"] == 5 and listed["made_tokens"] == 3
                 assert listed["cost_micro"] == item["cost_micro"] == 21
                 with pytest.raises(RpcError) as caught:
