@@ -2,13 +2,15 @@
 
 A setting is one u16 in a run's CodecChoice. Two codecs put two numbers into it:
 SC `bits << 12 | kept`, ROWS `codec << 8 | setting` of the codec inside. The text forms
-are NAME:NUMBER and NAME:NUMBER/NUMBER: LR4:16, SC:64/1, Q:4, ROWS:LR4/16, DENSE.
-docs/tile-layout.md 3.
+are DENSE, LR4:16, SC:64/1, Q:4, ROWS:LR4/16; in front of one may stand a tensor class
+and "=", behind it "@" and the round from which it holds. docs/tile-layout.md 3.
 """
 
 from __future__ import annotations
 
-from blyan_proto.block.model import Codec
+from collections.abc import Sequence
+
+from blyan_proto.block.model import Codec, CodecChoice, TensorClass
 
 MAX_RANK = 255  # LR4: 7 * 255 * 7 * 255 = 3,186,225 < 2^24
 MAX_KEPT = 1024  # SC: of each 4096; with more, Q has fewer bytes for the same error
@@ -99,6 +101,42 @@ def text_of(codec: Codec, setting: int) -> str:
     return f"{codec.name}:{setting}"
 
 
+def chosen(
+    texts: Sequence[str], before: Sequence[CodecChoice]
+) -> tuple[CodecChoice, ...]:
+    """Return `before` changed by texts like LR4:8, matrix=SC:64/1@20, router=Q:8.
+
+    Without a class a text is for matrices and embeddings. What a class had before the
+    first round that is named for it stays. ValueError with a sentence.
+    """
+    made: dict[tuple[TensorClass, int], CodecChoice] = {}
+    for text in texts:
+        for choice in _choices_of(text):
+            key = (choice.tensor_class, choice.from_round)
+            if key in made:
+                raise ValueError(f"{text!r} chooses once more for the same round")
+            made[key] = choice
+    first: dict[TensorClass, int] = {}
+    for tensor_class, from_round in sorted(made):
+        first.setdefault(tensor_class, from_round)
+    kept = [c for c in before if c.from_round < first.get(c.tensor_class, 2**32)]
+    return (*kept, *(made[key] for key in sorted(made)))
+
+
+def _choices_of(text: str) -> list[CodecChoice]:
+    head, given, rest = text.rpartition("=")
+    form, dated, at = rest.partition("@")
+    classes = [TensorClass.MATRIX, TensorClass.EMBEDDING]
+    if given:
+        classes = [c for c in TensorClass if c.name == head.upper()]
+    if not classes:
+        known = ", ".join(c.name.lower() for c in TensorClass)
+        raise ValueError(f"no tensor class is called {head!r} (there are {known})")
+    codec, setting = parse(form)
+    round_ = _number(at, text) if dated else 0
+    return [CodecChoice(c, round_, codec, setting) for c in classes]
+
+
 def _codec_of(name: str) -> Codec:
     for codec in _FORMS:
         if codec.name == name.upper():
@@ -108,6 +146,6 @@ def _codec_of(name: str) -> Codec:
 
 
 def _number(text: str, whole: str) -> int:
-    if not text.isascii() or not text.isdecimal() or len(text) > 4:
+    if not text.isascii() or not text.isdecimal() or len(text) > 6:
         raise ValueError(f"{text!r} in {whole!r} is not a small whole number")
     return int(text)

@@ -27,9 +27,12 @@ class Start:
     rounds: int | None = arg("rounds; default: the preset's", default=None, low=1)
     preset: str = arg("where all other numbers come from", default="demo")
     run: Id | None = arg("join exactly this run", default=None)
-    rank: int | None = arg("rank of matrix deltas", default=None, low=1, high=256)
-    codec: str | None = arg(
-        "codec of matrix deltas", default=None, choices=("lr4", "dense")
+    codec: list[str] | None = arg(
+        "how deltas are sent: [CLASS=]CODEC[@ROUND], as LR4:8, Q:4, "
+        "matrix=SC:64/1@20, embedding=ROWS:LR4/16",
+        default=None,
+        low=1,
+        high=16,
     )
     inner_steps: int | None = arg("steps per round", default=None, low=1, high=10_000)
     batch: int | None = arg("sequences per step", default=None, low=1, high=4096)

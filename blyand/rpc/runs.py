@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from blyan_proto.block.model import Codec, CodecChoice, RateStep, Run
+from blyan_proto.block import sending
+from blyan_proto.block.model import RateStep, Run
 from blyan_proto.constants import PPM
 from blyan_proto.rpc.errors import PRESET_UNKNOWN, RUN_INVALID, RpcError
 from blyan_proto.rpc.records import nearest
@@ -45,7 +46,10 @@ def run_of(params: Start, model: ModelRecord, dataset: bytes) -> Run:
 
 
 def changed(run: Run, params: Start) -> Run:
-    """Return `run` with the numbers that the caller gave in place of its own."""
+    """Return `run` with the numbers that the caller gave in place of its own.
+
+    RpcError RUN_INVALID.
+    """
     given = {
         "rounds": params.rounds,
         "inner_steps": params.inner_steps,
@@ -63,24 +67,16 @@ def changed(run: Run, params: Start) -> Run:
         rate = _scaled(params.inner_rate, 10**9)
         assert rate is not None
         changes["inner_rate"] = (RateStep(0, rate),)
-    if params.codec is not None or params.rank is not None:
-        changes["codecs"] = tuple(_codec(choice, params) for choice in run.codecs)
+    if params.codec is not None:
+        try:
+            changes["codecs"] = sending.chosen(params.codec, run.codecs)
+        except ValueError as error:
+            raise RpcError(RUN_INVALID, str(error)) from error
     return replace(run, **changes)  # type: ignore[arg-type]
 
 
 def _scaled(value: float | None, unit: int) -> int | None:
     return None if value is None else round(value * unit)
-
-
-def _codec(choice: CodecChoice, params: Start) -> CodecChoice:
-    """Change how matrices are coded: whatever the preset codes by low rank."""
-    if choice.codec is not Codec.LR4:
-        return choice
-    if params.codec == "dense":
-        if params.rank is not None:
-            raise RpcError(RUN_INVALID, "dense deltas have no rank; leave one out")
-        return replace(choice, codec=Codec.DENSE, setting=0)
-    return choice if params.rank is None else replace(choice, setting=params.rank)
 
 
 def missing(view: View, model: ModelRecord, liveness_ms: int) -> list[str]:

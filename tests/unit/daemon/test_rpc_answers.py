@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from blyan_proto.block import sending
 from blyan_proto.block.block import Block
 from blyan_proto.block.data import Dataset, Tier
 from blyan_proto.block.economy import Hardware, Registration, Transfer
@@ -18,6 +19,7 @@ from blyan_proto.block.model import (
     Contribution,
     Cosignature,
     Model,
+    TensorClass,
     TileRoots,
     TileUpdate,
     Weights,
@@ -48,6 +50,7 @@ from blyan_proto.signing import Purpose, SigningKey, check_signature
 from blyan_proto.types import Chain, Role, bitmap
 from blyan_proto.validators import Validator
 from blyan_tile.create import create, model_of, run_preset
+from blyan_tile.delta import choice_of
 from blyan_tile.layout import layout_of
 from blyand.chain.machine import Machine
 from blyand.chain.pool import Pool
@@ -1156,7 +1159,7 @@ def test_starting_makes_a_run_once_its_groups_are_held(world):
     async def main():
         bind_training(world, FakeJournal(bytes(32)), make, learner)
         assert (await ask("train.status")).state == "waiting"
-        numbers = dict(preset="tiny", rounds=9, codec="dense", inner_rate=0.001)
+        numbers = dict(preset="tiny", rounds=9, codec=["DENSE"], inner_rate=0.001)
         async with trio.open_nursery() as nursery:
             started = []
 
@@ -1198,10 +1201,17 @@ def test_settings_that_make_no_run(world):
 
     refuse(errors.PRESET_UNKNOWN, preset="huge")
     refuse(errors.RUN_INVALID, sequence=257)
-    refuse(errors.RUN_INVALID, codec="dense", rank=4)
+    refuse(errors.RUN_INVALID, codec=["LR4:0"])
+    refuse(errors.RUN_INVALID, codec=["matrix=LR4:4", "LR4:8"])
     refuse(errors.RUN_INVALID, rounds=2_000_000)
-    ranks = runs.run_of(start(preset="tiny", rank=8), record, bytes(32)).codecs
-    assert {c.setting for c in ranks if c.codec is Codec.LR4} == {8}
+    texts = ["matrix=LR4:8@2", "matrix=SC:64/1@5", "embedding=ROWS:Q/4"]
+    run = runs.run_of(start(preset="tiny", codec=texts), record, bytes(32))
+    sent = [
+        [sending.text_of(*choice_of(run, one, at)) for at in (0, 2, 5)]
+        for one in (TensorClass.MATRIX, TensorClass.EMBEDDING, TensorClass.ROUTER)
+    ]
+    assert sent[0] == ["LR4:16", "LR4:8", "SC:64/1"]
+    assert sent[1] == ["ROWS:Q/4"] * 3 and sent[2] == ["DENSE"] * 3
 
 
 def test_every_spec_of_these_nouns_has_its_answer(world):

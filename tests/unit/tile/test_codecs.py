@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blyan_proto.block import sending
-from blyan_proto.block.model import Codec
+from blyan_proto.block.model import Codec, CodecChoice, TensorClass
 from blyan_proto.errors import DecodeError, LimitExceeded, ProtocolError
 from blyan_tile import compress
 
@@ -186,6 +186,28 @@ def test_settings_are_written_and_read():
     ):
         with pytest.raises(ValueError):
             sending.parse(wrong)
+
+
+def test_a_text_chooses_for_a_class_and_from_a_round_on():
+    before = (
+        CodecChoice(TensorClass.MATRIX, 0, *sending.parse("LR4:16")),
+        CodecChoice(TensorClass.MATRIX, 9, *sending.parse("LR4:4")),
+        CodecChoice(TensorClass.ROUTER, 0, *sending.parse("DENSE")),
+    )
+    later = sending.chosen(["matrix=Q:4@5", "ROUTER=LR4:2"], before)
+    assert later == (
+        before[0],
+        CodecChoice(TensorClass.MATRIX, 5, Codec.Q, 4),
+        CodecChoice(TensorClass.ROUTER, 0, Codec.LR4, 2),
+    )
+    both = sending.chosen(["LR4:8"], before)
+    assert {c.tensor_class for c in both if c.setting == 8} == {
+        TensorClass.MATRIX,
+        TensorClass.EMBEDDING,
+    }
+    for wrong in (["head=LR4:8"], ["LR4:8@x"], ["=LR4:8"], ["Q:4", "matrix=Q:8"], [""]):
+        with pytest.raises(ValueError):
+            sending.chosen(wrong, before)
 
 
 @given(st.sampled_from(list(Codec)), st.integers(0, 65_535))
