@@ -36,14 +36,6 @@ def choice_of(run: Run, tensor_class: TensorClass, round_: int) -> tuple[Codec, 
     return codec, setting
 
 
-def delta_bytes(group: Group, run: Run, round_: int) -> tuple[int, ...]:
-    """Return the greatest length of each encoded tile of `group` in a round."""
-    return tuple(
-        compress.encoded_bytes(*choice_of(run, tile.tensor_class, round_), tile.shape)
-        for tile in group.tiles
-    )
-
-
 def check(group: Group, encoded: Sequence[bytes], run: Run, round_: int) -> None:
     """Raise DecodeError unless each tile has the codec, setting and length of the run.
 

@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 from blyan_proto import codec, merkle
+from blyan_proto.block import sending
 from blyan_proto.block.block import (
     MAX_BLOCK_BYTES,
     Block,
@@ -27,7 +28,7 @@ from blyan_proto.block.data import MAX_INDEX_BYTES, ArchiveIndex
 from blyan_proto.block.economy import Evidence
 from blyan_proto.block.header import Header
 from blyan_proto.block.ledger import Quote
-from blyan_proto.block.model import Codec, SignedClaim
+from blyan_proto.block.model import SignedClaim
 from blyan_proto.block.payload import KINDS, decode_payload, encode_payload
 from blyan_proto.checkpoint import (
     MAX_FINAL_CHECKPOINT_BYTES,
@@ -293,6 +294,14 @@ EMPTY_ANSWER = codec.encode(blocks.Compared((blocks.Held(0, (), ()),)))
 LEAVES = [made.hash_of(f"leaf {i}") for i in range(5)]
 SHAPE = (24, 16)
 TENSOR = np.arange(24 * 16, dtype=np.float32).reshape(SHAPE) / 64
+
+
+def encoded_tile(raw: bytes) -> None:
+    values = compress.decode(raw, SHAPE)
+    assert values.shape == SHAPE and np.isfinite(values.astype(np.float32)).all()
+    assert compress.norm_squared(raw, SHAPE)[0] >= 0
+
+
 SAFETENSORS = (
     b'{"__metadata__": {"format": "pt"}, '
     b'"a": {"dtype": "BF16", "shape": [2, 4], "data_offsets": [8, 24]}, '
@@ -478,11 +487,11 @@ TARGETS: dict[str, Target] = {
         ),
     ),
     "delta codec": Target(
-        lambda raw: compress.decode(raw, SHAPE),
+        encoded_tile,
         None,
-        (
-            compress.encode(Codec.DENSE, 0, TENSOR, None)[0],
-            compress.encode(Codec.LR4, 4, TENSOR, None)[0],
+        tuple(
+            compress.encode(*sending.parse(form), TENSOR)[0]
+            for form in "DENSE LR4:4 SC:64/1 SC:900/2 Q:1 Q:8 ROWS:LR4/3 ROWS:Q/4".split()
         ),
     ),
     **{name: Target(*parts) for name, parts in agreement_targets.TARGETS.items()},
