@@ -1,7 +1,6 @@
 """Schemes that are measured but are no codec of the network, for tests.bench.bench_pareto.
 
-Each stands for what a learner sends of one matrix and what the others make of it; only
-bytes are counted, nothing is packed.
+Each stands for what a learner sends of one matrix and what the others make of it.
 """
 
 from __future__ import annotations
@@ -11,33 +10,23 @@ from collections.abc import Callable
 import numpy as np
 
 from blyan_proto.digest import Domain, digest
+from tests.bench import white_paper
 from tests.bench.convergence import Control
 
 _CHUNK = 4096
 
 
 class Paper:
-    """The white paper's pipeline (11.5): int8, of it the top 20 %, of that an SVD.
+    """The white paper's pipeline (11.5), byte for byte; as it stands nothing is fed back."""
 
-    Rank 8 as the paper has it, factors of float16, nothing fed back unless `beta`.
-    """
-
-    def __init__(self, rank: int = 8, beta: float = 0.0) -> None:
+    def __init__(self, beta: float = 0.0) -> None:
         self.beta = beta
-        self._rank = rank
 
     def encode(
         self, learner: int, round_: int, name: str, x: np.ndarray
     ) -> tuple[np.ndarray, int]:
-        scale = np.abs(x).max() / 127 or 1.0
-        whole = np.rint(x / scale).clip(-127, 127) * scale
-        least = np.quantile(np.abs(whole), 0.8)
-        sparse = np.where(np.abs(whole) >= least, whole, 0)
-        u, s, v = np.linalg.svd(sparse.astype(np.float32), full_matrices=False)
-        root = np.sqrt(s[: self._rank])
-        left = (u[:, : self._rank] * root).astype(np.float16).astype(np.float64)
-        right = (v[: self._rank].T * root).astype(np.float16).astype(np.float64)
-        return left @ right.T, 2 * (left.size + right.size)
+        raw = white_paper.encode(x)
+        return white_paper.decode(raw, x.shape).astype(np.float64), len(raw)
 
     def close(self, name: str, gradient: np.ndarray) -> None:
         pass
@@ -46,24 +35,22 @@ class Paper:
 class SharedMask:
     """Random positions that all learners derive from the round: no index is sent.
 
-    `kept` of each 4096 positions, 4-bit values with one scale of 16 bits per 4096.
+    `kept` of each 4096 positions, 4-bit values, one scale of 16 bits per 4096.
     """
 
-    def __init__(self, kept: int, beta: float = 1.0) -> None:
-        self.beta = beta
+    def __init__(self, kept: int) -> None:
+        self.beta = 1.0
         self._kept = kept
 
     def encode(
         self, learner: int, round_: int, name: str, x: np.ndarray
     ) -> tuple[np.ndarray, int]:
-        flat = x.reshape(-1)
-        chunks = -(-flat.size // _CHUNK)
-        places = _generator(name, round_).permutation(flat.size)
-        places = places[: max(1, flat.size * self._kept // _CHUNK)]
-        values = four_bits(flat[places][:, None])[:, 0]
-        found = np.zeros(flat.size)
-        found[places] = values
-        return found.reshape(x.shape), (len(places) + 1) // 2 + 2 * chunks
+        places = _generator(name, round_).permutation(x.size)
+        places = places[: max(1, x.size * self._kept // _CHUNK)]
+        found = np.zeros(x.size)
+        found[places] = few_bits(x.reshape(-1)[places][:, None], 4)[:, 0]
+        scales = 2 * -(-x.size // _CHUNK)
+        return found.reshape(x.shape), (len(places) + 1) // 2 + scales
 
     def close(self, name: str, gradient: np.ndarray) -> None:
         pass
@@ -76,8 +63,8 @@ class SharedBasis:
     the next round, which sends the other side. Half of LR4's bytes at the same rank.
     """
 
-    def __init__(self, rank: int, beta: float = 1.0) -> None:
-        self.beta = beta
+    def __init__(self, rank: int) -> None:
+        self.beta = 1.0
         self._rank = rank
         self._known: dict[str, np.ndarray] = {}  # (n, r), of the side not sent
         self._turned: dict[str, bool] = {}  # True: columns are sent
@@ -92,9 +79,7 @@ class SharedBasis:
             shape = (matrix.shape[1], min(self._rank, *matrix.shape))
             self._known[name] = _generator(name, 0).standard_normal(shape)
         q = self._known[name]
-        gram = q.T @ q
-        gram[np.diag_indices_from(gram)] += 1e-6 * gram.trace() / len(gram)
-        p = four_bits(np.linalg.solve(gram, q.T @ matrix.T).T)
+        p = few_bits(_partner(q, matrix.T), 4)
         self._sums[name] = self._sums.get(name, 0) + p
         found = p @ q.T
         length = 3 + p.shape[1] + (p.size + 1) // 2
@@ -108,19 +93,68 @@ class SharedBasis:
             self._turned[name] = not self._turned[name]
 
 
-def four_bits(columns: np.ndarray) -> np.ndarray:
-    """Return (m, r) float64 values on 15 levels per column, the best of four steps."""
-    full = np.maximum(np.abs(columns).max(axis=0) / 7, 1e-30)
-    best, least = None, None
-    for share in (1.0, 0.87, 0.75, 0.65):
-        values = np.clip(np.rint(columns / (full * share)), -7, 7) * (full * share)
-        losses = np.square(columns - values).sum(axis=0)
-        if best is None or least is None:
-            best, least = values, losses
+class FewBits:
+    """LR4 with factors of other widths; the encoder goes back and forth between them.
+
+    The factor that was quantised first is fitted again to the other one as it is sent.
+    """
+
+    def __init__(self, rank: int, bits: int, beta: float = 1.0) -> None:
+        self.beta = beta
+        self._rank = rank
+        self._bits = bits
+        self._warm: dict[tuple[int, str], np.ndarray] = {}  # (n, r)
+
+    def encode(
+        self, learner: int, round_: int, name: str, x: np.ndarray
+    ) -> tuple[np.ndarray, int]:
+        rank = min(self._rank, *x.shape)
+        q = self._warm.get((learner, name))
+        if q is None:
+            q = _generator(name, 0).standard_normal((x.shape[1], rank))
+        for _ in range(2):
+            q = np.linalg.qr(x.T @ np.linalg.qr(x @ q)[0])[0]
+        p = few_bits(np.linalg.qr(x @ q)[0], self._bits)
+        for _ in range(2):
+            p = few_bits(
+                _partner(few_bits(_partner(p, x), self._bits), x.T), self._bits
+            )
+        right = _partner(p, x)
+        self._warm[learner, name] = right
+        length = 4 + rank + -(-self._bits * rank * sum(x.shape) // 8)
+        return p @ few_bits(right, self._bits).T, length
+
+    def close(self, name: str, gradient: np.ndarray) -> None:
+        pass
+
+
+def _partner(p: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return the (n, r) q that makes p @ q.T closest to x."""
+    gram = p.T @ p
+    gram[np.diag_indices_from(gram)] += 1e-6 * gram.trace() / len(gram) + 1e-30
+    found: np.ndarray = np.linalg.solve(gram, p.T @ x).T
+    return found
+
+
+def few_bits(columns: np.ndarray, bits: int) -> np.ndarray:
+    """Return (m, r) float64 values on the levels of each column, the best of six steps.
+
+    2 bits: -3, -1, 1, 3 times the step; more: 2^bits - 1 levels around zero.
+    """
+    spread = np.sqrt(np.square(columns).mean(axis=0)) + 1e-30
+    top = 2 ** (bits - 1) - 1
+    widest = np.abs(columns).max(axis=0) / max(top, 1) + 1e-30
+    best, least = columns, np.full(columns.shape[1], np.inf)
+    for share in (0.4, 0.5, 0.6, 0.75, 0.87, 1.0):
+        if bits == 2:
+            step = spread * share
+            values = (2 * np.clip(np.floor(columns / (2 * step)), -2, 1) + 1) * step
         else:
-            best = np.where(losses < least, values, best)
-            least = np.minimum(losses, least)
-    assert best is not None
+            step = widest * share
+            values = np.clip(np.rint(columns / step), -top, top) * step
+        losses = np.square(columns - values).sum(axis=0)
+        best = np.where(losses < least, values, best)
+        least = np.minimum(losses, least)
     return best.astype(np.float64)
 
 
@@ -129,13 +163,14 @@ def _generator(name: str, round_: int) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(key[:8], "little"))
 
 
-CONTROLS: dict[str, Callable[[], Control]] = {
-    "paper": Paper,
-    "paper EF": lambda: Paper(beta=1.0),
-    "mask 128": lambda: SharedMask(128),
-    "mask 256": lambda: SharedMask(256),
-    "basis 4": lambda: SharedBasis(4),
-    "basis 8": lambda: SharedBasis(8),
-    "basis 16": lambda: SharedBasis(16),
-    "basis 32": lambda: SharedBasis(32),
-}
+def control_of(name: str) -> Control:
+    """Return a fresh arm by its name, as "basis 8"; KeyError for another."""
+    kind, _, number = name.partition(" ")
+    makers: dict[str, Callable[[], Control]] = {
+        "paper": lambda: Paper(float(number or 0)),
+        "mask": lambda: SharedMask(int(number)),
+        "basis": lambda: SharedBasis(int(number)),
+        "LR2": lambda: FewBits(int(number), 2),
+        "LR3": lambda: FewBits(int(number), 3),
+    }
+    return makers[kind]()

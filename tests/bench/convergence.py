@@ -137,7 +137,10 @@ class Text:
     ) -> Iterator[torch.Tensor]:
         """Yield the round's H batches, each (B, T + 1) int64."""
         beacon = digest(
-            Domain.SEED, b"pareto", seed.to_bytes(8, "little"), round_.to_bytes(4, "little")
+            Domain.SEED,
+            b"pareto",
+            seed.to_bytes(8, "little"),
+            round_.to_bytes(4, "little"),
         )
         account = learner.to_bytes(_ACCOUNT_BYTES, "little")
         for starts in assign(beacon, round_, account, run, self.train_bytes):
@@ -302,6 +305,12 @@ def trained_alone(model: Model, run: Run, text: Text, start: Parameters) -> Para
     shape = model.architecture
     held = [range(shape.experts)] * shape.layers
     train(
-        shape, run, 0, tensors, held, text.batches(run, 0, 0, 0), lambda done, loss: None
+        shape,
+        run,
+        0,
+        tensors,
+        held,
+        text.batches(run, 0, 0, 0),
+        lambda done, loss: None,
     )
     return {name: p.detach().numpy() for name, p in tensors.items()}

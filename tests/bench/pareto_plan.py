@@ -1,9 +1,9 @@
-"""The trials of tests.bench.bench_pareto: which arms, and in which order (DEC-B17)."""
+"""The trials of tests.bench.bench_pareto: which arms, in which order (DEC-B17)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from blyan_proto.block.model import (
     Architecture,
@@ -14,19 +14,41 @@ from blyan_proto.block.model import (
     Run,
     TensorClass,
 )
+from blyan_proto.block.sending import chosen
 from blyan_tile.create import PRESETS, model_of, run_preset
 from tests.bench.convergence import Trial
 
 NOWHERE = bytes(32)  # stands for block ids: there is no chain
-# a quarter of the demo model: its tiles are 128 x 192, so rank 8 costs a parameter the
-# bytes that rank 16 costs in the demo model
+# A quarter of the demo model: tiles of 128 x 192, so a rank costs a parameter the bytes
+# that twice the rank costs in the demo model.
 MINI = replace(
     PRESETS["demo"], width=128, heads=4, kv_heads=4, head_width=32, expert_width=192
 )
+ROUNDS = 15  # of a screening; finalists go on to
+FINAL_ROUNDS = 46  # which is 15 % more than
+JUDGED_ROUNDS = 40
+SEEDS = (0, 1, 2)
+# the rank that takes about 100 KB per 2 M parameters
+UNITS = {"tiny": 4, "mini": 8, "demo": 16}
 GRID = [(rate, mu) for mu in (0.5, 0.9, 0.0) for rate in (0.9, 0.7, 1.0)]
-Codecs = tuple[CodecChoice, ...]
+LIGHT = (0.9, 0.5)  # the presets' outer step
 
-DENSE = ()
+
+@dataclass(frozen=True)
+class Arm:
+    """How deltas are sent and what the outer step makes of them."""
+
+    name: str
+    codecs: tuple[str, ...] = ("DENSE",)  # as `train start --codec`
+    outer: tuple[float, float] = LIGHT
+    beta: float = 1.0
+    control: str = ""
+    learners: int = 4
+    inner: str = "adamw"
+
+
+def architecture(preset: str) -> Architecture:
+    return MINI if preset == "mini" else PRESETS[preset]
 
 
 def model(preset: str) -> Model:
@@ -35,82 +57,119 @@ def model(preset: str) -> Model:
     return replace(made, architecture=architecture(preset))
 
 
-def architecture(preset: str) -> Architecture:
-    return MINI if preset == "mini" else PRESETS[preset]
-
-
-def codecs(codec: Codec, setting: int, from_round: int = 0) -> Codecs:
-    """Return one codec for matrices and embeddings; all else is sent DENSE."""
-    return tuple(
-        CodecChoice(tensor_class, from_round, codec, setting)
-        for tensor_class in (TensorClass.MATRIX, TensorClass.EMBEDDING)
-    )
-
-
-def run(
-    rounds: int,
-    chosen: Codecs,
-    outer: tuple[float, float],
-    *,
-    steps: int = 20,
-    beta: float = 1.0,
-    seed: int = 0,
-    rate: float = 1.5e-3,
-) -> Run:
-    """Return the demo run with a constant inner rate and these numbers."""
+def run_of(arm: Arm, rounds: int, steps: int = 20) -> Run:
+    """Return the demo run with the arm's numbers and a constant inner rate."""
     kept = (
         CodecChoice(TensorClass.VECTOR, 0, Codec.DENSE, 0),
         CodecChoice(TensorClass.ROUTER, 0, Codec.DENSE, 0),
     )
     return replace(
-        run_preset("demo", NOWHERE, (NOWHERE,), rounds, seed),
+        run_preset("demo", NOWHERE, (NOWHERE,), rounds, 0),
         inner_steps=steps,
-        inner_rate=(RateStep(0, round(rate * 1e9)),),
-        codecs=chosen + kept,
-        feedback_ppm=round(beta * 1e6),
-        outer_rate_ppm=round(outer[0] * 1e6),
-        outer_momentum_ppm=round(outer[1] * 1e6),
+        inner_rate=(RateStep(0, 1_500_000),),
+        codecs=chosen(arm.codecs, kept),
+        feedback_ppm=round(arm.beta * 1e6),
+        outer_rate_ppm=round(arm.outer[0] * 1e6),
+        outer_momentum_ppm=round(arm.outer[1] * 1e6),
     )
 
 
-def dense_name(outer: tuple[float, float]) -> str:
-    return f"dense {outer[0]}/{outer[1]}"
+def dense_arms() -> list[Arm]:
+    """Return the dense arm under every outer step of the grid."""
+    return [Arm(f"dense {rate}/{mu}", outer=(rate, mu)) for rate, mu in GRID]
 
 
-def grid(preset: str, start: str, rounds: int) -> Iterable[Trial]:
-    """Yield the dense arm under every outer step."""
-    for outer in GRID:
-        name = dense_name(outer)
-        yield Trial(name, preset, start, 0, run(rounds, DENSE, outer))
+def codec_arms(preset: str) -> list[Arm]:
+    """Return the codecs of the network and the control arms that they are held against."""
+    unit = UNITS[preset]
+    light = [f"LR4:{rank}" for rank in (unit, unit // 2, 2 * unit)]
+    light += ["Q:1", "Q:2", "Q:4", "SC:128/2", "SC:64/2"]
+    alone = Arm("one learner", outer=(1.0, 0.0), learners=1)
+    return [
+        *(Arm(text, (text,)) for text in light),
+        Arm("SparseLoCo SC:64/2 EF 0.95", ("SC:64/2",), (1.0, 0.0), 0.95),
+        Arm("white paper", control="paper 0"),
+        Arm("white paper, EF 1", control="paper 1"),
+        alone,
+    ]
 
 
-def low_rank(
-    preset: str, start: str, rounds: int, ranks: Iterable[int], **other: float
-) -> Iterable[Trial]:
-    """Yield LR4 at several ranks under the outer step of the presets."""
-    for rank in ranks:
-        chosen = run(rounds, codecs(Codec.LR4, rank), (0.9, 0.5))
-        yield Trial(f"LR4 r{rank}", preset, start, 0, chosen)
+def moves(preset: str) -> list[Arm]:
+    """Return what might move the front, at about the bytes of the unit rank or half."""
+    unit = UNITS[preset]
+    middle = f"LR4:{unit}"
+    early = (f"LR4:{2 * unit}", f"{middle}@4", f"LR4:{unit // 2}@8")
+    by_class = (f"matrix={middle}", "embedding=Q:2")
+    return [
+        Arm(f"LR2 {2 * unit}", control=f"LR2 {2 * unit}"),
+        Arm(f"LR2 {unit}", control=f"LR2 {unit}"),
+        Arm(f"LR3 {4 * unit // 3}", control=f"LR3 {4 * unit // 3}"),
+        Arm(f"{middle} EF 0.9", (middle,), beta=0.9),
+        Arm(f"{middle} EF 0.5 outer 0.7/0.9", (middle,), (0.7, 0.9), 0.5),
+        Arm(f"{middle} outer 1.0/0.3", (middle,), (1.0, 0.3)),
+        Arm("more bytes early", early),
+        Arm(f"{middle}, embeddings Q:2", by_class),
+        Arm(f"shared basis {2 * unit}", control=f"basis {2 * unit}"),
+        Arm("shared mask 256", control="mask 256"),
+    ]
 
 
-RANKS = {"tiny": (4, 2, 8), "mini": (8, 4, 16), "demo": (16, 8, 32)}
+def finalists(preset: str) -> list[Arm]:
+    """Return at most four arms beside the dense winner."""
+    unit = UNITS[preset]
+    return [
+        Arm(f"LR4:{unit}", (f"LR4:{unit}",)),
+        Arm(f"LR4:{2 * unit}", (f"LR4:{2 * unit}",)),
+        Arm(f"LR4:{unit // 2}", (f"LR4:{unit // 2}",)),
+        Arm("SparseLoCo SC:64/2 EF 0.95", ("SC:64/2",), (1.0, 0.0), 0.95),
+    ]
 
 
-def screened(preset: str, start: str, rounds: int) -> Iterable[Trial]:
-    """Yield the arms that are no dense run, on one seed."""
-    yield from low_rank(preset, start, rounds, RANKS[preset])
-    middle = RANKS[preset][0]
-    for name in ("paper", "paper EF", "mask 128", f"basis {middle}", f"basis {2 * middle}"):
-        chosen = run(rounds, DENSE, (0.9, 0.5))
-        yield Trial(name, preset, start, 0, chosen, control=name)
-    alone = run(rounds, DENSE, (1.0, 0.0))
-    yield Trial("one learner", preset, start, 0, alone, learners=1)
+def trials(
+    arms: Sequence[Arm],
+    preset: str,
+    start: str,
+    seed: int,
+    rounds: int,
+    steps: int = 20,
+) -> Iterator[Trial]:
+    """Yield one trial per arm."""
+    for arm in arms:
+        yield Trial(
+            arm.name,
+            preset,
+            start,
+            seed,
+            run_of(arm, rounds, steps),
+            arm.learners,
+            arm.control,
+            arm.inner,
+        )
 
 
-STAGES = {
-    "scratch": lambda preset: [
-        *grid(preset, "scratch", 15),
-        *screened(preset, "scratch", 15),
-    ],
-    "warm": lambda preset: [*grid(preset, "warm", 15), *screened(preset, "warm", 15)],
-}
+def stage(name: str, preset: str, start: str, winner: Arm | None) -> Iterator[Trial]:
+    """Yield the trials of a stage; `winner` is the best dense arm of the grid so far.
+
+    KeyError for a stage that there is not.
+    """
+    best = [winner] if winner else []
+    if name == "grid":
+        yield from trials(dense_arms(), preset, start, 0, ROUNDS)
+    elif name == "codecs":
+        yield from trials(codec_arms(preset), preset, start, 0, ROUNDS)
+    elif name == "moves":
+        yield from trials(moves(preset), preset, start, 0, ROUNDS)
+    elif name == "steps":  # as many inner steps, at other lengths of a round
+        for steps in (15, 30, 100):
+            rounds = max(1, 20 * ROUNDS // steps)
+            arms = best + finalists(preset)
+            yield from trials(arms, preset, start, 0, rounds, steps)
+    elif name == "final":
+        for seed in SEEDS:
+            yield from trials(best, preset, start, seed, JUDGED_ROUNDS)
+            yield from trials(finalists(preset), preset, start, seed, FINAL_ROUNDS)
+    else:
+        raise KeyError(name)
+
+
+STAGES = ("grid", "codecs", "moves", "final", "steps")
