@@ -12,6 +12,10 @@ class DecodeError(ProtocolError):
     """Bytes are not the canonical encoding of the expected type."""
 
 
+class NotFinite(DecodeError):
+    """A number is infinite or none at all."""
+
+
 class LimitExceeded(ProtocolError):
     """A length, count or size is above its published bound."""
 

@@ -1,7 +1,8 @@
 """Error feedback: what a codec left out comes back in a later round (DEC-B14).
 
 x = beta * e + delta is sent as C(x). Listed with clip c, the residual becomes
-x - c * C(x); not listed, x itself, within bounds. `settled` picks at the next job.
+x - c * C(x); not listed, x itself. What was clipped or not listed is kept within bounds.
+`settled` picks at the next job.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from blyan_tile.residual import Record, ResidualFiles, Settled
 
 MISSED_ROUNDS = 3  # after more than these a residual is stale
 MISSED_DECAY = np.float32(0.5)  # per missed round
-NORM_LIMIT = 2.0  # of an unlisted x, in norms of its delta
+NORM_LIMIT = 2.0  # of what was unlisted or clipped, in norms of its delta
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,19 @@ class Feedback:
 def _after(
     group: Group, record: Record, sent: list[np.ndarray], outcome: Settled
 ) -> list[np.ndarray]:
-    if outcome.listed:
-        clip = outcome.clip_ppm / PPM
-        decoded = decode_group(group, record.encoded)
-        return [(x - clip * c).astype(np.float32) for x, c in zip(sent, decoded)]
+    if not outcome.listed:
+        return _bounded(sent, record.norms)
+    clip = outcome.clip_ppm / PPM
+    decoded = decode_group(group, record.encoded)
+    kept = [(x - clip * c).astype(np.float32) for x, c in zip(sent, decoded)]
+    # whoever is clipped every round would else gather ever more (decision 0030)
+    return kept if outcome.clip_ppm == PPM else _bounded(kept, record.norms)
+
+
+def _bounded(tiles: list[np.ndarray], norms: list[float]) -> list[np.ndarray]:
+    """Return each tile at no more than `NORM_LIMIT` times the norm of its change."""
     kept = []
-    for x, norm in zip(sent, record.norms):
+    for x, norm in zip(tiles, norms):
         size, limit = float(np.linalg.norm(x)), NORM_LIMIT * norm
         kept.append(x if size <= limit else x * np.float32(limit / size))
     return kept

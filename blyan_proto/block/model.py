@@ -212,7 +212,9 @@ class Run:
     feedback_ppm: U32  # error feedback beta
     outer_rate_ppm: U32
     outer_momentum_ppm: U32  # Nesterov mu; 0: no outer state
-    delta_clip_ppm: U32  # largest norm over the tile's running median (DEC-B15); 0: off
+    delta_clip_ppm: (
+        U32  # largest norm over the group's running median (DEC-B15); 0: off
+    )
     quorum_ppm: U32  # share of the expected contributors
     deadline_ms: U32  # a rank that has not published by then is passed over
     grace_ms: U32  # wait after quorum for the rest
@@ -337,6 +339,7 @@ class TileUpdate:
     result: TrainedRootsList
     blob: BlobId | None  # the accepted deltas, one after the other; none without any
     cosignatures: Annotated[tuple[Cosignature, ...], Size(1, RANKS)]  # author's first
+    median: U64 = 0  # the group's running median norm after it; 0: none yet, or no clip
 
     def __post_init__(self) -> None:
         if len(self.base) != len(self.result):

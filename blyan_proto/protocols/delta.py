@@ -81,7 +81,16 @@ class Verdict(enum.IntEnum):
     STALE = 2  # the base is not the round's base here
     NOT_PRIMARY = 3
     CLOSED = 4  # the update is out already
-    REFUSED = 5  # broken: shape, size, finiteness
+    REFUSED = 5  # the sender is no learner of the group in this round
+    SHAPE = 6  # tiles, codec, setting or length are not the run's, or do not decode
+    NOT_FINITE = 7
+    TOO_LARGE = 8  # an absurd norm
+    TOO_MANY_TOKENS = 9  # more than a round assigns
+    COPY = 10  # another learner's delta, announced before
+    NOT_ANNOUNCED = 11  # another delta than the one that was announced
+
+
+REFUSALS = frozenset(verdict for verdict in Verdict if verdict >= Verdict.REFUSED)
 
 
 @message

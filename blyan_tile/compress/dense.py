@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 
 from blyan_proto.block.model import Codec
-from blyan_proto.errors import DecodeError
+from blyan_proto.errors import DecodeError, NotFinite
 from blyan_tile.compress.scheme import Scheme
 
 _HEADER = bytes((Codec.DENSE, 0))
@@ -56,7 +56,7 @@ def _halves(raw: bytes, shape: tuple[int, ...]) -> np.ndarray:
         raise DecodeError("DENSE has no setting")
     half = np.frombuffer(raw, _HALF, offset=len(_HEADER)).reshape(shape)
     if not np.isfinite(half).all():
-        raise DecodeError("a value of the delta is not finite")
+        raise NotFinite("a value of the delta is not finite")
     return half
 
 

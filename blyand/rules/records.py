@@ -12,7 +12,7 @@ from blyan_proto.block.data import Dataset, Tier
 from blyan_proto.block.economy import Hardware
 from blyan_proto.block.model import Model, Run, TileRootsList
 from blyan_proto.codec import U8, U16, U32, U64, Size, message
-from blyan_proto.constants import MAX_PARENTS, RANKS
+from blyan_proto.constants import MAX_CONTRIBUTIONS, MAX_PARENTS, PPM, RANKS
 from blyan_proto.types import Account, Bitmap, BlockId, Hash, PublicKey
 from blyand.rules.table import Table
 
@@ -41,6 +41,9 @@ class Node:
     tail_height: U64 = 0  # since when
     tails: U32 = 0  # how often it was replaced: the number of the chain in use
     reported_ms: U64 = 0  # when it last reported latencies
+    passed: U32 = (
+        0  # adopted rounds that list a delta of it, until it is known (DEC-B10)
+    )
 
 
 @message
@@ -74,6 +77,7 @@ class Group:
     snapshot: BlockId  # the block whose version holders keep durable
     earlier_snapshot: BlockId | None = None  # the one before it, kept too (DEC-B9)
     moved_ms: U64 = 0  # chain time at which the trained head came to be
+    median: U64 = 0  # running median norm of the run's deltas (DEC-B15); 0: none yet
 
 
 @message
@@ -88,6 +92,9 @@ class Version:
         tuple[Account, ...], Size(0, RANKS)
     ]  # author first; none: voided
     is_single: bool = False  # nobody but its author recomputed it (DEC-A5)
+    median: U64 = 0  # the group's running median norm before it
+    # Whose deltas it lists; of group 0 alone, which everybody trains.
+    learners: Annotated[tuple[Account, ...], Size(0, MAX_CONTRIBUTIONS)] = ()
 
 
 @message
@@ -103,6 +110,7 @@ class RunRecord:
     stuck_ms: U64 = (
         0  # median time since when nobody alive can move it; 0: somebody can
     )
+    newcomer_share_ppm: U32 = PPM  # most summed weight of new learners (DEC-B10)
 
 
 @message
@@ -114,6 +122,7 @@ class Seat:
     roles: U8
     weight: U8  # up to 64, for the draw; 0: it contributes and does not lead
     held: Bitmap
+    is_new: bool = False  # weighs within the newcomers' share (DEC-B10)
 
 
 @message

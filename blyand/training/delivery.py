@@ -20,6 +20,7 @@ from blyan_proto.framing import PREFIX_BYTES
 from blyan_proto.protocols.delta import (
     MAX_BUNDLE_BYTES,
     MAX_GROUPS_PER_BUNDLE,
+    REFUSALS,
     Bundle,
     Delta,
     Entry,
@@ -130,7 +131,7 @@ class Delivery:
                 return  # it moved, or this rank was passed over
             if verdict is Verdict.STALE:
                 sent.is_out = False  # the rank lags: once more
-            elif verdict in (Verdict.NOT_PRIMARY, Verdict.REFUSED, None):
+            elif verdict in (None, Verdict.NOT_PRIMARY) or verdict in REFUSALS:
                 waiting[group] = self._next(turn, group, sent)
 
         async with trio.open_nursery() as nursery:

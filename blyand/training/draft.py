@@ -28,6 +28,7 @@ def check_draft(
     if update.base != head.tiles or update.round != expected:
         raise Reject("the update does not continue the group's head")
     rules.check_author(update, schedule, author)
-    rules.check_contributions(update, schedule)
+    rules.check_contributions(update, schedule, record)
+    rules.check_clip(update, record.run, head.median_in(update.run))
     rules.check_tokens(update, record.run)
     return schedule

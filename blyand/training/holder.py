@@ -273,7 +273,9 @@ class Holder:
 
         They are more than it was made of where an update on it was voided (DEC-A5).
         """
-        counted = replace(version, run=record.run, rounds=record.rounds)
+        counted = replace(
+            version, run=record.run, rounds=record.rounds, median=record.median
+        )
         if counted != version:
             self._trails.renumber(key, version, counted)
         return counted

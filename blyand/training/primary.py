@@ -14,14 +14,12 @@ import trio
 from blyan_proto.block.block import Block
 from blyan_proto.block.header import NO_LAYER
 from blyan_proto.block.model import (
-    Contribution,
     Cosignature,
     Run,
     Snapshot,
     TileRootsList,
     TileUpdate,
 )
-from blyan_proto.codec import encode
 from blyan_proto.constants import FORMAT_VERSION, PPM
 from blyan_proto.errors import ProtocolError
 from blyan_proto.protocols.delta import (
@@ -34,7 +32,6 @@ from blyan_proto.protocols.delta import (
 )
 from blyan_proto.signing import Purpose, SigningKey, signing_digest
 from blyan_proto.types import Role
-from blyan_tile import delta as deltas
 from blyan_tile.layout import Group
 from blyand.compute import Threads
 from blyand.errors import Unavailable
@@ -42,14 +39,15 @@ from blyand.events import Broadcast, RoundClosed
 from blyand.rules.model import update as rules
 from blyand.rules.model.election import contributors, ranks, seat_of
 from blyand.rules.model.model import layout_for, require_model
-from blyand.rules.records import Schedule
+from blyand.rules.records import RunRecord, Schedule
 from blyand.rules.verdict import Ignore, Reject
 from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
 from blyand.store.intents import AlreadySigned, IntentLog
-from blyand.training import tiles
+from blyand.training import membership, tiles
 from blyand.training.cosign import Cosigner
 from blyand.training.holder import Holder
+from blyand.training.membership import Listing, Refused, Taken
 from blyand.training.trails import Version
 
 logger = logging.getLogger(__name__)
@@ -68,7 +66,7 @@ class Collecting:
     base: bytes  # block of the version that the deltas are for
     epoch: int  # the lease under which they came
     opened: float  # trio time of the first entry
-    heard: dict[bytes, Delta | None] = field(default_factory=dict)  # by learner
+    heard: dict[bytes, Taken | None] = field(default_factory=dict)  # by learner
     again: float = 0.0  # not to be formed before
     publishing: bool = False
     promised: bool = False  # another head: this rank cannot publish any more
@@ -78,11 +76,20 @@ class Collecting:
 class Place:
     """Where an update would stand: what the view and the holder say about a group."""
 
-    run: Run
+    record: RunRecord
     schedule: Schedule
     group: Group
     head: Version
     rank: int
+
+    @property
+    def run(self) -> Run:
+        return self.record.run
+
+    @property
+    def median(self) -> int:
+        """The group's running median norm before this round."""
+        return self.head.median_in(self.record.id)
 
 
 class Primary:
@@ -125,9 +132,9 @@ class Primary:
             except Reject as error:
                 logger.info("a delta for group %d: %s", entry.group, error)
                 verdict = Verdict.REFUSED
-            except ProtocolError as error:
+            except Refused as error:
                 logger.warning("a delta for group %d is broken: %s", entry.group, error)
-                verdict = Verdict.REFUSED
+                verdict = error.verdict
             verdicts.append(EntryVerdict(entry.group, verdict))
         return Receipt(manifest.run, manifest.round, tuple(verdicts))
 
@@ -142,22 +149,23 @@ class Primary:
             raise Reject("the sender has no seat in this round")
         if seat not in contributors(place.schedule, index, Role.LEARN):
             raise Reject("the sender is no learner of the group")
+        taken = None
         if delta is not None:
-            if delta.tokens > rules.assigned_tokens(place.run):
-                raise Reject("a delta counts more tokens than were assigned")
             if not _is_for(delta, place):
                 return Verdict.STALE
-            await self._lane.run(_check_delta, place, manifest.round, delta)
+            taken = await self._lane.run(
+                membership.look_at, place.group, place.run, place.median, delta
+            )
             later = self._place(manifest.run, manifest.round, index)
             if isinstance(later, Verdict):
                 return later
             place = later
             if not _is_for(delta, place):
                 return Verdict.STALE  # rolled back meanwhile
-        return self._keep(manifest, index, place, delta)
+        return self._keep(manifest, index, place, taken)
 
     def _keep(
-        self, manifest: Manifest, index: int, place: Place, delta: Delta | None
+        self, manifest: Manifest, index: int, place: Place, taken: Taken | None
     ) -> Verdict:
         key = (manifest.run, manifest.round, index)
         collecting = self._open.get(key)
@@ -174,7 +182,7 @@ class Primary:
             return Verdict.CLOSED
         if manifest.learner in collecting.heard:
             return Verdict.ALREADY_HAD
-        collecting.heard[manifest.learner] = delta
+        collecting.heard[manifest.learner] = taken
         return Verdict.TAKEN
 
     def _drop_old(self) -> None:
@@ -201,7 +209,7 @@ class Primary:
         if self._key.public not in keys:
             return Verdict.NOT_PRIMARY
         rank = keys.index(self._key.public)
-        return Place(record.run, schedule, layout.groups[index], head, rank)
+        return Place(record, schedule, layout.groups[index], head, rank)
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -293,39 +301,20 @@ class Primary:
 
     def _form(self, key: Key, collecting: Collecting, place: Place) -> TileUpdate:
         """Make the update: weights by rule, the exact sum, our cosignature. Blocking."""
-        heard = sorted(collecting.heard.items(), key=lambda item: item[0])
-        sent = [(learner, delta) for learner, delta in heard if delta is not None]
-        raws = [encode(delta) for _, delta in sent]
-        weights = rules.contribution_weights([delta.tokens for _, delta in sent])
-        contributions = []
-        offset = 0
-        for (learner, delta), raw, weight in zip(sent, raws, weights):
-            contributions.append(
-                Contribution(
-                    learner=learner,
-                    delta=delta.digest,
-                    offset=offset,
-                    bytes=len(raw),
-                    tokens=delta.tokens,
-                    weight_ppm=weight,
-                    clip_ppm=PPM,
-                )
-            )
-            offset += len(raw)
-        parts = [
-            (part.weight_ppm, delta.tiles)
-            for part, (_, delta) in zip(contributions, sent)
-        ]
+        heard = collecting.heard.items()
+        taken = {learner: one for learner, one in heard if one is not None}
+        made = membership.listing(taken, place.record, place.schedule, place.median)
+        parts = membership.parts_of(taken, made.contributions)
         base = place.head.tiles
         result = tiles.advance(self._blobs, place.group, base, parts, place.run)
-        blob = self._blobs.put_bytes(b"".join(raws)) if raws else None
-        return self._signed(key, place, contributions, result, blob)
+        blob = self._blobs.put_bytes(made.raw) if made.raw else None
+        return self._signed(key, place, made, result, blob)
 
     def _signed(
         self,
         key: Key,
         place: Place,
-        contributions: list[Contribution],
+        made: Listing,
         result: TileRootsList,
         blob: bytes | None,
     ) -> TileUpdate:
@@ -340,10 +329,11 @@ class Primary:
                 rank=place.rank,
                 parent=place.head.block,
                 base=place.head.tiles,
-                contributions=tuple(contributions),
+                contributions=made.contributions,
                 result=result,
                 blob=blob,
                 cosignatures=(cosignature,),
+                median=made.median,
             )
 
         unsigned = update(Cosignature(self._key.public, bytes(64)))
@@ -374,9 +364,3 @@ def _is_due(key: Key, collecting: Collecting, place: Place) -> bool:
     if heard * PPM >= expected * place.run.quorum_ppm:
         return bool(waited_ms >= place.run.grace_ms)
     return bool(waited_ms >= place.run.deadline_ms)
-
-
-def _check_delta(place: Place, round: int, delta: Delta) -> None:
-    """Raise DecodeError unless the delta decodes to finite tiles of the right shape."""
-    deltas.check(place.group, delta.tiles, place.run, round)
-    deltas.decode_group(place.group, delta.tiles)

@@ -152,8 +152,8 @@ class Proof:
         record = RUNS.get(self._view(), update.run)
         if record is None:
             raise Unavailable("its run is not known here")
-        parts = tiles.parts_of(self._blobs, update)
-        return deltas.next_tiles(group, state, parts, record.run)
+        parts = tiles.parts_of(self._blobs, update, group, record.run)
+        return tiles.stepped(group, state, parts, record.run)
 
 
 def _roots_of(state: list[deltas.TileState]) -> TileRootsList:

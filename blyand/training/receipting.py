@@ -97,7 +97,7 @@ class Receipting:
         try:
             record, schedule = rules.open_round(self._view(), update.run, update.round)
             rules.check_author(update, schedule, block.header.author)
-            rules.check_contributions(update, schedule)
+            rules.check_contributions(update, schedule, record)
             rules.check_tokens(update, record.run)
             network = block.header.network
             signatures.check_cosignatures(update, schedule, network)

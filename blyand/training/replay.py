@@ -80,6 +80,7 @@ class Replay:
             record.run,
             record.rounds,
             record.tiles,
+            record.median,
         )
         if not await self._is_here(record.tiles):
             try:
@@ -123,6 +124,7 @@ class Replay:
             first.run if first.round else None,
             first.round,
             first.base,
+            self._median_of(first.parent),
         )
         self._trails.append(key, base)
         for step in reversed(path[1:]):
@@ -143,7 +145,8 @@ class Replay:
         except FalseResult as error:
             self._doubt(block, error.computed)
             raise
-        return Version(block.id, base.block, update.run, update.round + 1, result)
+        rounds = update.round + 1
+        return Version(block.id, base.block, update.run, rounds, result, update.median)
 
     async def recompute(
         self, update: TileUpdate, author: bytes, base: TileRootsList, group: Group
@@ -199,7 +202,15 @@ class Replay:
     def _compute(
         self, group: Group, base: TileRootsList, update: TileUpdate, run: Run
     ) -> TileRootsList:
-        parts = tiles.parts_of(self._blobs, update)
+        """Return what an update's deltas make of `base`: nothing, if they are not those
+        that it lists."""
+        try:
+            parts = tiles.parts_of(self._blobs, update, group, run)
+        except ProtocolError as error:
+            logger.warning(
+                "an update of %s lists what is not so: %s", group.name, error
+            )
+            return base
         return tiles.advance(self._blobs, group, base, parts, run)
 
     def _run_of(self, id: bytes) -> Run:
@@ -213,6 +224,11 @@ class Replay:
         if made is None or not isinstance(made.content, TileUpdate):
             return None
         return made.content.parent
+
+    def _median_of(self, block: bytes) -> int:
+        made = self._blocks.get(block)
+        is_update = made is not None and isinstance(made.content, TileUpdate)
+        return made.content.median if made is not None and is_update else 0
 
     async def _fetch_tiles(
         self,

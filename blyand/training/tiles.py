@@ -6,6 +6,7 @@ Blocking functions for a thread lane; blobs in, blobs out. DEC-B1, B4, B5.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +18,15 @@ from blyan_tile import delta as deltas
 from blyan_tile import tblock
 from blyan_tile.layout import Group
 from blyand.store.blobs import BlobStore
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One delta as an update lists it."""
+
+    weight_ppm: int
+    clip_ppm: int
+    tiles: Sequence[bytes]  # encoded
 
 
 def load(
@@ -43,17 +53,17 @@ def advance(
     blobs: BlobStore,
     group: Group,
     base: TileRootsList,
-    parts: Sequence[tuple[int, Sequence[bytes]]],
+    parts: Sequence[Listed],
     run: Run,
 ) -> TileRootsList:
     """Compute and store the group's next version; return its roots.
 
-    `parts` are (weight_ppm, encoded tiles) in ascending order of learner. The tiles are
-    derived blobs: not synced, rebuilt from snapshot and updates if lost (DEC-B4).
+    `parts` are in ascending order of learner. The tiles are derived blobs: not synced,
+    rebuilt from snapshot and updates if lost (DEC-B4).
     """
     if not parts:
         return base
-    after = deltas.next_tiles(group, load(blobs, group, base), parts, run)
+    after = stepped(group, load(blobs, group, base), parts, run)
     return tuple(
         TileRoots(
             blobs.put_array(weights, durable=False),
@@ -63,9 +73,25 @@ def advance(
     )
 
 
+def stepped(
+    group: Group,
+    state: Sequence[deltas.TileState],
+    parts: Sequence[Listed],
+    run: Run,
+) -> list[deltas.TileState]:
+    """Return the group's tiles after an update. DecodeError as `deltas.next_tiles`."""
+    return deltas.next_tiles(
+        group,
+        state,
+        [(part.weight_ppm, part.tiles) for part in parts],
+        run,
+        [part.clip_ppm for part in parts],
+    )
+
+
 def parts_of(
-    blobs: BlobStore, update: TileUpdate
-) -> list[tuple[int, tuple[bytes, ...]]]:
+    blobs: BlobStore, update: TileUpdate, group: Group, run: Run
+) -> list[Listed]:
     """Read an update's deltas out of its blob, each checked against what it lists.
 
     BadProof or DecodeError when the blob does not hold exactly that.
@@ -78,7 +104,7 @@ def parts_of(
         raise DecodeError("the update's blob is not its deltas, one after the other")
     base = tuple(root.weights for root in update.base)
     named = (update.run, update.round, update.group)
-    parts: list[tuple[int, tuple[bytes, ...]]] = []
+    parts: list[Listed] = []
     for part in update.contributions:
         piece = raw[part.offset : part.offset + part.bytes].tobytes()
         delta = decode(Delta, piece, MAX_BUNDLE_BYTES)
@@ -90,5 +116,7 @@ def parts_of(
             raise DecodeError("a delta is of another run, round or group")
         if delta.base != base:
             raise DecodeError("a delta was made for another base")
-        parts.append((part.weight_ppm, delta.tiles))
+        if run.delta_clip_ppm and deltas.norm(group, delta.tiles) != part.norm:
+            raise DecodeError("a delta has another norm than the update lists")
+        parts.append(Listed(part.weight_ppm, part.clip_ppm, delta.tiles))
     return parts

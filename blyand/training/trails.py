@@ -27,6 +27,11 @@ class Version:
     run: bytes | None
     rounds: int  # rounds of `run` behind it
     tiles: TileRootsList
+    median: int = 0  # running median norm of the run's deltas (DEC-B15)
+
+    def median_in(self, run: bytes) -> int:
+        """Return the running median that an update of `run` stands on."""
+        return self.median if self.run == run else 0
 
     @property
     def roots(self) -> set[bytes]:

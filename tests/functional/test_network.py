@@ -282,8 +282,8 @@ def test_a_member_that_lies_or_stays_silent_holds_nobody_up(
 
 
 EXPECTED = {
-    "shape": Verdict.REFUSED,
-    "not finite": Verdict.REFUSED,
+    "shape": Verdict.SHAPE,
+    "not finite": Verdict.NOT_FINITE,
     "stale": Verdict.STALE,
     "in another's name": Verdict.REFUSED,
     "signature": ResultCode.INVALID_REQUEST,

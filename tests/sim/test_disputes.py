@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import trio
 
 from blyan_proto.block.economy import Dispute, Offence
-from blyan_proto.constants import FORMAT_VERSION
+from blyan_proto.constants import FORMAT_VERSION, PPM
+from blyand.rules.model import clip
 from blyand.rules.model.dispute import DISPUTES, Stand, open_disputes
 from blyand.rules.model.election import ranks
 from blyand.rules.records import SCHEDULES, VERSIONS
 from blyand.rules.trust.offences import OFFENCES
 from blyand.training import tiles
+from blyand.training.membership import Listing
 from tests.sim.network import until
 from tests.sim.test_rounds import believing
 from tests.sim.training import Training, simulate
@@ -44,14 +48,34 @@ def tampering(liar: TrainNode, round: int, group: int) -> None:
         honest = form(key, collecting, place)
         if key[1:] != (round, group):
             return honest
-        parts = tiles.parts_of(liar.blobs, honest)[:1]
+        parts = tiles.parts_of(liar.blobs, honest, place.group, place.run)[:1]
         false = tiles.advance(
             liar.blobs, place.group, place.head.tiles, parts, place.run
         )
         assert false != honest.result
-        return liar.primary._signed(
-            key, place, list(honest.contributions), false, honest.blob
+        made = Listing(honest.contributions, b"", honest.median)
+        return liar.primary._signed(key, place, made, false, honest.blob)
+
+    liar.primary._form = formed
+
+
+def belittling(liar: TrainNode, round: int, group: int) -> None:
+    """Let a primary say that all deltas are tiny, so that none is clipped."""
+    form = liar.primary._form
+
+    def formed(key, collecting, place):
+        honest = form(key, collecting, place)
+        if key[1:] != (round, group):
+            return honest
+        parts = tuple(replace(p, norm=1, clip_ppm=PPM) for p in honest.contributions)
+        median = clip.running_after([1] * len(parts), place.median, 3 * PPM)
+        named = tiles.parts_of(liar.blobs, honest, place.group, place.run)
+        whole = [replace(part, clip_ppm=PPM) for part in named]
+        false = tiles.advance(
+            liar.blobs, place.group, place.head.tiles, whole, place.run
         )
+        made = Listing(parts, b"", median)
+        return liar.primary._signed(key, place, made, false, honest.blob)
 
     liar.primary._form = formed
 
@@ -129,5 +153,29 @@ def test_whoever_disputes_what_is_right_pays(tmp_path):
             await net.settles()
             net.check()
             assert VERSIONS.get(first.machine.view, run, 0, group) == right
+
+    simulate(main)
+
+
+def test_norms_that_are_not_the_deltas_own_void_an_update(tmp_path):
+    async def main() -> None:
+        net = Training(tmp_path, 1)
+        async with net.running():
+            run = await net.begin(4, delta_clip_ppm=3 * PPM)
+            round, group, liar, second = liar_of(net, run)
+            belittling(liar, round, group)
+            believing(second)
+            await until(lambda: offenders(net.nodes[0]))
+            assert set(offenders(net.nodes[0])) == {
+                liar.key.account,
+                second.key.account,
+            }
+            await net.closes(run, 4)
+            await net.settles()
+            net.check()
+            settings = net.nodes[0].run_record(run).run
+            head = net.nodes[0].heads(net.model)[group]
+            roots = [tile.weights for tile in head.tiles]
+            assert net.recomputed(net.nodes[0], settings, group) == roots
 
     simulate(main)

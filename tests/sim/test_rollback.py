@@ -43,7 +43,7 @@ def second_choice(
     fields |= {"rank": 1, "contributions": parts, "blob": author.blobs.put_bytes(raw)}
     mute = (Cosignature(author.key.public, bytes(64)),)
     draft = TileUpdate(**{**fields, "cosignatures": mute})
-    deltas = tiles.parts_of(author.blobs, draft)
+    deltas = tiles.parts_of(author.blobs, draft, group, run)
     fields["result"] = tiles.advance(author.blobs, group, update.base, deltas, run)
     claim = TileUpdate(**{**fields, "cosignatures": mute}).claim
     fields["cosignatures"] = tuple(

@@ -11,11 +11,12 @@ import trio
 
 from blyan_proto.block.block import Block
 from blyan_proto.block.model import Cosignature, Snapshot, TileRoots, TileUpdate
-from blyan_proto.constants import FORMAT_VERSION
+from blyan_proto.constants import FORMAT_VERSION, PPM
 from blyan_proto.protocols.delta import Verdict
 from blyand.rules.model.election import ranks
 from blyand.rules.model.model import layout_for, require_model
 from blyand.rules.records import NODES, SCHEDULES
+from blyand.training.membership import Listing
 from tests.sim.network import until
 from tests.sim.training import Training, simulate
 from tests.sim.training_node import TrainNode
@@ -71,7 +72,9 @@ def test_runs_close_and_everybody_holds_the_same(tmp_path):
         answers = handing_in_twice(net.nodes[1])
         async with net.running():
             for rounds in (3, 1):
-                run = await net.begin(rounds, adopt_every=2, snapshot_every=2)
+                run = await net.begin(
+                    rounds, adopt_every=2, snapshot_every=2, delta_clip_ppm=3 * PPM
+                )
                 await net.closes(run, rounds)
                 await until(
                     lambda: all(n.adopted_run(net.model) == run for n in net.nodes)
@@ -81,7 +84,10 @@ def test_runs_close_and_everybody_holds_the_same(tmp_path):
             assert all(node.adopted(net.model) == 1 for node in net.nodes)
             settings = net.nodes[0].run_record(run).run
             for index, group in enumerate(net.nodes[1].heads(net.model)):
-                assert group.rounds == 1 and group.run == run
+                assert group.rounds == 1 and group.run == run and group.median
+                *_, last = net.updates(net.nodes[0], index)
+                clips = [part.clip_ppm for part in last.content.contributions]
+                assert min(clips) < max(clips) == PPM
                 roots = [tile.weights for tile in group.tiles]
                 assert net.recomputed(net.nodes[1], settings, index) == roots
             assert learners(net, TRUNK) == [{node.name for node in net.nodes}] * 4
@@ -251,9 +257,8 @@ def lying(net: Training, liar: TrainNode, round: int) -> None:
         if key[1] != round or key[2] != TRUNK:
             return honest
         false = tuple(TileRoots(bytes(32), tile.momentum) for tile in honest.result)
-        return liar.primary._signed(
-            key, place, list(honest.contributions), false, honest.blob
-        )
+        made = Listing(honest.contributions, b"", honest.median)
+        return liar.primary._signed(key, place, made, false, honest.blob)
 
     liar.primary._form = formed
 

@@ -196,13 +196,14 @@ class Training:
         state: list[Any] = [(tile, None) for tile in first]
         for block in self.updates(node, group):
             update: TileUpdate = block.content
-            parts = []
+            parts, clips = [], []
             for part in update.contributions:
                 raw = self._blob(update.blob)[part.offset : part.offset + part.bytes]
                 delta = decode(Delta, raw.tobytes(), MAX_BUNDLE_BYTES)
                 assert delta.digest == part.delta and delta.learner == part.learner
                 parts.append((part.weight_ppm, delta.tiles))
-            state = next_tiles(where, state, parts, run)
+                clips.append(part.clip_ppm)
+            state = next_tiles(where, state, parts, run, clips)
         assert layout.groups[group] is where
         return [tblock.root_of(weights) for weights, _ in state]
 

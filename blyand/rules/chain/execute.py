@@ -116,6 +116,7 @@ EFFECTS: dict[type, Effect] = {
         payload,
         at.genesis.parameters.liveness_span_ms,
         at.genesis.setting("run_idle_span_ms"),
+        at.genesis.parameters.newcomer_share_ppm,
     ),
     model.TileUpdate: _update,
     model.Snapshot: lambda view, block, payload, at: update.keep_snapshot(

@@ -102,6 +102,7 @@ def enroll(
             tail_height=height if is_new else known.tail_height,
             tails=known.tails + is_new,
             reported_ms=known.reported_ms,
+            passed=known.passed,
         )
     NODES.put(view, node, account)
 

@@ -9,6 +9,7 @@ from blyan_proto.block.model import Adoption
 from blyand.rules.model.dispute import is_doubted
 from blyand.rules.model.model import heads_root, require_model
 from blyand.rules.model.run import is_adoptable
+from blyand.rules.model.standing import credit
 from blyand.rules.records import GROUPS, MODELS, RUNS, VERSIONS, Version
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay, View
@@ -42,6 +43,7 @@ def adopt(
     for index, (group, version) in enumerate(zip(groups, versions, strict=True)):
         adopted = replace(group, adopted=version.tiles, adopted_head=version.update)
         GROUPS.put(view, adopted, payload.model, index)
+    credit(view, versions[0].learners)
     MODELS.put(
         view,
         replace(

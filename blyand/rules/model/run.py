@@ -8,6 +8,7 @@ from blyan_proto.block import sending
 from blyan_proto.block.block import Block
 from blyan_proto.block.model import Run
 from blyan_proto.constants import MAX_CONTRIBUTIONS, MAX_TRAINED_TILES, PPM
+from blyand.rules.model.clip import ABSURD
 from blyand.rules.model.dispute import open_disputes
 from blyand.rules.model.model import layout_for, require_model
 from blyand.rules.model.places import finish, note_move, open_runs, take_place
@@ -28,7 +29,12 @@ from blyand.rules.view import Overlay, View
 
 
 def start(
-    view: Overlay, block: Block, run: Run, liveness_ms: int, idle_ms: int
+    view: Overlay,
+    block: Block,
+    run: Run,
+    liveness_ms: int,
+    idle_ms: int,
+    newcomer_share_ppm: int,
 ) -> None:
     """Execute a run block: check the numbers, open the run, schedule its first rounds."""
     if NODES.get(view, block.header.account) is None:
@@ -60,6 +66,7 @@ def start(
         closed=0,
         counts=(),
         finished=False,
+        newcomer_share_ppm=newcomer_share_ppm,
     )
     take_place(view, opened, _now_ms(view), idle_ms)
     MODELS.put(view, replace(record, run=block.id), record.id)
@@ -77,8 +84,10 @@ def check_numbers(run: Run) -> None:
         raise Reject("a share is above its bound")
     if run.outer_momentum_ppm >= PPM or run.feedback_ppm > PPM:
         raise Reject("momentum is below 1 and error feedback at most 1")
-    if run.delta_clip_ppm or run.rotation:
-        raise Reject("clipping to the median norm and rotation are not in this version")
+    if run.rotation:
+        raise Reject("rotation of held experts is not in this version")
+    if run.delta_clip_ppm and not PPM <= run.delta_clip_ppm <= ABSURD * PPM:
+        raise Reject(f"deltas are clipped to 1 to {ABSURD} times the running median")
     if run.first_checkpoint:
         raise Reject("a run starts at the checkpoint that orders it in this version")
     if not 1 <= run.rounds_ahead <= 8:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from blyand.rules.economy.draw import draw_weight
 from blyand.rules.model.election import holds, ranks
+from blyand.rules.model.standing import is_new
 from blyand.rules.records import (
     CLOCK,
     GROUPS,
@@ -36,6 +37,7 @@ def live_seats(view: View, model: bytes, liveness_ms: int) -> tuple[Seat, ...]:
             node.roles,
             draw_weight(view, node.account, clock.time_ms),
             node.held,
+            is_new(node),
         )
         for node in NODES.scan(view)
         if node.model == model

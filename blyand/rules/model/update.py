@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from blyan_proto.block.block import Block
 from blyan_proto.block.model import Run, Snapshot, TileUpdate
 from blyan_proto.constants import PPM
 from blyan_proto.types import Role, members
+from blyand.rules.model import clip, standing
 from blyand.rules.model.election import contributors, ranks
 from blyand.rules.model.run import count_update
 from blyand.rules.model.schedule import next_round
@@ -37,7 +39,9 @@ def apply(view: Overlay, block: Block, update: TileUpdate, liveness_ms: int) -> 
         raise Reject("the run is of another model")
     check_lineage(update, group)
     check_author(update, schedule, author)
-    check_contributions(update, schedule)
+    before = group.median if group.run == update.run else 0
+    check_contributions(update, schedule, record)
+    check_clip(update, record.run, before)
     check_tokens(update, record.run)
     check_cosignatures(update, schedule, block.header.network)
     signed = len(update.cosignatures)
@@ -55,6 +59,7 @@ def apply(view: Overlay, block: Block, update: TileUpdate, liveness_ms: int) -> 
             rounds=update.round + 1,
             tiles=update.result,
             moved_ms=clock.time_ms,
+            median=update.median,
         ),
         update.model,
         update.group,
@@ -66,6 +71,8 @@ def apply(view: Overlay, block: Block, update: TileUpdate, liveness_ms: int) -> 
         base=update.base,
         signers=tuple(accounts_of(update, schedule)),
         is_single=signed < 2,
+        median=before,
+        learners=_learners(update) if update.group == 0 else (),
     )
     VERSIONS.put(view, version, update.run, update.round, update.group)
 
@@ -110,20 +117,48 @@ def check_author(update: TileUpdate, schedule: Schedule, author: bytes) -> None:
         raise Reject(f"the author is not rank {update.rank} of the group")
 
 
-def check_contributions(update: TileUpdate, schedule: Schedule) -> None:
+def check_contributions(
+    update: TileUpdate, schedule: Schedule, record: RunRecord
+) -> None:
     """Contributions are of the round's learners, in order, and weighed by the rule."""
-    learners = [part.learner for part in update.contributions]
+    learners = _learners(update)
     if len(set(learners)) != len(learners):
         raise Reject("two contributions of one learner")
-    allowed = {
-        seat.account for seat in contributors(schedule, update.group, Role.LEARN)
+    seats = {
+        seat.account: seat for seat in contributors(schedule, update.group, Role.LEARN)
     }
-    if not set(learners) <= allowed:
+    if not set(learners) <= seats.keys():
         raise Reject("a contribution of somebody who is no learner of the group")
-    weights = contribution_weights([part.tokens for part in update.contributions])
-    for part, weight in zip(update.contributions, weights):
-        if (part.weight_ppm, part.clip_ppm, part.norm) != (weight, PPM, 0):
-            raise Reject("a contribution's weight is not the rule's")
+    weights = contribution_weights(
+        [part.tokens for part in update.contributions],
+        [seats[learner].is_new for learner in learners],
+        record.newcomer_share_ppm,
+    )
+    if weights != [part.weight_ppm for part in update.contributions]:
+        raise Reject("a contribution's weight is not the rule's")
+
+
+def check_clip(update: TileUpdate, run: Run, median: int) -> None:
+    """Clip factors and the running median follow from the norms (DEC-B15).
+
+    `median`: the group's in this run before the update. That the norms are the deltas'
+    own is for holders to find.
+    """
+    norms = [part.norm for part in update.contributions]
+    most_ppm = run.delta_clip_ppm
+    if not most_ppm and any(norms):
+        raise Reject("a norm in a run that does not clip")
+    if any(clip.is_absurd(norm, median) for norm in norms):
+        raise Reject("a contribution of an absurd norm")
+    factors = clip.factors(norms, median, most_ppm)
+    if factors != [part.clip_ppm for part in update.contributions]:
+        raise Reject("a contribution's clip is not the rule's")
+    if update.median != clip.running_after(norms, median, most_ppm):
+        raise Reject("the running median is not the rule's")
+
+
+def _learners(update: TileUpdate) -> tuple[bytes, ...]:
+    return tuple(part.learner for part in update.contributions)
 
 
 def check_tokens(update: TileUpdate, run: Run) -> None:
@@ -137,19 +172,22 @@ def assigned_tokens(run: Run) -> int:
     return run.inner_steps * run.batch * run.sequence
 
 
-def contribution_weights(tokens: list[int]) -> list[int]:
+def contribution_weights(
+    tokens: Sequence[int], new: Sequence[bool] = (), share_ppm: int = PPM
+) -> list[int]:
     """Return each contribution's weight in ppm: its tokens, at most twice the median.
 
-    DEC-B10: weight = tokens of the assigned batches, capped at 2 x the (lower) median.
-    The weights need not sum to 10^6; the sum is divided by their total (DEC-B1).
+    DEC-B10: weight = tokens of the assigned batches, capped at 2 x the (lower) median;
+    those of learners that are `new` add up to at most `share_ppm`. The weights need not
+    sum to 10^6; the sum is divided by their total (DEC-B1).
     """
     if not tokens:
         return []
     cap = 2 * sorted(tokens)[(len(tokens) - 1) // 2]
-    capped = [min(count, cap) for count in tokens]
+    capped = [min(count, cap) for count in tokens] if cap else [1] * len(tokens)
+    if any(new):
+        capped = standing.shared(capped, new, share_ppm)
     total = sum(capped)
-    if not total:
-        return [PPM // len(tokens)] * len(tokens)
     return [max(1, count * PPM // total) for count in capped]
 
 

@@ -33,7 +33,13 @@ def void(
     gone = _void_rounds(view, group, round, false)
     clock = CLOCK.get(view)
     assert clock is not None
-    group = replace(group, head=false.parent, tiles=false.base, moved_ms=clock.time_ms)
+    group = replace(
+        group,
+        head=false.parent,
+        tiles=false.base,
+        moved_ms=clock.time_ms,
+        median=false.median,
+    )
     if group.snapshot in gone:
         earlier = group.earlier_snapshot
         if earlier is None or earlier in gone:
@@ -67,6 +73,7 @@ def _void_rounds(view: Overlay, group: Group, first: int, false: Version) -> set
                 parent=false.parent,
                 base=false.base,
                 signers=(),
+                median=false.median,
             )
             VERSIONS.put(view, standing, group.run, round, group.group)
     return gone

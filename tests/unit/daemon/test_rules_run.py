@@ -243,7 +243,7 @@ def test_where_nobody_is_alive_no_schedule_is_written(world):
         (dict(feedback_ppm=1_000_001), "error feedback"),
         (dict(beta1_ppm=1_000_000), "betas"),
         (dict(beta2_ppm=1_000_000), "betas"),
-        (dict(delta_clip_ppm=1), "not in this version"),
+        (dict(delta_clip_ppm=1), "1 to 1000 times"),
         (dict(rotation=1), "not in this version"),
         (dict(first_checkpoint=9), "in this version"),
         (dict(rounds_ahead=0), "1 to 8 rounds"),

@@ -157,8 +157,8 @@ def test_a_cosignature_binds_everything_that_makes_the_result(world):
     "change, why",
     [
         (dict(weight_ppm=1), "weight is not the rule's"),
-        (dict(clip_ppm=PPM - 1), "weight is not the rule's"),
-        (dict(norm=5), "weight is not the rule's"),
+        (dict(clip_ppm=PPM - 1), "clip is not the rule's"),
+        (dict(norm=5), "a run that does not clip"),
         (dict(learner=b"\xff" * 20), "no learner of the group"),
         (dict(tokens=129), "than were assigned"),
     ],

@@ -53,7 +53,7 @@ def test_the_first_update_widens_exactly(blobs, dtype):
     wide = [tblock.widened(tile) for tile in stored]
     wide_roots = tuple(TileRoots(blobs.put_array(tile), None) for tile in wide)
     assert roots != wide_roots
-    parts = [(1_000_000, delta())]
+    parts = [tiles.Listed(1_000_000, 1_000_000, delta())]
     after = tiles.advance(blobs, GROUP, roots, parts, RUN)
     assert after == tiles.advance(blobs, GROUP, wide_roots, parts, RUN)
     assert blobs.open_array(after[0].weights).dtype == np.float32
