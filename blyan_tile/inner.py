@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blyan_proto.block.model import Architecture, Run
 from blyan_proto.constants import PPM
 from blyan_tile.adamw import AdamW
 from blyan_tile.model.training import Trainable
+from blyan_tile.together import Stepping, Together
 
 WARM_UP_STEPS = 5  # linear, at the start of every round
 _PPB = 1_000_000_000
@@ -48,13 +49,20 @@ def train(
     held: Sequence[Sequence[int]],
     batches: Iterator[Tensor],
     report: Callable[[int, float], None],
+    together: Together | None = None,
 ) -> Outcome:
     """Change `parameters` in place by one AdamW step per batch.
 
     `held`: per layer the experts among `parameters`. A batch is (B, T + 1) int64.
-    `report` hears the steps done and the loss after each.
+    `report` hears the steps done and the loss after each. `together`: with others, who
+    do the same at the same time with other rows of the same batches.
     """
-    model = Trainable(architecture, parameters, held)
+    balance = run.auxiliary_ppm / PPM
+    step = _alone(Trainable(architecture, parameters, held), balance)
+    if together is not None:
+        shared = {name: nn.Parameter(p.detach()) for name, p in parameters.items()}
+        parameters = shared  # the same storage
+        step = _in_company(architecture, shared, held, balance, together)
     optimizer = AdamW(
         [p for p in parameters.values() if p.requires_grad],
         run.beta1_ppm / PPM,
@@ -67,17 +75,53 @@ def train(
         architecture.layers, architecture.experts, dtype=torch.int64
     )  # (layers, E)
     for index, batch in enumerate(batches):
-        passed = model.run(batch)
-        torch.autograd.backward(
-            passed.loss + run.auxiliary_ppm / PPM * passed.auxiliary
-        )
+        loss, counts = step(batch)
         norm = optimizer.clip(run.clip_ppm / PPM if run.clip_ppm else math.inf)
-        loss = float(passed.loss.detach())
         if not math.isfinite(loss) or not math.isfinite(norm):
             return Outcome(losses, routed, False)
         optimizer.step(rate * min(1.0, (index + 1) / WARM_UP_STEPS))
         losses.append(loss)
-        routed += passed.routed.cpu()
+        routed += counts.cpu()
         report(len(losses), loss)
     finite = all(bool(p.detach().isfinite().all()) for p in parameters.values())
     return Outcome(losses, routed, finite)
+
+
+Step = Callable[[Tensor], tuple[float, Tensor]]  # batch -> its loss, tokens by expert
+
+
+def _alone(model: Trainable, balance: float) -> Step:
+    """Return what leaves the gradients of a batch in the parameters."""
+
+    def step(batch: Tensor) -> tuple[float, Tensor]:
+        passed = model.run(batch)
+        torch.autograd.backward(passed.loss + balance * passed.auxiliary)
+        return float(passed.loss.detach()), passed.routed
+
+    return step
+
+
+def _in_company(
+    architecture: Architecture,
+    parameters: Mapping[str, nn.Parameter],
+    held: Sequence[Sequence[int]],
+    balance: float,
+    together: Together,
+) -> Step:
+    """Return the same for a process that passes only its rows of the batch."""
+    model = Trainable(architecture, parameters, held, together.summed)
+
+    def run(tokens: Tensor) -> tuple[Tensor, ...]:
+        passed = model.run(tokens)
+        return passed.loss, passed.auxiliary, passed.routed
+
+    module = together.wrapped(Stepping(parameters, run), all(map(len, held)))
+
+    def step(batch: Tensor) -> tuple[float, Tensor]:
+        rows, weight = together.rows(batch)
+        loss, auxiliary, routed = module(rows)
+        torch.autograd.backward(weight * (loss + balance * auxiliary))
+        mean = together.summed(weight / together.processes * loss)
+        return float(mean), routed  # already of all
+
+    return step

@@ -58,6 +58,9 @@ class LearnJob:
     residuals: FilePath  # a directory of this learner and run; may be emptied
     device: Annotated[str, Size(1, 32)]  # "cpu", "cuda", …
     threads: U8
+    processes: U8 = 1  # that share each batch; at most the run's batch
+    rank: U8 = 0  # of this one; only rank 0 returns deltas
+    meeting: Annotated[str, Size(0, 4096)] = ""  # a file that is not there yet
 
 
 @message
@@ -99,6 +102,7 @@ def learn(job: LearnJob, report: Callable[[Progress], None]) -> LearnResult:
     import torch
 
     from blyan_tile import inner
+    from blyan_tile.together import joined
 
     torch.set_num_threads(max(1, job.threads))
     torch.manual_seed(_seed(job))
@@ -114,17 +118,19 @@ def learn(job: LearnJob, report: Callable[[Progress], None]) -> LearnResult:
     for group in trained:
         if group.layer is not None and group.expert is not None:
             held[group.layer].append(group.expert)
-    outcome = inner.train(
-        job.model.architecture,
-        job.run,
-        job.round,
-        parameters,
-        held,
-        iter(_batches(job)),
-        lambda done, loss: report(
-            Progress(done, job.run.inner_steps, f"loss {loss:.3f}")
-        ),
-    )
+    with joined(job.rank, job.processes, job.meeting, job.device) as together:
+        outcome = inner.train(
+            job.model.architecture,
+            job.run,
+            job.round,
+            parameters,
+            held,
+            iter(_batches(job)),
+            lambda done, loss: report(
+                Progress(done, job.run.inner_steps, f"loss {loss:.3f}")
+            ),
+            together,
+        )
     tokens = len(outcome.losses) * job.run.batch * job.run.sequence
     seen = {
         group.index: int(outcome.routed[group.layer, group.expert])
@@ -132,7 +138,7 @@ def learn(job: LearnJob, report: Callable[[Progress], None]) -> LearnResult:
         if _is_expert(group)
     }
     deltas: list[GroupDelta] = []
-    if outcome.finite:
+    if outcome.finite and job.rank == 0:
         local = {name: p.detach().cpu().numpy() for name, p in parameters.items()}
         deltas = _deltas(job, trained, base, local, seen, tokens)
     mean = sum(outcome.losses) / max(1, len(outcome.losses))

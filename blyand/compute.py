@@ -329,3 +329,25 @@ def choose_device(device: str) -> str:
             f"compute.device is {device}, but {count} CUDA devices are here"
         )
     return f"cuda:{index}"
+
+
+def training_devices(device: str, processes: int) -> list[str]:
+    """Return where each process of a learner computes; imports torch unless "cpu".
+
+    `processes` 0: one, or with "auto" one per CUDA device. Raises ConfigFault like
+    `choose_device`, and for more processes than CUDA devices from `device` on.
+    """
+    first = choose_device(device)
+    if first == "cpu":
+        return [first] * max(1, processes)
+    import torch
+
+    index = int(first.partition(":")[2])
+    there = torch.cuda.device_count() - index
+    wanted = processes or (there if device == "auto" else 1)
+    if wanted > there:
+        raise ConfigFault(
+            f"training.processes is {wanted}, but {there} CUDA devices are here from "
+            f"{first} on; set it to {there} or less"
+        )
+    return [f"cuda:{index + step}" for step in range(wanted)]

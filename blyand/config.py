@@ -89,6 +89,12 @@ class TrainingSection:
     enabled: bool = option(
         True, "Take part in the runs this node joined. false: pause locally."
     )
+    processes: int = option(
+        0,
+        "Processes that share each batch of the inner steps, each on its own CUDA device "
+        "or on the processor. 0: one per CUDA device where compute.device is auto, else 1.",
+        high=64,
+    )
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,12 @@ from blyand import participation, settling
 from blyand.accounting import build_accounting
 from blyand.bindings import bind_all
 from blyand.clock import SystemClock
-from blyand.compute import Threads, choose_threads, open_worker
+from blyand.compute import (
+    Threads,
+    choose_threads,
+    open_worker,
+    training_devices,
+)
 from blyand.config import Config
 from blyand.data.custody import Custody
 from blyand.diary import diary_of, open_diary
@@ -74,6 +79,7 @@ from blyand.rules.view import View
 from blyand.stores import open_stores
 from blyand.supervise import Backoff, Service, supervise
 from blyand.training.adopter import Adopter
+from blyand.training.crew import open_crew
 from blyand.upkeep import build_upkeep
 
 logger = logging.getLogger(__name__)
@@ -124,6 +130,7 @@ async def run(home: Home, config: Config) -> None:
         metrics=metrics,
     )
     nice = config.compute.worker_nice
+    devices = training_devices(config.compute.device, config.training.processes)
     limit = (config.store.disk_mib << 20) or None
     with (
         open_stores(home, limit) as stores,
@@ -131,7 +138,7 @@ async def run(home: Home, config: Config) -> None:
     ):
         async with (
             open_host(replace(settings, note=note)) as host,
-            open_worker("training", nice=nice) as trainer,
+            open_crew(devices, nice=nice) as trainer,
             open_worker("import", nice=nice) as importer,
             open_worker("text", nice=0, limits=vocabularies.LIMITS) as reader,
             open_worker("template", nice=0, limits=templates.LIMITS) as renderer,

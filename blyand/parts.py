@@ -20,7 +20,6 @@ from blyan_proto.signing import SigningKey
 from blyan_proto.validators import ValidatorSet
 from blyand.chain.orderable import Orderable
 from blyand.compute import (
-    Worker,
     choose_cache_bytes,
     choose_device,
     choose_memory_bytes,
@@ -47,6 +46,7 @@ from blyand.rules.net.uploads import UploadLimits
 from blyand.rules.verdict import Reject
 from blyand.rules.view import View
 from blyand.training.cosign import Cosigner, Ranks
+from blyand.training.crew import Crew
 from blyand.training.delivery import Delivery, Reach
 from blyand.training.doubting import Doubting
 from blyand.training.holder import Holder
@@ -119,7 +119,7 @@ def build_models(
     fetcher: Fetcher,
     experts: ExpertClient,
     spans: SpanClient,
-    trainer: Worker,
+    trainer: Crew,
     language: Language,
 ) -> Models:
     """Return everything that works with weights."""

@@ -9,7 +9,7 @@ vocabulary, H heads, G key-value heads, w head width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,9 +40,14 @@ class Trainable:
         architecture: Architecture,
         parameters: Mapping[str, Tensor],
         held: Sequence[Sequence[int]],
+        summed: Callable[[Tensor], Tensor] = lambda counts: counts,
     ) -> None:
-        """`held`: for each layer the experts that `parameters` contains, ascending."""
+        """`held`: for each layer the experts that `parameters` contains, ascending.
+
+        `summed` adds up the tokens per expert of all that share the batch.
+        """
         self.architecture = architecture
+        self._summed = summed
         self._parameters = parameters
         self._epsilon = architecture.rms_epsilon_ppb * 1e-9
         device = parameters["embed.weight"].device
@@ -141,7 +146,8 @@ class Trainable:
         experts = [expert_of(self._parameters, layer, e) for e in held.tolist()]
         mixed = mixture(x, weights, chosen, experts)  # (n, d)
         counts = torch.bincount(chosen.flatten(), minlength=len(held))  # (held,)
-        share = counts / chosen.numel()  # (held,) of the routed pairs
+        counts = self._summed(counts)
+        share = counts / counts.sum()  # (held,) of the routed pairs
         balance = len(held) * (share * probabilities.mean(dim=0)).sum()  # ()
         return mixed, balance, counts
 

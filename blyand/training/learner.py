@@ -20,7 +20,7 @@ from blyan_proto.types import Role, bitmap, members
 from blyan_tile.layout import Layout
 from blyan_tile.learner import GroupFiles, LearnJob, LearnResult
 from blyan_tile.residual import Settled
-from blyand.compute import GivenUp, Worker
+from blyand.compute import GivenUp
 from blyand.errors import ComputeFault, Unavailable
 from blyand.events import Broadcast, CheckpointFinalised, HeadMoved
 from blyand.rules.model.election import seat_of
@@ -35,6 +35,7 @@ from blyand.rules.records import (
 )
 from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
+from blyand.training.crew import Crew
 from blyand.training.delivery import Delivery, Round
 from blyand.training.holder import Holder
 from blyand.training.journal import Journal
@@ -59,7 +60,7 @@ class Learner:
         block: Callable[[bytes], Block | None],
         holder: Holder,
         blobs: BlobStore,
-        worker: Worker,
+        worker: Crew,
         delivery: Delivery,
         fetch: Callable[[bytes], Awaitable[None]],
         events: Broadcast,

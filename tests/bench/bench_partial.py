@@ -1,7 +1,7 @@
 """What it costs that a learner holds only some of the experts (DEC-B13).
 
     python -m tests.bench.bench_partial [--quick] [--rounds 40] [--seeds 3] [--out DIR]
-        [--preset half] [--arms full,masked,…]
+        [--preset small8] [--arms full,masked,…]
 
 Simulated learners over the real parts: the inner steps, error feedback, codecs, the
 exact sum, the outer step, and the rule of placement that says who holds what. Every arm of a seed
@@ -50,10 +50,19 @@ from blyan_tile.residual import ResidualFiles, Settled
 from blyand.rules.model.placement import place
 from blyand.rules.model.update import contribution_weights
 
-HALF = replace(
-    PRESETS["demo"], width=128, heads=4, kv_heads=4, head_width=32, expert_width=192
-)
-MODELS = {"half": HALF, **PRESETS}  # half: 1.4 million parameters
+MODELS = {
+    # eight experts of which each learner holds four; 0.37 and 1.4 million parameters
+    "small8": replace(PRESETS["tiny"], experts=8),
+    "mini": replace(
+        PRESETS["demo"],
+        width=128,
+        heads=4,
+        kv_heads=4,
+        head_width=32,
+        expert_width=192,
+    ),
+    **PRESETS,
+}
 JUDGED_EVERY = 10  # rounds
 
 Held = Mapping[bytes, frozenset[int]]  # learner -> groups
@@ -219,8 +228,9 @@ def simulate(
 ) -> dict[str, Any]:
     """Run one arm with one seed and return its row."""
     model = replace(model_of("demo", "simulated"), architecture=MODELS[options.preset])
-    preset = "tiny" if options.preset == "tiny" else "demo"
-    run = run_preset(preset, bytes(32), (bytes(32),), options.rounds, seed)
+    run = run_preset("demo", bytes(32), (bytes(32),), options.rounds, seed)
+    if model.architecture.width < 128:
+        run = replace(run, sequence=64)
     first = initial_parameters(model.architecture, seed)
     state: dict[int, list[TileState]] = {
         group.index: [(tile, None) for tile in split(group, first)]
@@ -281,7 +291,7 @@ def table(rows: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--preset", choices=MODELS, default="half")
+    parser.add_argument("--preset", choices=MODELS, default="small8")
     parser.add_argument("--arms", default="full,masked,rows,rotate8,remote")
     parser.add_argument("--learners", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=40)

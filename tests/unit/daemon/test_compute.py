@@ -21,6 +21,7 @@ from blyand.compute import (
     choose_memory_bytes,
     choose_threads,
     open_worker,
+    training_devices,
 )
 from blyand.errors import ComputeFault, ConfigFault
 from blyand.worker import JOBS as WORKER_JOBS
@@ -189,6 +190,21 @@ def test_threads_and_device_are_chosen_from_the_settings() -> None:
     assert choose_device("cpu") == "cpu"
     with pytest.raises(ConfigFault, match="must be auto, cpu, cuda or cuda:N"):
         choose_device("gpu")
+
+
+def test_a_learner_takes_every_device_that_it_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert training_devices("cpu", 0) == ["cpu"]
+    assert training_devices("cpu", 3) == ["cpu"] * 3
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    assert training_devices("auto", 0) == ["cuda:0", "cuda:1", "cuda:2"]
+    assert training_devices("auto", 2) == ["cuda:0", "cuda:1"]
+    assert training_devices("cuda:1", 0) == ["cuda:1"]
+    assert training_devices("cuda:1", 2) == ["cuda:1", "cuda:2"]
+    with pytest.raises(ConfigFault, match="set it to 2 or less"):
+        training_devices("cuda:1", 3)
 
 
 def gone(pid: int) -> bool:
