@@ -40,6 +40,9 @@ class Start:
     inner_rate: float | None = arg("AdamW learning rate", default=None, low=0, high=1)
     outer_rate: float | None = arg("outer learning rate", default=None, low=0, high=4)
     outer_momentum: float | None = arg("Nesterov mu", default=None, low=0, high=0.999)
+    quorum: float | None = arg(
+        "share of the learners that a round waits for", default=None, low=0, high=1
+    )
     deadline_s: float | None = arg(
         "patience with a round's primary", default=None, low=0.1, high=3600
     )
