@@ -19,7 +19,9 @@ from blyan_tile.compress.scheme import Scheme
 
 _HEADER = struct.Struct("<BH")  # codec, setting
 _INSIDE = {Codec.LR4: lr4.SCHEME, Codec.Q: q.SCHEME}
-_LEFT_OUT = 2.0**-8  # share of the squared norm that rows not sent may have
+# Of the squared norm of a typical row: less is decay alone, which waits in the residual
+# until it has grown to this.
+_LEAST = 1 / 16
 
 
 def encoded_bytes(setting: int, shape: tuple[int, ...]) -> int:
@@ -51,12 +53,15 @@ def encode(
 
 
 def _touched(x: np.ndarray) -> np.ndarray:
-    """Return (m,) bool: the fewest rows without which little of the norm is left."""
+    """Return (m,) bool: the rows that are not small beside those that hold the norm."""
     squares = np.square(lifted(x)[0]).sum(axis=1)
-    order = np.argsort(squares)
-    rest = np.cumsum(squares[order], dtype=np.float64)
-    sent = np.ones(len(x), bool)
-    sent[order[rest <= _LEFT_OUT * rest[-1]]] = False
+    total = squares.sum()
+    if not total:
+        return np.zeros(len(x), bool)
+    typical = float(squares @ squares) / float(
+        total
+    )  # mean over the norm, not the rows
+    sent: np.ndarray = squares >= _LEAST * typical
     return sent
 
 
