@@ -65,14 +65,9 @@ def encode(
     counts[-1] = y.size - BLOCK * (len(blocks) - 1)
     scales, sent, exponent = scales_of(_steps(blocks, counts, setting), lift)
     fields = _fields(blocks, np.maximum(sent, _TINY), setting)
-    flat = fields.reshape(-1)[: y.size]
-    per_byte = 8 // setting
-    padded = np.zeros(-(-len(flat) // per_byte) * per_byte, np.uint8)
-    padded[: len(flat)] = flat
-    lanes = padded.reshape(-1, per_byte) << np.arange(0, 8, setting, dtype=np.uint8)
-    levels = np.bitwise_or.reduce(lanes, axis=1)
+    levels = _packed(fields.reshape(-1)[: y.size], setting)
     head = _HEADER.pack(Codec.Q, setting, exponent if scales.any() else 0)
-    return head + scales.tobytes() + levels.tobytes(), None
+    return head + scales.tobytes() + levels, None
 
 
 def _steps(blocks: np.ndarray, counts: np.ndarray, bits: int) -> np.ndarray:
@@ -81,23 +76,39 @@ def _steps(blocks: np.ndarray, counts: np.ndarray, bits: int) -> np.ndarray:
         mean: np.ndarray = np.abs(blocks).sum(axis=1) / counts
         return mean
     top = np.abs(blocks).max(axis=1) / np.float32((1 << bits) - 1)
-    spread = np.sqrt(np.square(blocks).sum(axis=1) / counts)
+    spread = np.sqrt(np.einsum("ij,ij->i", blocks, blocks) / counts)
     steps: np.ndarray = np.minimum(top, spread * np.float32(_HALF_STEPS[bits]))
-    if bits == 8:
+    if bits > 2:
         return steps
     # given the levels, the scale by least squares
-    fields = _fields(blocks, np.maximum(steps, _TINY), bits)
-    levels = 2 * fields.astype(np.float32) - ((1 << bits) - 1)
-    better: np.ndarray = (blocks * levels).sum(axis=1) / np.square(levels).sum(axis=1)
+    levels = _fields(blocks, np.maximum(steps, _TINY), bits).astype(np.float32)
+    levels *= 2
+    levels -= (1 << bits) - 1
+    inner = np.einsum("ij,ij->i", blocks, levels)
+    better: np.ndarray = inner / np.einsum("ij,ij->i", levels, levels)
     return better
 
 
 def _fields(blocks: np.ndarray, steps: np.ndarray, bits: int) -> np.ndarray:
     """Return the nearest levels as code words, uint8 (blocks, BLOCK)."""
     top = (1 << bits) - 1
-    halves = blocks * (np.float32(0.5) / steps)[:, None] + np.float32(top / 2)
-    nearest: np.ndarray = np.clip(np.rint(halves), 0, top).astype(np.uint8)
-    return nearest
+    halves = blocks * (np.float32(0.5) / steps)[:, None]
+    halves += np.float32(top / 2)
+    np.rint(halves, out=halves)
+    return np.clip(halves, 0, top, out=halves).astype(np.uint8)
+
+
+def _packed(fields: np.ndarray, bits: int) -> bytes:
+    """Return code words as fields of `bits`, a divisor of 8."""
+    if bits == 1:
+        return np.packbits(fields, bitorder="little").tobytes()
+    each = 8 // bits
+    padded = np.zeros(-(-len(fields) // each) * each, np.uint8)
+    padded[: len(fields)] = fields
+    whole = padded[::each].copy()
+    for place in range(1, each):
+        whole |= padded[place::each] << np.uint8(place * bits)
+    return whole.tobytes()
 
 
 def _parts(raw: bytes, shape: tuple[int, ...]) -> tuple[int, np.ndarray, np.ndarray]:

@@ -135,19 +135,24 @@ def test_q_is_close_to_the_best_quantiser_of_its_bits(form, error):
     assert np.linalg.norm(values - x) < error * np.linalg.norm(x)
 
 
-def test_sc_sends_the_largest_of_each_chunk_and_few_bits_for_each():
-    x = tile((200, 103), 2)
-    for kept, bits, most in ((64, 2, 10.1), (64, 1, 9.0), (16, 1, 12.0)):
-        raw, _ = compress.encode(Codec.SC, sending.sparse(kept, bits), x)
-        values = compress.decode(raw, x.shape).ravel()
-        for start in range(0, x.size, 4096):
-            part, sent = x.ravel()[start : start + 4096], values[start : start + 4096]
-            count = -(-kept * len(part) // 4096)
-            assert np.count_nonzero(sent) == count
-            assert (np.sign(sent[sent != 0]) == np.sign(part[sent != 0])).all()
-            assert abs(part[sent != 0]).min() >= abs(part[sent == 0]).max()
-            assert len({abs(v) for v in sent.tolist()}) == bits + 1
-        assert 8 * len(raw) < most * np.count_nonzero(values)
+@pytest.mark.parametrize("kind", ["gaussian", "heavy", "columns"])
+@pytest.mark.parametrize(
+    "kept, bits, most", [(64, 2, 10.1), (64, 1, 9.0), (16, 1, 12.0), (1024, 1, 4.5)]
+)
+def test_sc_sends_the_largest_of_each_chunk_in_few_bits(kind, kept, bits, most):
+    x = tile((200, 105), 2, kind == "heavy")
+    if kind == "columns":
+        x[:, ::7] *= 100
+    raw, _ = compress.encode(Codec.SC, sending.sparse(kept, bits), x)
+    values = compress.decode(raw, x.shape).ravel()
+    assert kind != "gaussian" or 8 * len(raw) < most * np.count_nonzero(values)
+    for start in range(0, x.size, 4096):
+        part, sent = x.ravel()[start : start + 4096], values[start : start + 4096]
+        chosen = sent != 0
+        assert np.count_nonzero(chosen) == -(-kept * len(part) // 4096)
+        assert (np.sign(sent[chosen]) == np.sign(part[chosen])).all()
+        assert abs(part[chosen]).min() >= abs(part[~chosen]).max()
+        assert len({abs(v) for v in sent.tolist()}) == bits + 1
 
 
 def test_rows_that_no_token_touched_are_left_out():
