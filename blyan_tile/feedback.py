@@ -14,7 +14,7 @@ import numpy as np
 
 from blyan_proto.block.model import Run
 from blyan_proto.constants import PPM
-from blyan_tile.delta import choice_of, decode_group, encode_group
+from blyan_tile.delta import decode_group, encode_group
 from blyan_tile.layout import Group
 from blyan_tile.residual import Record, ResidualFiles, Settled
 
@@ -43,9 +43,10 @@ class Feedback:
         """Return e of `group` for this round, given what became of earlier deltas.
 
         A delta whose outcome is not known counts as lost with its residual: sending a
-        part of it twice would be worse.
+        part of it twice would be worse. A run that changes codec or rank loses
+        nothing: e is of the tile, not of its encoding (decision 0028).
         """
-        record = self._files.load(group, self._settings(group))
+        record = self._files.load(group)
         found = None if record is None else self._residual(group, record, outcomes)
         if found is None:
             zero = [np.zeros(tile.shape, np.float32) for tile in group.tiles]
@@ -69,7 +70,6 @@ class Feedback:
         encoded, after = encode_group(group, sent, self._run, self._round, warm)
         made = Record(
             round=self._round,
-            settings=self._settings(group),
             before=waiting.residual,
             sent=sent,
             encoded=encoded,
@@ -90,12 +90,6 @@ class Feedback:
         self._files.save(
             group, replace(record, before=undecayed, sent=None, encoded=[])
         )
-
-    def _settings(self, group: Group) -> tuple[tuple[int, int], ...]:
-        choices = (
-            choice_of(self._run, tile.tensor_class, self._round) for tile in group.tiles
-        )
-        return tuple((int(codec), setting) for codec, setting in choices)
 
     def _residual(
         self, group: Group, record: Record, outcomes: Sequence[Settled]

@@ -32,7 +32,6 @@ class Record:
     """One group's feedback after a round; lists are by tile, arrays float32."""
 
     round: int
-    settings: tuple[tuple[int, int], ...]  # codec and setting, per tile
     before: list[np.ndarray]  # e
     sent: list[np.ndarray] | None  # x; None: nothing was sent, e just waits
     encoded: list[bytes]  # C(x)
@@ -48,10 +47,8 @@ class ResidualFiles:
         self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
 
-    def load(
-        self, group: Group, settings: tuple[tuple[int, int], ...]
-    ) -> Record | None:
-        """Return a group's record; None if it is gone, broken or of another codec."""
+    def load(self, group: Group) -> Record | None:
+        """Return a group's record; None if it is gone, broken or of other shapes."""
         try:
             with np.load(self._path(group), allow_pickle=False) as file:
                 record = _read(file, len(group.tiles))
@@ -60,7 +57,7 @@ class ResidualFiles:
         shapes = [tile.shape for tile in group.tiles]
         arrays = [record.before] + ([] if record.sent is None else [record.sent])
         fits = all([a.shape for a in part] == shapes for part in arrays)
-        return record if fits and record.settings == settings else None
+        return record if fits else None
 
     def save(self, group: Group, record: Record) -> None:
         """Replace a group's record. OSError from the file system."""
@@ -77,7 +74,6 @@ class ResidualFiles:
 def _written(record: Record) -> dict[str, np.ndarray]:
     arrays = {
         "round": np.array([record.round], np.int64),
-        "settings": np.array(record.settings, np.int64),  # (tiles, 2)
         "norms": np.array(record.norms, np.float64),  # (tiles,)
     }
     for index, before in enumerate(record.before):
@@ -96,7 +92,6 @@ def _read(file: np.lib.npyio.NpzFile, tiles: int) -> Record:
     sent = "x0" in file
     return Record(
         int(file["round"][0]),
-        tuple((int(codec), int(setting)) for codec, setting in file["settings"]),
         [file[f"e{index}"] for index in range(tiles)],
         [file[f"x{index}"] for index in range(tiles)] if sent else None,
         [file[f"c{index}"].tobytes() for index in range(tiles)] if sent else [],

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from blyan_proto.block import sending
 from blyan_proto.block.model import (
     BiasKind,
     QueryKeyNorm,
@@ -317,10 +318,6 @@ def test_an_unknown_outcome_or_a_lost_file_is_zero(files: ResidualFiles) -> None
     assert residual(files, 1, Settled(0, EXPERT.index + 1, True, 10**6)) is None
     lost = Settled(0, EXPERT.index, False, 0)
     assert residual(files, 1, lost) is not None
-    other_rank = run_preset("demo", bytes(32), (bytes(32),), 4, 1).codecs
-    codecs = tuple(replace(c, setting=3) if c.setting else c for c in other_rank)
-    changed = Feedback(files, replace(RUN, codecs=codecs), 1)
-    assert changed.settled(EXPERT, (lost,)).record is None
     path = files._path(EXPERT)
     raw = path.read_bytes()
     for broken in (b"", raw[:100], raw[:-30], b"PK" + raw[2:200]):
@@ -328,6 +325,20 @@ def test_an_unknown_outcome_or_a_lost_file_is_zero(files: ResidualFiles) -> None
         assert residual(files, 1, lost) is None
     path.unlink()
     assert residual(files, 1, lost) is None
+
+
+@pytest.mark.parametrize("form", ["LR4:3", "LR4:40", "SC:64/1", "Q:1", "DENSE"])
+def test_a_residual_outlives_the_codec_it_comes_from(
+    files: ResidualFiles, form: str
+) -> None:
+    x, decoded = sent_in_round_0(files)
+    run = replace(RUN, codecs=sending.chosen([f"{form}@1"], RUN.codecs))
+    second = Feedback(files, run, 1)
+    waiting = second.settled(EXPERT, (Settled(0, EXPERT.index, True, 10**6),))
+    record = second.send(EXPERT, waiting, noise(2))
+    for e, whole, part in zip(waiting.residual, x, decoded):
+        assert np.array_equal(e, (whole - part).astype(np.float32))
+    check(EXPERT, record.encoded, run, 1)
 
 
 def test_a_residual_can_wait_for_an_expert_to_be_used(files: ResidualFiles) -> None:
