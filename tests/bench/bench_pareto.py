@@ -22,7 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from blyan_tile import inner
+from tests.bench import muon
 from tests.bench import pareto_plan as plan
+from tests.bench.channels import Coded, Controlled
 from tests.bench.control_arms import control_of
 from tests.bench.convergence import (
     TILE_PARAMETERS,
@@ -46,7 +49,8 @@ def warm(folder: Path, preset: str, text: Text) -> Parameters:
     if not path.exists():
         run = plan.run_of(plan.Arm("warm"), 1, WARM_STEPS)
         model = plan.model(preset)
-        np.savez(path, **trained_alone(model, run, text, fresh(model, 0)))
+        made = trained_alone(model, run, text, fresh(model, 0))
+        np.savez(path, **made)  # type: ignore[arg-type]
     with np.load(path) as file:
         return dict(file)
 
@@ -59,8 +63,13 @@ def measured(trial: Trial, folder: Path, text: Text) -> dict[str, Any]:
         if trial.start == "warm"
         else fresh(model, trial.seed)
     )
-    control = control_of(trial.control) if trial.control else None
-    network = Network(model, trial, text, start, control)
+    channel = (
+        Controlled(trial.run, control_of(trial.control))
+        if trial.control
+        else Coded(trial.run, trial.learners)
+    )
+    train = muon.train if trial.inner == "muon" else inner.train
+    network = Network(model, trial, text, start, channel, train)
     began, curve, sent = time.process_time(), [(0, network.held_out())], 0.0
     rounds = trial.run.rounds
     for closed in network.rounds():

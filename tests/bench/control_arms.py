@@ -11,7 +11,7 @@ import numpy as np
 
 from blyan_proto.digest import Domain, digest
 from tests.bench import white_paper
-from tests.bench.convergence import Control
+from tests.bench.channels import Control
 
 _CHUNK = 4096
 

@@ -1,14 +1,13 @@
 """Learners simulated in one process over the real parts of blyan_tile, round by round.
 
 Batches, inner steps, error feedback, codecs, the exact sum and the outer step are those
-of the daemon; only chain and network are left out, and residuals stay in memory. What
-is no codec of the table (tests.bench.control_arms) takes the place of feedback and codec.
+of the daemon; only chain and network are left out, and residuals stay in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -17,23 +16,18 @@ import numpy as np
 import torch
 
 from blyan_proto.block.model import Architecture, Model, Run
-from blyan_proto.constants import PPM
 from blyan_proto.digest import Domain, digest
-from blyan_tile.aggregate import weighted_sum
 from blyan_tile.batches import assign, gather, held_out_windows
 from blyan_tile.corpus import Archive, ArchiveJob, build
 from blyan_tile.create import initial_parameters
-from blyan_tile.delta import TileState, next_tiles
-from blyan_tile.feedback import Feedback
+from blyan_tile.delta import TileState
 from blyan_tile.inner import Outcome, train
-from blyan_tile.layout import Group, Layout, Tile, join, layout_of, split
+from blyan_tile.layout import Layout, join, layout_of, split
 from blyan_tile.learner import mapped
 from blyan_tile.model.training import held_out_loss
-from blyan_tile.outer import step
-from blyan_tile.residual import Record, ResidualFiles, Settled
+from tests.bench.channels import Channel
 
 TILE_PARAMETERS = 2**21  # of the "2 M" in KB per 2 M parameters
-_ACCOUNT_BYTES = 32
 
 Parameters = dict[str, np.ndarray]
 
@@ -51,20 +45,6 @@ class Inner(Protocol):
         batches: Iterator[torch.Tensor],
         report: Callable[[int, float], None],
     ) -> Outcome: ...
-
-
-class Control(Protocol):
-    """A scheme that is no codec: what one learner sends of one matrix."""
-
-    beta: float  # error feedback; 0: none
-
-    def encode(
-        self, learner: int, round_: int, name: str, x: np.ndarray
-    ) -> tuple[np.ndarray, int]:
-        """Return what the others decode, float64, and its length in bytes."""
-
-    def close(self, name: str, gradient: np.ndarray) -> None:
-        """Hear what a tile's decoded deltas came to, once a round."""
 
 
 @dataclass(frozen=True)
@@ -95,23 +75,16 @@ class Closed:
 
     round: int
     sent_bytes: float  # by one learner, mean
-    loss: float  # nats per token, mean of the learners' inner steps
 
 
-class Memory(ResidualFiles):
-    """Residual records that live as long as the simulation."""
+def account_of(learner: int) -> bytes:
+    return learner.to_bytes(32, "little")
 
-    def __init__(self) -> None:
-        self._records: dict[int, Record] = {}
 
-    def load(
-        self, group: Group, settings: tuple[tuple[int, int], ...]
-    ) -> Record | None:
-        found = self._records.get(group.index)
-        return found if found is not None and found.settings == settings else None
-
-    def save(self, group: Group, record: Record) -> None:
-        self._records[group.index] = record
+def beacon_of(seed: int, round_: int) -> bytes:
+    """Return what stands for the chain's beacon: it alone tells seeds apart."""
+    numbers = seed.to_bytes(8, "little"), round_.to_bytes(4, "little")
+    return digest(Domain.SEED, b"pareto", *numbers)
 
 
 @dataclass
@@ -136,13 +109,7 @@ class Text:
         self, run: Run, round_: int, learner: int, seed: int
     ) -> Iterator[torch.Tensor]:
         """Yield the round's H batches, each (B, T + 1) int64."""
-        beacon = digest(
-            Domain.SEED,
-            b"pareto",
-            seed.to_bytes(8, "little"),
-            round_.to_bytes(4, "little"),
-        )
-        account = learner.to_bytes(_ACCOUNT_BYTES, "little")
+        account, beacon = account_of(learner), beacon_of(seed, round_)
         for starts in assign(beacon, round_, account, run, self.train_bytes):
             yield torch.from_numpy(
                 gather(self.archive.train, starts, run.sequence + 1)
@@ -161,19 +128,15 @@ class Network:
     trial: Trial
     text: Text
     start: Parameters
-    control: Control | None = None
+    channel: Channel
     inner: Inner = train
-    layout: Layout = field(init=False)
-    state: list[list[TileState]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.layout = layout_of(self.model)
-        self.state = [
+        self.layout: Layout = layout_of(self.model)
+        self.state: list[list[TileState]] = [
             [(tile, None) for tile in split(group, self.start)]
             for group in self.layout.groups
         ]
-        self._files = [Memory() for _ in range(self.trial.learners)]
-        self._residuals: dict[tuple[int, str], np.ndarray] = {}
         self._windows = self.text.windows(self.trial.run)
 
     def parameters(self) -> Parameters:
@@ -191,43 +154,24 @@ class Network:
     def rounds(self) -> Iterator[Closed]:
         """Train; yield after every round. ArithmeticError where a learner blows up."""
         for round_ in range(self.trial.run.rounds):
-            yield self._round(round_)
+            sent = self.learn(round_)
+            for group in self.layout.groups:
+                base = self.state[group.index]
+                self.state[group.index] = self.channel.close(group, base)
+            yield Closed(round_, sent / self.trial.learners)
 
-    def _round(self, round_: int) -> Closed:
-        base = self.parameters()
-        parts: list[list[list[bytes]]] = [[] for _ in self.layout.groups]
-        decoded: list[list[list[np.ndarray]]] = [[] for _ in self.layout.groups]
-        sent_bytes, losses = 0, []
+    def learn(self, round_: int) -> int:
+        """Let all learners train and send; return the bytes that it took."""
+        base, sent = self.parameters(), 0
         for learner in range(self.trial.learners):
-            local, outcome = self._learn(base, round_, learner)
-            losses.append(sum(outcome.losses) / len(outcome.losses))
+            local = self._local(base, round_, learner)
             for group in self.layout.groups:
                 old = [weights for weights, _ in self.state[group.index]]
                 change = [np.subtract(a, b) for a, b in zip(old, split(group, local))]
-                if self.control is None:
-                    encoded = self._send(learner, round_, group, change)
-                    parts[group.index].append(encoded)
-                    sent_bytes += sum(map(len, encoded))
-                else:
-                    values, length = self._control(learner, round_, group, change)
-                    decoded[group.index].append(values)
-                    sent_bytes += length
-        for group in self.layout.groups:
-            if self.control is None:
-                weighted = [(PPM, encoded) for encoded in parts[group.index]]
-                after = next_tiles(
-                    group, self.state[group.index], weighted, self.trial.run
-                )
-            else:
-                after = self._outer(group, decoded[group.index])
-            self.state[group.index] = after
-        return Closed(
-            round_, sent_bytes / self.trial.learners, sum(losses) / len(losses)
-        )
+                sent += self.channel.send(learner, round_, group, change)
+        return sent
 
-    def _learn(
-        self, base: Parameters, round_: int, learner: int
-    ) -> tuple[Parameters, Outcome]:
+    def _local(self, base: Parameters, round_: int, learner: int) -> Parameters:
         run, architecture = self.trial.run, self.model.architecture
         tensors = {
             name: torch.tensor(x, requires_grad=True) for name, x in base.items()
@@ -243,55 +187,7 @@ class Network:
         )
         if not outcome.finite:
             raise ArithmeticError(f"learner {learner} blew up in round {round_}")
-        return {name: p.detach().numpy() for name, p in tensors.items()}, outcome
-
-    def _send(
-        self, learner: int, round_: int, group: Group, change: list[np.ndarray]
-    ) -> list[bytes]:
-        feedback = Feedback(self._files[learner], self.trial.run, round_)
-        before = [Settled(round_ - 1, group.index, True, PPM)] if round_ else []
-        return feedback.send(group, feedback.settled(group, before), change).encoded
-
-    def _control(
-        self, learner: int, round_: int, group: Group, change: list[np.ndarray]
-    ) -> tuple[list[np.ndarray], int]:
-        assert self.control is not None
-        values, total = [], 0
-        for tile, x in zip(group.tiles, change):
-            name = _name(group, tile)
-            if len(tile.shape) != 2 or group.name.endswith(".router"):
-                values.append(x.astype(np.float16).astype(np.float64))
-                total += 2 * x.size
-                continue
-            residual = self._residuals.get((learner, name))
-            if residual is not None and self.control.beta:
-                x = x + np.float32(self.control.beta) * residual
-            found, length = self.control.encode(learner, round_, name, x)
-            self._residuals[learner, name] = x - found.astype(np.float32)
-            values.append(found)
-            total += length
-        return values, total
-
-    def _outer(self, group: Group, decoded: list[list[np.ndarray]]) -> list[TileState]:
-        assert self.control is not None
-        run, after = self.trial.run, []
-        for tile, (weights, momentum) in zip(group.tiles, self.state[group.index]):
-            gradient = weighted_sum((PPM, values[tile.index]) for values in decoded)
-            self.control.close(_name(group, tile), gradient)
-            after.append(
-                step(
-                    weights,
-                    momentum,
-                    gradient,
-                    run.outer_rate_ppm,
-                    run.outer_momentum_ppm,
-                )
-            )
-        return after
-
-
-def _name(group: Group, tile: Tile) -> str:
-    return f"{group.name}.{tile.index}"
+        return {name: p.detach().numpy() for name, p in tensors.items()}
 
 
 def fresh(model: Model, seed: int) -> Parameters:

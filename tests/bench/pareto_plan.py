@@ -111,6 +111,9 @@ def moves(preset: str) -> list[Arm]:
         Arm(f"{middle}, embeddings Q:2", by_class),
         Arm(f"shared basis {2 * unit}", control=f"basis {2 * unit}"),
         Arm("shared mask 256", control="mask 256"),
+        Arm("Muon inside, DENSE", inner="muon"),
+        Arm(f"Muon inside, {middle}", (middle,), inner="muon"),
+        Arm("Muon inside, Q:2", ("Q:2",), inner="muon"),
     ]
 
 

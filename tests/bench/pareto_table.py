@@ -51,7 +51,7 @@ class Results:
         if not first:
             return None
         rounds = min(row["rounds"] for row in first)
-        losses = {r["arm"]: last(r) for r in first if r["rounds"] == rounds}
+        losses = {str(r["arm"]): last(r) for r in first if r["rounds"] == rounds}
         return min(losses, key=lambda arm: losses[arm])
 
     def all_tables(self, preset: str, start: str) -> str:
