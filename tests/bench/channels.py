@@ -15,7 +15,7 @@ from blyan_proto.block.model import Run
 from blyan_proto.constants import PPM
 from blyan_tile.aggregate import weighted_sum
 from blyan_tile.delta import TileState, next_tiles
-from blyan_tile.feedback import Feedback
+from blyan_tile.feedback import Feedback, Waiting
 from blyan_tile.layout import Group, Tile
 from blyan_tile.outer import step
 from blyan_tile.residual import Record, ResidualFiles, Settled
@@ -25,6 +25,9 @@ Tiles = list[np.ndarray]
 
 class Channel(Protocol):
     """All learners' way to all holders."""
+
+    def residual(self, learner: int, round_: int, group: Group) -> Tiles:
+        """Return what of a learner's changes has not been sent yet, float32."""
 
     def send(self, learner: int, round_: int, group: Group, change: Tiles) -> int:
         """Take one learner's change, base - local float32; return the bytes it takes."""
@@ -57,16 +60,25 @@ class Coded:
         self._files = [Memory() for _ in range(learners)]
         self.sent: dict[int, list[list[bytes]]] = {}  # by group, of the open round
 
+    def residual(self, learner: int, round_: int, group: Group) -> Tiles:
+        return self._waiting(learner, round_, group)[1].residual
+
     def send(self, learner: int, round_: int, group: Group, change: Tiles) -> int:
-        feedback = Feedback(self._files[learner], self._run, round_)
-        before = [Settled(round_ - 1, group.index, True, PPM)] if round_ else []
-        encoded = feedback.send(group, feedback.settled(group, before), change).encoded
+        feedback, waiting = self._waiting(learner, round_, group)
+        encoded = feedback.send(group, waiting, change).encoded
         self.sent.setdefault(group.index, []).append(encoded)
         return sum(map(len, encoded))
 
     def close(self, group: Group, base: Sequence[TileState]) -> list[TileState]:
         parts = [(PPM, encoded) for encoded in self.sent.pop(group.index)]
         return next_tiles(group, base, parts, self._run)
+
+    def _waiting(
+        self, learner: int, round_: int, group: Group
+    ) -> tuple[Feedback, Waiting]:
+        feedback = Feedback(self._files[learner], self._run, round_)
+        before = [Settled(round_ - 1, group.index, True, PPM)] if round_ else []
+        return feedback, feedback.settled(group, before)
 
 
 class Control(Protocol):
@@ -91,6 +103,14 @@ class Controlled:
         self._control = control
         self._residuals: dict[tuple[int, str], np.ndarray] = {}
         self._sent: dict[int, list[Tiles]] = {}
+
+    def residual(self, learner: int, round_: int, group: Group) -> Tiles:
+        return [
+            self._residuals.get(
+                (learner, _name(group, tile)), np.zeros(tile.shape, "f4")
+            )
+            for tile in group.tiles
+        ]
 
     def send(self, learner: int, round_: int, group: Group, change: Tiles) -> int:
         values, total = [], 0

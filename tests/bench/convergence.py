@@ -59,6 +59,7 @@ class Trial:
     learners: int = 4
     control: str = ""  # a control arm by name; "": the run's codecs
     inner: str = "adamw"
+    ahead: bool = False  # learners start from the base minus their residual
 
     @property
     def key(self) -> str:
@@ -164,12 +165,22 @@ class Network:
         """Let all learners train and send; return the bytes that it took."""
         base, sent = self.parameters(), 0
         for learner in range(self.trial.learners):
-            local = self._local(base, round_, learner)
+            first = self._ahead(round_, learner) if self.trial.ahead else base
+            local = self._local(first, round_, learner)
             for group in self.layout.groups:
-                old = [weights for weights, _ in self.state[group.index]]
+                old = split(group, first)
                 change = [np.subtract(a, b) for a, b in zip(old, split(group, local))]
                 sent += self.channel.send(learner, round_, group, change)
         return sent
+
+    def _ahead(self, round_: int, learner: int) -> Parameters:
+        """Return the weights with what this learner has not been able to send yet."""
+        found: Parameters = {}
+        for group, tiles in zip(self.layout.groups, self.state):
+            waiting = self.channel.residual(learner, round_, group)
+            first = [np.subtract(w, e) for (w, _), e in zip(tiles, waiting)]
+            found |= join(self.layout, group, first)
+        return found
 
     def _local(self, base: Parameters, round_: int, learner: int) -> Parameters:
         run, architecture = self.trial.run, self.model.architecture

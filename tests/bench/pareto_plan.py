@@ -45,6 +45,7 @@ class Arm:
     control: str = ""
     learners: int = 4
     inner: str = "adamw"
+    ahead: bool = False
 
 
 def architecture(preset: str) -> Architecture:
@@ -101,6 +102,14 @@ def moves(preset: str) -> list[Arm]:
     early = (f"LR4:{2 * unit}", f"{middle}@4", f"LR4:{unit // 2}@8")
     by_class = (f"matrix={middle}", "embedding=Q:2")
     return [
+        *(
+            Arm(f"{text} ahead {outer[0]}/{outer[1]}", (text,), outer, ahead=True)
+            for text in (middle, f"LR4:{unit // 2}", "SC:64/2")
+            for outer in ((0.9, 0.5), (0.7, 0.9), (1.0, 0.0))
+        ),
+        Arm(f"LR2 {2 * unit} ahead", control=f"LR2 {2 * unit}", ahead=True),
+        Arm(f"LR2 {unit} ahead", control=f"LR2 {unit}", ahead=True),
+        Arm("Q:1 ahead", ("Q:1",), ahead=True),
         Arm(f"LR2 {2 * unit}", control=f"LR2 {2 * unit}"),
         Arm(f"LR2 {unit}", control=f"LR2 {unit}"),
         Arm(f"LR3 {4 * unit // 3}", control=f"LR3 {4 * unit // 3}"),
@@ -147,6 +156,7 @@ def trials(
             arm.learners,
             arm.control,
             arm.inner,
+            arm.ahead,
         )
 
 
