@@ -93,6 +93,7 @@ def measured(trial: Trial, folder: Path, text: Text) -> dict[str, Any]:
         "beta": trial.run.feedback_ppm / 1e6,
         "kb": sent / rounds / elements * TILE_PARAMETERS / 1000,
         "curve": curve,
+        "flushed": network.held_out(network.flushed()),
         "cpu_s": time.process_time() - began,
     }
 

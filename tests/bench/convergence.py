@@ -147,10 +147,17 @@ class Network:
             found |= join(self.layout, group, [weights for weights, _ in tiles])
         return found
 
-    def held_out(self) -> float:
+    def held_out(self, parameters: Parameters | None = None) -> float:
         """Return nats per token on the held-out windows (DEC-B17)."""
-        tensors = {name: torch.from_numpy(x) for name, x in self.parameters().items()}
+        judged = self.parameters() if parameters is None else parameters
+        tensors = {name: torch.from_numpy(x) for name, x in judged.items()}
         return held_out_loss(self.model.architecture, tensors, self._windows)
+
+    def flushed(self) -> Parameters:
+        """Return the weights as if all residuals were sent whole now, at rate 1."""
+        learners = self.trial.learners
+        each = [self._ahead(self.trial.run.rounds, i) for i in range(learners)]
+        return {name: np.mean([x[name] for x in each], axis=0) for name in each[0]}
 
     def rounds(self) -> Iterator[Closed]:
         """Train; yield after every round. ArithmeticError where a learner blows up."""
