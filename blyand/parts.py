@@ -196,6 +196,8 @@ def build_models(
         cosigner,
         replica.author.make,
         base.events,
+        lambda account: account == base.key.account
+        or replica.peer_of(account) in base.meeting.peers,
     )
     receipting = Receipting(
         base.key,

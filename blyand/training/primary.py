@@ -20,7 +20,7 @@ from blyan_proto.block.model import (
     TileRootsList,
     TileUpdate,
 )
-from blyan_proto.constants import FORMAT_VERSION, PPM
+from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.errors import ProtocolError
 from blyan_proto.protocols.delta import (
     Bundle,
@@ -45,6 +45,7 @@ from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
 from blyand.store.intents import AlreadySigned, IntentLog
 from blyand.training import membership, tiles
+from blyand.training.arrivals import Arrivals
 from blyand.training.cosign import Cosigner
 from blyand.training.holder import Holder
 from blyand.training.membership import Listing, Refused, Taken
@@ -67,6 +68,7 @@ class Collecting:
     epoch: int  # the lease under which they came
     opened: float  # trio time of the first entry
     heard: dict[bytes, Taken | None] = field(default_factory=dict)  # by learner
+    came_ms: dict[bytes, int] = field(default_factory=dict)  # since it was opened
     again: float = 0.0  # not to be formed before
     publishing: bool = False
     promised: bool = False  # another head: this rank cannot publish any more
@@ -107,7 +109,10 @@ class Primary:
         cosigner: Cosigner,
         make: Callable[..., Awaitable[Block]],
         events: Broadcast,
+        is_here: Callable[[bytes], bool] = lambda account: True,
     ) -> None:
+        """`is_here(account)`: false when a learner's node is known to be gone."""
+        self._arrivals = Arrivals(is_here)
         self._key = key
         self._network = network
         self._view = view
@@ -183,6 +188,7 @@ class Primary:
         if manifest.learner in collecting.heard:
             return Verdict.ALREADY_HAD
         collecting.heard[manifest.learner] = taken
+        collecting.came_ms[manifest.learner] = _waited_ms(collecting)
         return Verdict.TAKEN
 
     def _drop_old(self) -> None:
@@ -223,9 +229,23 @@ class Primary:
                     place = self._place(*key)
                     if isinstance(place, Verdict) or not _stands(collecting, place):
                         del self._open[key]  # the round went on, or back
-                    elif not collecting.publishing and _is_due(key, collecting, place):
+                    elif not collecting.publishing and self._is_due(
+                        key, collecting, place
+                    ):
                         collecting.publishing = True
                         nursery.start_soon(self._publish, key, collecting, place)
+
+    def _is_due(self, key: Key, collecting: Collecting, place: Place) -> bool:
+        """True when the round is to be closed; what it says of learners is noted."""
+        if trio.current_time() < collecting.again:
+            return False
+        seats = contributors(place.schedule, key[2], Role.LEARN)
+        learners = [seat.account for seat in seats]
+        came_ms, now_ms = collecting.came_ms, _waited_ms(collecting)
+        is_due = self._arrivals.is_due(place.run, learners, came_ms, now_ms)
+        if is_due and not collecting.again:
+            self._arrivals.closed(place.run, learners, came_ms)
+        return is_due
 
     async def _publish(self, key: Key, collecting: Collecting, place: Place) -> None:
         try:
@@ -351,16 +371,5 @@ def _stands(collecting: Collecting, place: Place) -> bool:
     return (collecting.base, collecting.epoch) == now
 
 
-def _is_due(key: Key, collecting: Collecting, place: Place) -> bool:
-    """Complete; or quorum and grace; or the deadline: never a barrier."""
-    now = trio.current_time()
-    if now < collecting.again:
-        return False
-    expected = len(contributors(place.schedule, key[2], Role.LEARN))
-    heard = len(collecting.heard)
-    waited_ms: float = (now - collecting.opened) * 1000
-    if heard >= expected:
-        return True
-    if heard * PPM >= expected * place.run.quorum_ppm:
-        return bool(waited_ms >= place.run.grace_ms)
-    return bool(waited_ms >= place.run.deadline_ms)
+def _waited_ms(collecting: Collecting) -> int:
+    return int((trio.current_time() - collecting.opened) * 1000)

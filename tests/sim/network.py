@@ -94,6 +94,7 @@ class Wire:
 
     random: random.Random
     loss: float = 0.0
+    broken: float = 0.0  # share of calls that get no answer, half of them unheard
     delay_s: float = 0.02
     nodes: dict[str, SimNode] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)  # by peer id
@@ -119,7 +120,13 @@ class Wire:
         await trio.sleep(self.random.uniform(0, self.delay_s))
         if not self.connects(source, target):
             raise NotHere(f"{target} is not connected")
+        self.may_break()
         return self.nodes[target]
+
+    def may_break(self) -> None:
+        """Raise NotHere where a question, or the answer to it, is lost."""
+        if self.broken and self.random.random() < self.broken / 2:
+            raise NotHere("the stream broke")
 
     def show(self, final: FinalCheckpoint) -> None:
         """Note that a checkpoint left the node that has it."""

@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from blyan_proto.block.block import Block
-from blyan_proto.block.model import Run, TileUpdate
+from blyan_proto.block.model import Run, TileRoots, TileUpdate
 from blyan_proto.codec import decode
 from blyan_proto.protocols.delta import MAX_BUNDLE_BYTES, Delta
 from blyan_proto.signing import SigningKey
@@ -191,6 +191,10 @@ class Training:
 
     def recomputed(self, node: TrainNode, run: Run, group: int) -> list[bytes]:
         """Return the weight roots of a group by replay of the chain from its birth."""
+        return [tile.weights for tile in self.replayed(node, run, group)]
+
+    def replayed(self, node: TrainNode, run: Run, group: int) -> tuple[TileRoots, ...]:
+        """Return the roots of weights and outer state likewise."""
         layout, where = self.layout, self.layout.groups[group]
         first = split(where, initial_parameters(self.payload.architecture, SEED))
         state: list[Any] = [(tile, None) for tile in first]
@@ -205,7 +209,13 @@ class Training:
                 clips.append(part.clip_ppm)
             state = next_tiles(where, state, parts, run, clips)
         assert layout.groups[group] is where
-        return [tblock.root_of(weights) for weights, _ in state]
+        return tuple(
+            TileRoots(
+                tblock.root_of(weights),
+                None if momentum is None else tblock.root_of(momentum),
+            )
+            for weights, momentum in state
+        )
 
     def _blob(self, blob: bytes | None) -> np.ndarray:
         assert blob is not None

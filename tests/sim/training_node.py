@@ -220,6 +220,8 @@ class TrainNode(SimNode):
             self.cosigner,
             lambda *a, **more: self.make(*a, **more),
             self.events,
+            lambda account: account == self.key.account
+            or self.peer_of(account) in self.wire.others(self.name),
         )
         reach = Reach(
             push=self.push,
@@ -284,7 +286,9 @@ class TrainNode(SimNode):
         """Hand a bundle to a peer, as /blyan/delta/1 does."""
         node = await self.reach(peer)
         check_bundle(bundle, self.genesis.id)
-        return await node.primary.take(bundle)
+        receipt = await node.primary.take(bundle)
+        self.wire.may_break()
+        return receipt
 
     async def give(self, receipt: BlobReceipt) -> None:
         """Broadcast a receipt."""
@@ -298,6 +302,7 @@ class TrainNode(SimNode):
         check_draft(update, self.key.public, self.genesis.id)
         with trio.move_on_after(DEADLINE_S):
             answer = await node.cosigner.sign(update)
+            self.wire.may_break()
             check_answer(answer, update, node.key.public, self.genesis.id)
             return answer
         raise TooSlow("no signature in time")
