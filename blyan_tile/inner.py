@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blyan_proto.block.model import Architecture, Run
 from blyan_proto.constants import PPM
 from blyan_tile.adamw import AdamW
 from blyan_tile.model.training import Trainable
-from blyan_tile.together import Stepping, Together
+from blyan_tile.together import Shared, Together
 
 WARM_UP_STEPS = 5  # linear, at the start of every round
 _PPB = 1_000_000_000
@@ -57,14 +57,16 @@ def train(
     `report` hears the steps done and the loss after each. `together`: with others, who
     do the same at the same time with other rows of the same batches.
     """
-    balance = run.auxiliary_ppm / PPM
-    step = _alone(Trainable(architecture, parameters, held), balance)
-    if together is not None:
-        shared = {name: nn.Parameter(p.detach()) for name, p in parameters.items()}
-        parameters = shared  # the same storage
-        step = _in_company(architecture, shared, held, balance, together)
+    if together is None:
+        model, trained = Trainable(architecture, parameters, held), parameters
+        step = _alone(model, run.auxiliary_ppm / PPM)
+    else:
+        shared = Shared(parameters, together, is_whole=all(map(len, held)))
+        model = Trainable(architecture, shared, held, together.summed)
+        trained = shared.leaves()
+        step = _in_company(model, shared, together, run.auxiliary_ppm / PPM)
     optimizer = AdamW(
-        [p for p in parameters.values() if p.requires_grad],
+        [p for p in trained.values() if p.requires_grad],
         run.beta1_ppm / PPM,
         run.beta2_ppm / PPM,
         run.decay_ppm / PPM,
@@ -83,6 +85,8 @@ def train(
         losses.append(loss)
         routed += counts.cpu()
         report(len(losses), loss)
+    if together is not None:
+        shared.copy_to(parameters)
     finite = all(bool(p.detach().isfinite().all()) for p in parameters.values())
     return Outcome(losses, routed, finite)
 
@@ -102,24 +106,17 @@ def _alone(model: Trainable, balance: float) -> Step:
 
 
 def _in_company(
-    architecture: Architecture,
-    parameters: Mapping[str, nn.Parameter],
-    held: Sequence[Sequence[int]],
-    balance: float,
-    together: Together,
+    model: Trainable, shared: Shared, together: Together, balance: float
 ) -> Step:
     """Return the same for a process that passes only its rows of the batch."""
-    model = Trainable(architecture, parameters, held, together.summed)
 
     def run(tokens: Tensor) -> tuple[Tensor, ...]:
         passed = model.run(tokens)
         return passed.loss, passed.auxiliary, passed.routed
 
-    module = together.wrapped(Stepping(parameters, run), all(map(len, held)))
-
     def step(batch: Tensor) -> tuple[float, Tensor]:
         rows, weight = together.rows(batch)
-        loss, auxiliary, routed = module(rows)
+        loss, auxiliary, routed = shared.passed(run, rows)
         torch.autograd.backward(weight * (loss + balance * auxiliary))
         mean = together.summed(weight / together.processes * loss)
         return float(mean), routed  # already of all

@@ -61,6 +61,7 @@ class LearnJob:
     processes: U8 = 1  # that share each batch; at most the run's batch
     rank: U8 = 0  # of this one; only rank 0 returns deltas
     meeting: Annotated[str, Size(0, 4096)] = ""  # a file that is not there yet
+    sharded: bool = False  # each of them keeps a part of every parameter; experimental
 
 
 @message
@@ -110,7 +111,9 @@ def learn(job: LearnJob, report: Callable[[Progress], None]) -> LearnResult:
     trained = _trained(layout, job)
     base = {files.group: tiles_of(files) for files in job.base}
     parameters = {
-        name: torch.tensor(array, device=job.device, requires_grad=True)
+        name: torch.tensor(
+            array, device="cpu" if job.sharded else job.device, requires_grad=True
+        )
         for group in trained
         for name, array in join(layout, group, base[group.index]).items()
     }
@@ -118,7 +121,9 @@ def learn(job: LearnJob, report: Callable[[Progress], None]) -> LearnResult:
     for group in trained:
         if group.layer is not None and group.expert is not None:
             held[group.layer].append(group.expert)
-    with joined(job.rank, job.processes, job.meeting, job.device) as together:
+    with joined(
+        job.rank, job.processes, job.meeting, job.device, job.sharded
+    ) as together:
         outcome = inner.train(
             job.model.architecture,
             job.run,

@@ -24,12 +24,17 @@ from torch.nn.parallel import DistributedDataParallel
 PATIENCE_S = 120  # with another process, from one exchange to the next
 
 
+Run = Callable[[Tensor], tuple[Tensor, ...]]  # a pass over a batch's rows
+
+
 class Together:
     """One process's place among those that share a batch."""
 
-    def __init__(self, rank: int, processes: int) -> None:
+    def __init__(self, rank: int, processes: int, kind: str, is_sharded: bool) -> None:
         self.rank = rank
         self.processes = processes
+        self.kind = kind  # of device: cpu or cuda
+        self.is_sharded = is_sharded  # each process keeps a part of every parameter
 
     def rows(self, batch: Tensor) -> tuple[Tensor, float]:
         """Return this process's rows of a batch (B, T + 1), B >= processes, and the
@@ -43,34 +48,79 @@ class Together:
         dist.all_reduce(total)
         return total
 
-    def wrapped(self, module: nn.Module, is_whole: bool) -> nn.Module:
-        """Return `module` such that its gradients are averaged over the processes.
 
-        `is_whole`: every parameter takes part in every pass.
-        """
-        return DistributedDataParallel(module, find_unused_parameters=not is_whole)
+class _Holding(nn.Module):
+    """Parameters, and a pass over them: what torch wants to wrap."""
+
+    def forward(self, run: Run, tokens: Tensor) -> tuple[Tensor, ...]:
+        return run(tokens)
 
 
-class Stepping(nn.Module):
-    """A forward pass over `parameters` as the module that DistributedDataParallel wants."""
+class Shared(Mapping[str, Tensor]):
+    """A learner's parameters by name, whose gradients are averaged over the processes.
+
+    Sharded ones are whole inside a pass only.
+    """
 
     def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        run: Callable[[Tensor], tuple[Tensor, ...]],
+        self, parameters: Mapping[str, Tensor], together: Together, *, is_whole: bool
     ) -> None:
-        super().__init__()
+        """`is_whole`: every parameter takes part in every pass."""
+        self._names = {name: name.replace(".", "/") for name in parameters}
+        self._holding = _Holding()
         for name, parameter in parameters.items():
-            self.register_parameter(name.replace(".", "/"), parameter)
-        self._run = run
+            leaf = nn.Parameter(parameter.detach())  # the same storage
+            self._holding.register_parameter(self._names[name], leaf)
+        self._is_sharded = together.is_sharded
+        self._module: nn.Module
+        if together.is_sharded:
+            self._module = _sharded(self._holding, together)
+        else:
+            self._module = DistributedDataParallel(
+                self._holding, find_unused_parameters=not is_whole
+            )
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        return self._run(tokens)
+    def __getitem__(self, name: str) -> Tensor:
+        held: Tensor = getattr(self._holding, self._names[name])
+        return held
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Return what an optimizer changes, and where it finds the gradients."""
+        return dict(self)
+
+    def passed(self, run: Run, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Return `run(tokens)`, a pass that may use the parameters."""
+        found: tuple[Tensor, ...] = self._module(run, tokens)
+        return found
+
+    @torch.no_grad()
+    def copy_to(self, parameters: Mapping[str, Tensor]) -> None:
+        """Put the values where they came from; all processes at once."""
+        if self._is_sharded:
+            for name, parameter in parameters.items():
+                whole: Tensor = self[name].full_tensor()  # type: ignore[attr-defined]
+                parameter.copy_(whole)
+
+
+def _sharded(module: nn.Module, together: Together) -> nn.Module:
+    """Leave this process a part of each parameter. Imported when used: it takes long."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(together.kind, (together.processes,))
+    fully_shard(module, mesh=mesh)  # changes its class
+    return module
 
 
 @contextmanager
 def joined(
-    rank: int, processes: int, meeting: str, device: str
+    rank: int, processes: int, meeting: str, device: str, is_sharded: bool = False
 ) -> Iterator[Together | None]:
     """Meet the other processes at the file `meeting`, which is of this job alone.
 
@@ -93,7 +143,8 @@ def joined(
             world_size=processes,
             timeout=timedelta(seconds=PATIENCE_S),
         )
-        yield Together(rank, processes)
+        kind = "cuda" if on_cuda else "cpu"
+        yield Together(rank, processes, kind, is_sharded)
     except RuntimeError as error:
         if not _is_of_a_peer(error):
             raise

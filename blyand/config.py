@@ -95,6 +95,11 @@ class TrainingSection:
         "or on the processor. 0: one per CUDA device where compute.device is auto, else 1.",
         high=64,
     )
+    sharded: bool = option(
+        False,
+        "Experimental: each of these processes keeps only a part of every parameter and "
+        "of the optimizer's state, for models that do not fit one device.",
+    )
 
 
 @dataclass(frozen=True)

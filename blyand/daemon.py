@@ -138,7 +138,7 @@ async def run(home: Home, config: Config) -> None:
     ):
         async with (
             open_host(replace(settings, note=note)) as host,
-            open_crew(devices, nice=nice) as trainer,
+            open_crew(devices, config.training.sharded, nice=nice) as trainer,
             open_worker("import", nice=nice) as importer,
             open_worker("text", nice=0, limits=vocabularies.LIMITS) as reader,
             open_worker("template", nice=0, limits=templates.LIMITS) as renderer,

@@ -27,10 +27,14 @@ logger = logging.getLogger(__name__)
 class Crew:
     """Runs a round's job in one process or in several, as one worker would."""
 
-    def __init__(self, workers: Sequence[Worker], devices: Sequence[str]) -> None:
-        """`devices`: where each of the workers computes."""
+    def __init__(
+        self, workers: Sequence[Worker], devices: Sequence[str], is_sharded: bool
+    ) -> None:
+        """`devices`: where each of the workers computes. `is_sharded`: each keeps a
+        part of every parameter."""
         self._workers = list(workers)
         self._devices = list(devices)
+        self._is_sharded = is_sharded
 
     async def call(
         self, job: LearnJob, report: Callable[[Progress], None]
@@ -67,6 +71,7 @@ class Crew:
                 processes=count,
                 rank=rank,
                 meeting=meeting,
+                sharded=self._is_sharded,
             )
             try:
                 result = await self._workers[rank].call(part, None if rank else report)
@@ -87,11 +92,13 @@ class Crew:
 
 
 @asynccontextmanager
-async def open_crew(devices: Sequence[str], *, nice: int) -> AsyncIterator[Crew]:
+async def open_crew(
+    devices: Sequence[str], is_sharded: bool, *, nice: int
+) -> AsyncIterator[Crew]:
     """Give a crew with a process for each of `devices`; they end with the block."""
     async with AsyncExitStack() as stack:
         workers = [
             await stack.enter_async_context(open_worker("training", nice=nice))
             for _ in devices
         ]
-        yield Crew(workers, devices)
+        yield Crew(workers, devices, is_sharded)

@@ -1,7 +1,7 @@
 """What it costs that a learner holds only some of the experts (DEC-B13).
 
     python -m tests.bench.bench_partial [--quick] [--rounds 40] [--seeds 3] [--out DIR]
-        [--preset small8] [--arms full,masked,…]
+        [--preset small8] [--steps 20] [--arms full,masked,…]
 
 Simulated learners over the real parts: the inner steps, error feedback, codecs, the
 exact sum, the outer step, and the rule of placement that says who holds what. Every arm of a seed
@@ -231,6 +231,7 @@ def simulate(
     run = run_preset("demo", bytes(32), (bytes(32),), options.rounds, seed)
     if model.architecture.width < 128:
         run = replace(run, sequence=64)
+    run = replace(run, inner_steps=options.steps)
     first = initial_parameters(model.architecture, seed)
     state: dict[int, list[TileState]] = {
         group.index: [(tile, None) for tile in split(group, first)]
@@ -256,6 +257,7 @@ def simulate(
         "preset": options.preset,
         "learners": options.learners,
         "rounds": options.rounds,
+        "steps": options.steps,
         "arm": name,
         "seed": seed,
         "losses": losses,
@@ -295,6 +297,7 @@ def main() -> None:
     parser.add_argument("--arms", default="full,masked,rows,rotate8,remote")
     parser.add_argument("--learners", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=20, help="inner, per round")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a folder for results; kept")
     parser.add_argument("--scratch", help="where residuals lie; a RAM disk is best")
@@ -311,17 +314,18 @@ def main() -> None:
         with path.open("rb") as file:
             archive = Archive(tblock.open_array(file.fileno()))
         results = out / "partial.jsonl"
-        asked = (options.preset, options.learners, options.rounds)
+        names = "preset", "learners", "rounds", "steps"
+        asked = [getattr(options, name) for name in names]
         rows = [
             row
             for row in map(
                 json.loads, results.read_text().splitlines() if results.exists() else ()
             )
-            if (row["preset"], row["learners"], row["rounds"]) == asked
+            if [row[name] for name in names] == asked
         ]
         done = {(row["arm"], row["seed"]) for row in rows}
-        for seed in range(1, options.seeds + 1):
-            for arm in options.arms.split(","):
+        for arm in options.arms.split(","):
+            for seed in range(1, options.seeds + 1):
                 if (arm, seed) not in done:
                     row = json.dumps(simulate(options, arm, seed, archive))
                     rows.append(json.loads(row))

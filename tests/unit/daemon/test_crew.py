@@ -35,10 +35,12 @@ def test_two_processes_learn_as_one_and_the_death_of_one_costs_no_round(
             open_worker("training", nice=0) as first,
             open_worker("training", nice=0) as second,
         ):
-            crew = Crew([first, second], ["cpu", "cpu"])
+            crew = Crew([first, second], ["cpu", "cpu"], is_sharded=False)
+            parted = Crew([first, second], ["cpu", "cpu"], is_sharded=True)
             heard: list[Progress] = []
             check(await crew.call(again("both"), heard.append), alone)
             assert [p.done for p in heard] == [1, 2, 3, 4, 5]
+            check(await parted.call(again("parted"), lambda progress: None), alone)
 
             def kill(progress: Progress) -> None:
                 if progress.done == 2 and len(heard) == 6:
