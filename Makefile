@@ -10,16 +10,19 @@ CODE := blyan_proto blyan_tile blyand blyanctl tests
 ROUNDS ?= 10
 HIVEMIND := acb8f0cf2cdb085259feb1c0a092c530f1953287cbfa4a1ab5e14e8c65359a2c
 
-.PHONY: help setup demo check fmt layers unit sim test functional bench fuzz docs soak foreign clean
+.PHONY: help setup demo seed check fmt layers unit sim test functional bench fuzz docs soak foreign clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/.ready ## everything the project needs, in .venv; again only when it changed
 
-demo: setup ## a network of daemons on this machine: train, watch, infer (KEEP=1 SCRATCH=1 CORPUS=dir)
+demo: setup ## a network of daemons here: train on from the seed, watch, infer (KEEP=1 SCRATCH=1 CORPUS=dir)
 	@$(PY) -m blyanctl doctor
 	$(PY) -m blyanctl demo $(if $(KEEP),--keep) $(if $(SCRATCH),--scratch) $(if $(CORPUS),--corpus "$(CORPUS)")
+
+seed: setup ## train the model that the demo begins with, prove and pack it; goes on where it was stopped
+	$(PY) -m blyanctl seed $(if $(KEEP),--keep) $(if $(CHECK),--check "$(CHECK)")
 
 check: setup ## format, lint, types, layers, unit, sim: run it before every commit
 	@$(PY) -m black --check --quiet $(CODE) || { echo "run: make fmt"; exit 1; }
@@ -83,7 +86,7 @@ docs: setup ## write the generated pages afresh
 	mv blyanctl/.nouns.pyi blyanctl/nouns.pyi
 
 clean: ## remove everything that setup and the tools made
-	@rm -rf .venv .demo build *.egg-info .mypy_cache .pytest_cache .hypothesis
+	@rm -rf .venv .demo .seed build *.egg-info .mypy_cache .pytest_cache .hypothesis
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A compiler with gmp is for fastecdsa, which comes as source.

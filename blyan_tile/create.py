@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -24,10 +24,11 @@ from blyan_proto.block.model import (
 from blyan_proto.codec import U64, Size, message
 from blyan_proto.constants import FORMAT_VERSION, MAX_GROUPS
 from blyan_proto.digest import Domain, digest
+from blyan_proto.errors import DecodeError
 from blyan_proto.types import BlockId
-from blyan_tile import tblock
+from blyan_tile import packed, tblock
 from blyan_tile.jobs import Progress
-from blyan_tile.layout import layout_of, split
+from blyan_tile.layout import Group, layout_of, split
 from blyan_tile.tokenizer import BYTES
 
 
@@ -117,6 +118,7 @@ class CreateJob:
     seed: U64
     directory: Annotated[str, Size(1, 4096)]
     momentum: bool  # also write the zeros that outer momentum starts from
+    weights: Annotated[str, Size(0, 4096)] = ""  # a packed file; empty: from the seed
 
 
 @message
@@ -127,22 +129,37 @@ class CreateResult:
 
 
 def create(job: CreateJob, report: Callable[[Progress], None]) -> CreateResult:
-    """Run the job. OSError from the file system; an existing file is left alone."""
+    """Run the job. OSError from the file system; an existing file is left alone.
+
+    ProtocolError when the packed file is none, or of another architecture.
+    """
     directory = Path(job.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    layout = layout_of(job.model)
-    parameters = initial_parameters(job.model.architecture, job.seed)
+    count = len(layout_of(job.model).groups)
     groups = []
-    for group in layout.groups:
+    for group, first in _first(job):
         tiles = []
-        for tile in split(group, parameters):
+        for tile in first:
             momentum = (
                 write_tile(directory, np.zeros_like(tile)) if job.momentum else None
             )
             tiles.append(TileRoots(write_tile(directory, tile), momentum))
         groups.append(tuple(tiles))
-        report(Progress(group.index + 1, len(layout.groups), group.name))
+        report(Progress(group.index + 1, count, group.name))
     return CreateResult(tuple(groups))
+
+
+def _first(job: CreateJob) -> Iterator[tuple[Group, list[np.ndarray]]]:
+    """Yield every group with its first tiles."""
+    if job.weights:
+        opened, _ = packed.read(job.weights)
+        if opened.index.architecture != job.model.architecture:
+            raise DecodeError("packed weights of another architecture")
+        yield from opened.groups()
+        return
+    parameters = initial_parameters(job.model.architecture, job.seed)
+    for group in layout_of(job.model).groups:
+        yield group, split(group, parameters)
 
 
 def write_tile(directory: Path, tile: np.ndarray) -> bytes:

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from blyan_proto.rpc.errors import RpcError
-from blyanctl import devnet, live
+from blyanctl import acts, devnet, live
 from blyanctl.client import Client, NoAnswer, NoDaemon
-from blyanctl.render import duration, size
+from blyanctl.render import duration
 
+PRESET = "demo"
+WEIGHTS = Path(__file__).with_name("demo.weights")  # what `blyanctl seed` made
 ROUNDS = 16
-CORPUS_MB = 12
-JUDGED_TOKENS = 65_536  # of the held-out text, before and after
+TUNING_RATE = 0.0006  # inner rate of a model that can write already
 PROMPT = "def "
 TEMPERATURE, SEED = 0.6, 7
 TOKENS = 96
@@ -47,13 +48,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dir", type=Path, default=Path(".demo"), help="where (.demo)")
     parser.add_argument("--nodes", type=int, default=4, help="daemons (4)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"({ROUNDS})")
-    parser.add_argument("--preset", default="demo", help="size of the model (demo)")
+    parser.add_argument("--preset", default=PRESET, help="size of the model (demo)")
     parser.add_argument("--corpus", help="folder of text; default: Python's library")
     parser.add_argument("--keep", action="store_true", help="leave the network running")
     parser.add_argument(
         "--scratch",
         action="store_true",
-        help="begin with an untrained model (always so)",
+        help="begin with an untrained model, not with the seed",
     )
 
 
@@ -63,14 +64,14 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return _run(arguments, directory)
     except KeyboardInterrupt:
-        _say("\nstopping the network")
+        acts.say("\nstopping the network")
         devnet.down(directory)
         return 130
     except (devnet.Failed, NoDaemon, NoAnswer) as error:
         sys.stderr.write(f"{error}\n")
     except RpcError as error:
         sys.stderr.write(f"{error.message}\n")
-    _say(f"the logs are in {directory}/node*/log")
+    acts.say(f"the logs are in {directory}/node*/log")
     devnet.down(directory)
     return 1
 
@@ -78,12 +79,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, directory: Path) -> int:
     began = time.monotonic()
     if list(directory.glob("node[0-9]*")):
-        _say(f"removing the last demo in {directory}")
+        acts.say(f"removing the last demo in {directory}")
         devnet.down(directory)
         devnet.remove(directory)
-    nodes = _start(arguments, directory)
+    nodes = acts.start(directory, arguments.nodes)
     totals = Totals(len(nodes), arguments.rounds)
-    _create(arguments, nodes)
+    acts.create(nodes[0], arguments.preset, first_weights(arguments))
+    acts.add_corpus(nodes[0], arguments.corpus)
+    acts.spread(nodes)
     asker = _fewest(nodes)
     before = _generate(asker, "before training")
     _train(arguments, nodes, totals)
@@ -91,83 +94,40 @@ def _run(arguments: argparse.Namespace, directory: Path) -> int:
     _side_by_side(before, after)
     same = _kill_in_the_middle(directory, nodes, asker)
     good = _summary(directory, nodes, totals, after) and same
-    _say(f"\nthe whole demo took {duration(time.monotonic() - began)}")
+    acts.say(f"\nthe whole demo took {duration(time.monotonic() - began)}")
     if arguments.keep:
-        _say("the network is still up; talk to it, for example:")
+        acts.say("the network is still up; talk to it, for example:")
         for line in (
             f"blyanctl --home {asker.home} infer generate 'import ' --stream",
             f"blyanctl --home {asker.home} expert list",
             f"blyanctl devnet status --dir {directory}",
             f"blyanctl devnet down --dir {directory}",
         ):
-            _say(f"    .venv/bin/{line}")
+            acts.say(f"    .venv/bin/{line}")
     else:
         devnet.down(directory)
     return 0 if good else 1
 
 
-def _start(arguments: argparse.Namespace, directory: Path) -> list[devnet.Node]:
-    _step(f"blyanctl devnet up --nodes {arguments.nodes} --dir {directory}")
-    nodes = devnet.up(directory, arguments.nodes, lambda text: _say(text.rstrip()))
-    devnet.show(nodes, False)
-    return nodes
-
-
-def _create(arguments: argparse.Namespace, nodes: list[devnet.Node]) -> None:
-    _step(f"blyanctl model create {arguments.preset}")
-    made = _call(nodes[0], "model.create", {"preset": arguments.preset}, live.progress)
-    _say(
-        f"{made['name']}: {made['parameters']:,} parameters in {made['groups']} groups, "
-        f"{size(made['bytes'])}"
-    )
-    folder = str(Path(arguments.corpus).resolve()) if arguments.corpus else None
-    _step(f"blyanctl data add {folder or ''} --max-mb {CORPUS_MB}")
-    added = _call(
-        nodes[0],
-        "data.add",
-        {"directory": folder, "max_mb": CORPUS_MB, "name": "corpus"},
-        live.progress,
-    )
-    _say(
-        f"{added['files']} files, {size(added['bytes'])}; {added['held_out_files']} of "
-        f"them ({size(added['held_out_bytes'])}) are held out"
-    )
-    _say("waiting until every expert is on two nodes")
-    _until(lambda: all(_is_placed(node) for node in nodes), 120.0)
-    _until(lambda: all(_has_corpus(node) for node in nodes), 120.0)
-    for node in nodes:
-        status = _call(node, "node.status")
-        groups = [g for hosted in status["hosted"] for g in hosted["groups"]]
-        experts = [g for g in groups if "expert" in g]
-        _say(f"{node.name} holds {len(experts)} experts and the trunk")
-
-
-def _is_placed(node: devnet.Node) -> bool:
-    """True once this node sees two live holders of every expert, itself included."""
-    try:
-        experts = _call(node, "expert.list")["experts"]
-    except RpcError:
-        return False
-    return all(expert["holders"] >= 2 for expert in experts)
-
-
-def _has_corpus(node: devnet.Node) -> bool:
-    datasets = _call(node, "data.list")["datasets"]
-    return any(one["local"] for one in datasets)
+def first_weights(arguments: argparse.Namespace) -> Path | None:
+    """Return the file that the model begins with; None: random weights."""
+    if arguments.scratch or arguments.preset != PRESET or not WEIGHTS.exists():
+        return None
+    return WEIGHTS
 
 
 def _fewest(nodes: list[devnet.Node]) -> devnet.Node:
     """Return the node that hosts the fewest experts, not the first one if equal."""
 
     def count(node: devnet.Node) -> int:
-        hosted = _call(node, "node.status")["hosted"]
+        hosted = acts.call(node, "node.status")["hosted"]
         return sum("expert" in group for one in hosted for group in one["groups"])
 
     return min(reversed(nodes), key=count)
 
 
 def _generate(node: devnet.Node, when: str) -> dict[str, Any]:
-    _step(
+    acts.step(
         f"blyanctl --home {node.home} infer generate {PROMPT!r} --stream "
         f"--temperature {TEMPERATURE} --seed {SEED}   # {when}"
     )
@@ -195,9 +155,9 @@ def _answer(
         result: dict[str, Any] = stream.result
     sys.stdout.write("\n")
     calls = {p["peer_id"]: p["calls"] for p in result["peers"]}
-    me = _call(node, "node.status")["peer_id"]
+    me = acts.call(node, "node.status")["peer_id"]
     away = ", ".join(f"{n} to …{peer[-6:]}" for peer, n in calls.items() if peer != me)
-    _say(
+    acts.say(
         f"-- {live.generated(result)}; first token after "
         f"{duration(result['timings']['time_to_first_token_s'] or 0.0)}; expert calls: "
         f"{calls.get(me, 0)} here, {away or 'none away'}"
@@ -209,20 +169,27 @@ def _train(
     arguments: argparse.Namespace, nodes: list[devnet.Node], totals: Totals
 ) -> None:
     node = nodes[0]
-    _say("measuring held-out loss before training")
-    before = _call(node, "infer.evaluate", {"tokens": JUDGED_TOKENS})
+    acts.say("measuring held-out loss before training")
+    before = acts.call(node, "infer.evaluate", {"tokens": acts.JUDGED_TOKENS})
     marks = [_traffic(each) for each in nodes]
-    _step(f"blyanctl train start --rounds {arguments.rounds}; blyanctl train watch")
-    _call(node, "train.start", {"rounds": arguments.rounds, "preset": arguments.preset})
+    params = {"rounds": arguments.rounds, "preset": arguments.preset}
+    rate = ""
+    if first_weights(arguments):
+        params["inner_rate"] = TUNING_RATE
+        rate = f" --inner-rate {TUNING_RATE}"
+    acts.step(
+        f"blyanctl train start --rounds {arguments.rounds}{rate}; blyanctl train watch"
+    )
+    acts.call(node, "train.start", params)
     began = time.monotonic()
-    watched = _call(node, "train.watch", {}, live.rounds)
+    watched = acts.call(node, "train.watch", {}, live.rounds)
     seconds = time.monotonic() - began
-    _until(lambda: _adopted(node) >= arguments.rounds, 60.0)
+    acts.until(lambda: _adopted(node) >= arguments.rounds, 60.0)
     moved = [_traffic(each) for each in nodes]
     up = sum(now[0] - mark[0] for now, mark in zip(moved, marks))
     down = sum(now[1] - mark[1] for now, mark in zip(moved, marks))
-    _say("measuring held-out loss after training")
-    after = _call(node, "infer.evaluate", {"tokens": JUDGED_TOKENS})
+    acts.say("measuring held-out loss after training")
+    after = acts.call(node, "infer.evaluate", {"tokens": acts.JUDGED_TOKENS})
     float32 = sum(_float32_bytes(each) for each in nodes)
     totals.figures |= {
         "held_out_loss_before": before["loss"],
@@ -238,7 +205,7 @@ def _train(
 
 def _traffic(node: devnet.Node) -> tuple[int, int]:
     """Return bytes of deltas sent to primaries, and of updates fetched from them."""
-    protocols = _call(node, "node.traffic")["protocols"]
+    protocols = acts.call(node, "node.traffic")["protocols"]
     by_name = {p["protocol"]: p for p in protocols}
     up = by_name.get(DELTA, {"up_bytes": 0})["up_bytes"]
     down = by_name.get(BLOBS, {"down_bytes": 0})["down_bytes"]
@@ -255,37 +222,37 @@ def _float32_bytes(node: devnet.Node) -> float:
 
 
 def _adopted(node: devnet.Node) -> int:
-    rounds: int = _call(node, "model.list")["models"][0]["adopted_round"]
+    rounds: int = acts.call(node, "model.list")["models"][0]["adopted_round"]
     return rounds
 
 
 def _side_by_side(before: dict[str, Any], after: dict[str, Any]) -> None:
-    _step("before | after")
+    acts.step("before | after")
     left = live.printable(PROMPT + before["text"]).splitlines() or [""]
     right = live.printable(PROMPT + after["text"]).splitlines() or [""]
     for index in range(min(12, max(len(left), len(right)))):
         one = left[index] if index < len(left) else ""
         other = right[index] if index < len(right) else ""
-        _say(f"  {one[:36]:<36} | {other[:60]}")
+        acts.say(f"  {one[:36]:<36} | {other[:60]}")
 
 
 def _kill_in_the_middle(
     directory: Path, nodes: list[devnet.Node], asker: devnet.Node
 ) -> bool:
     """Kill a node that answers while it answers; the text must come out the same."""
-    _step("an answer, twice: the second time a node is killed in the middle of it")
+    acts.step("an answer, twice: the second time a node is killed in the middle of it")
     whole = _answer(asker, LONG_TOKENS, lambda count: None)
-    me = _call(asker, "node.status")["peer_id"]
+    me = acts.call(asker, "node.status")["peer_id"]
     calls = sorted((p["calls"], p["peer_id"]) for p in whole["peers"])
-    homes = {_call(n, "node.status")["peer_id"]: n for n in nodes}
+    homes = {acts.call(n, "node.status")["peer_id"]: n for n in nodes}
     busiest = [p for _, p in reversed(calls) if p != me]
     if len(nodes) < 4:  # one validator, without which nothing becomes final
         busiest.sort(key=lambda peer: homes[peer] is nodes[0])
     if not busiest:
-        _say("every expert call was answered here: nobody to kill")
+        acts.say("every expert call was answered here: nobody to kill")
         return True
     victim = homes[busiest[0]]
-    pid = _call(victim, "node.status")["pid"]
+    pid = acts.call(victim, "node.status")["pid"]
 
     def kill(count: int) -> None:
         if count == KILL_AFTER:
@@ -294,11 +261,11 @@ def _kill_in_the_middle(
 
     again = _answer(asker, LONG_TOKENS, kill)
     same: bool = again["token_ids"] == whole["token_ids"]
-    _say(
+    acts.say(
         f"{victim.name} is gone; the answer is {'the same' if same else 'ANOTHER ONE'}"
     )
     devnet.start(directory, victim, len(nodes))
-    _say(f"{victim.name} is back")
+    acts.say(f"{victim.name} is back")
     return same
 
 
@@ -308,10 +275,10 @@ def _summary(
     totals: Totals,
     generated: dict[str, Any],
 ) -> bool:
-    _step("summary")
+    acts.step("summary")
     first = nodes[0]
-    me = _call(_fewest(nodes), "node.status")["peer_id"]
-    tips = _call(first, "chain.tips")["chains"]
+    me = acts.call(_fewest(nodes), "node.status")["peer_id"]
+    tips = acts.call(first, "chain.tips")["chains"]
     equal = _wait_for_equal_roots(nodes)
     timings = generated["timings"]
     summary = {
@@ -327,9 +294,9 @@ def _summary(
         "tile_roots_equal": equal,
     }
     for key, value in summary.items():
-        _say(f"  {key:<22} {json.dumps(value)}")
+        acts.say(f"  {key:<22} {json.dumps(value)}")
     (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    _say(f"written to {directory / 'summary.json'}")
+    acts.say(f"written to {directory / 'summary.json'}")
     return equal
 
 
@@ -337,7 +304,7 @@ def _wait_for_equal_roots(nodes: list[devnet.Node]) -> bool:
     """Ask every node for the roots of what it holds; compare group by group."""
     until = time.monotonic() + 60.0
     while True:
-        answers = [_call(node, "tile.roots") for node in nodes]
+        answers = [acts.call(node, "tile.roots") for node in nodes]
         seen: dict[str, set[str]] = {}
         for answer in answers:
             for group in answer["groups"]:
@@ -348,41 +315,12 @@ def _wait_for_equal_roots(nodes: list[devnet.Node]) -> bool:
         }
         equal = all(len(roots) == 1 for roots in seen.values())
         if equal and all(count >= min(2, len(nodes)) for count in holders.values()):
-            _say(f"{len(seen)} groups asked of {len(nodes)} nodes: all roots are equal")
+            acts.say(
+                f"{len(seen)} groups asked of {len(nodes)} nodes: all roots are equal"
+            )
             return True
         if time.monotonic() > until:
             wrong = sorted(name for name, roots in seen.items() if len(roots) > 1)
-            _say(f"roots differ or are missing: {', '.join(wrong) or holders}")
+            acts.say(f"roots differ or are missing: {', '.join(wrong) or holders}")
             return False
         time.sleep(0.5)
-
-
-def _call(
-    node: devnet.Node,
-    method: str,
-    params: dict[str, Any] | None = None,
-    show: live.Show | None = None,
-) -> dict[str, Any]:
-    with Client(node.home) as client:
-        stream = client.stream(method, params or {})
-        if show is not None:
-            show(stream, sys.stdout)
-        result: dict[str, Any] = stream.result
-        return result
-
-
-def _until(condition: Callable[[], bool], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > until:
-            raise devnet.Failed("the network took too long.")
-        time.sleep(0.2)
-
-
-def _step(text: str) -> None:
-    _say(f"\n== {text}")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()

@@ -193,6 +193,7 @@ ALWAYS: dict[str, Show] = {
     "model.create": progress,
     "model.import": progress,
     "model.export": progress,
+    "model.pack": progress,
     "chain.export": lines,
     "chain.verify": progress,
     "chain.sync": syncing,

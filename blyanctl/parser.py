@@ -27,6 +27,7 @@ LOCAL = {
     "devnet": "several daemons on this machine, ready to use",
     "verify": "check a proof that `chain prove` printed, without a daemon",
     "demo": "train and use a small model with a devnet, start to end",
+    "seed": "make the model that the demo begins with",
 }
 
 PARAM = "param_"  # dest of a flag

@@ -36,6 +36,7 @@ from blyand.rpc import (
     model,
     net,
     node,
+    packing,
     peer,
     pin,
     plan,
@@ -288,6 +289,13 @@ def bind_all(
     history.bind(answers, ordering=ordering, blocks=stores.blocks, lane=base.disk_lane)
     model.bind(answers, holders=holders, ordering=ordering, publishing=publishing)
     checkpoint.bind(
+        answers,
+        holders=holders,
+        ordering=ordering,
+        publishing=publishing,
+        fetcher=fetcher,
+    )
+    packing.bind(
         answers,
         holders=holders,
         ordering=ordering,

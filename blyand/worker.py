@@ -65,6 +65,7 @@ JOBS: Mapping[str, Row] = {
         ("blyan_tile.vocabulary", "EncodeJob", "encode_text", "Encoded"),
         (_IMPORT, "ImportJob", "import_checkpoint", "ImportResult"),
         (_EXPORT, "ExportJob", "export_model", "ExportResult"),
+        ("blyan_tile.packed", "PackJob", "pack", "PackResult"),
     )
 }
 

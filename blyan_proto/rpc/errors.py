@@ -127,6 +127,9 @@ CHECKPOINT_INVALID = ErrorCode(
     514, "checkpoint invalid", "the files are no checkpoint that can be imported"
 )
 EXPORT_REFUSED = ErrorCode(515, "export refused", "it cannot be written so, or there")
+WEIGHTS_INVALID = ErrorCode(
+    516, "weights invalid", "the file is no packed model of that architecture"
+)
 
 DATASET_UNKNOWN = ErrorCode(610, "dataset unknown", "no such dataset, or none yet")
 DATASET_AMBIGUOUS = ErrorCode(611, "dataset ambiguous", "several fit; name one")
@@ -196,6 +199,7 @@ NOUN_ERRORS = (
     PRESET_UNKNOWN,
     CHECKPOINT_INVALID,
     EXPORT_REFUSED,
+    WEIGHTS_INVALID,
     DATASET_UNKNOWN,
     DATASET_AMBIGUOUS,
     DATASET_EXISTS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blyan_proto.rpc import planning
+from blyan_proto.rpc import packing, planning
 from blyan_proto.rpc.errors import (
     CHECKPOINT_INVALID,
     EXPORT_REFUSED,
@@ -10,6 +10,7 @@ from blyan_proto.rpc.errors import (
     MODEL_EXISTS,
     MODEL_UNKNOWN,
     PRESET_UNKNOWN,
+    WEIGHTS_INVALID,
 )
 from blyan_proto.rpc.parts import MODEL_HELP, Progress
 from blyan_proto.rpc.spec import (
@@ -25,13 +26,18 @@ from blyan_proto.rpc.spec import (
 
 @record
 class CreateModel:
-    """Create a model with random weights and publish it."""
+    """Create a model with random or with packed weights and publish it."""
 
     preset: str = arg(
         "size of the model: tiny, demo, …", default="demo", positional=True
     )
     name: str | None = arg("its name; default: the preset's", default=None)
     seed: int = arg("seed of its first weights", default=0, low=0, high=2**63)
+    weights: str | None = arg(
+        "file of first weights, as `model pack` writes it; default: random ones",
+        default=None,
+        path=True,
+    )
 
 
 @record
@@ -51,7 +57,7 @@ create = declare(
         "model.create",
         CreateModel,
         Created,
-        errors=(PRESET_UNKNOWN, MODEL_EXISTS),
+        errors=(PRESET_UNKNOWN, MODEL_EXISTS, WEIGHTS_INVALID),
         streams=Progress,
         deadline_s=LONG_DEADLINE_S,
     )
@@ -259,3 +265,4 @@ show = declare(
 )
 
 plan = planning.plan
+pack = packing.pack

@@ -92,7 +92,7 @@ def bind(
             dtype = Dtype.F32
         fetched: list[bytes] = []
         try:
-            await _fetch(pinned, publishing, fetcher, holders, fetched, emit)
+            await fetch_version(pinned, publishing, fetcher, holders, fetched, emit)
             job = await publishing.lane.run(
                 _job,
                 publishing,
@@ -175,7 +175,7 @@ def _check_target(directory: str) -> None:
     raise RpcError(EXPORT_REFUSED, f"{directory!r} {why}")
 
 
-async def _fetch(
+async def fetch_version(
     pinned: Pinned,
     publishing: Publishing,
     fetcher: Fetcher,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from blyan_proto.block.model import Architecture, Model, RopeScaling
+from blyan_proto.errors import ProtocolError
 from blyan_proto.rpc import model as spec
 from blyan_proto.rpc.errors import (
     MODEL_EXISTS,
     PRESET_UNKNOWN,
+    WEIGHTS_INVALID,
     RpcError,
 )
 from blyan_proto.rpc.parts import Progress
 from blyan_proto.rpc.records import nearest
+from blyan_tile import packed
 from blyan_tile.create import PRESETS, model_of
 from blyan_tile.layout import Layout
 from blyand.errors import ComputeFault, Unavailable
@@ -37,6 +42,9 @@ def bind(
     @answers(spec.create)
     async def create(params: spec.CreateModel, emit: Emit) -> spec.Created:
         model = _model(params, holders.machine.genesis.parameters.replication)
+        weights = params.weights
+        if weights is not None:
+            model = await publishing.lane.run(_begun_with, model, weights)
         names = {record.model.name for record in MODELS.scan(ordering.view)}
         if model.name in names | under_way:
             raise RpcError(
@@ -44,7 +52,7 @@ def bind(
             )
         under_way.add(model.name)
         try:
-            born = await _born(publishing, model, params.seed, emit)
+            born = await _born(publishing, model, params.seed, weights or "", emit)
             await ordered(ordering, born, emit)
         finally:
             under_way.discard(model.name)
@@ -84,7 +92,7 @@ def _model(params: spec.CreateModel, replication: int) -> Model:
 
 
 async def _born(
-    publishing: Publishing, model: Model, seed: int, emit: Emit
+    publishing: Publishing, model: Model, seed: int, weights: str, emit: Emit
 ) -> birth.Born:
     async def report(stage: str, done: int, total: int) -> None:
         await emit(Progress(stage=stage, done=done, total=total, unit="groups"))
@@ -94,6 +102,7 @@ async def _born(
             return await birth.create(
                 model,
                 seed,
+                weights,
                 publishing.worker,
                 publishing.blobs,
                 publishing.lane,
@@ -103,6 +112,19 @@ async def _born(
             )
         except ComputeFault as error:
             raise Unavailable(f"no weights were made: {error}") from error
+        except ProtocolError as error:
+            raise RpcError(WEIGHTS_INVALID, f"{weights}: {error}") from error
+
+
+def _begun_with(model: Model, weights: str) -> Model:
+    """Return the model with a note of the packed file that it begins with. Blocking."""
+    try:
+        _, root = packed.read(weights)
+    except OSError as error:
+        raise RpcError(WEIGHTS_INVALID, f"{weights}: {error.strerror}") from error
+    except ProtocolError as error:
+        raise RpcError(WEIGHTS_INVALID, f"{weights}: {error}") from error
+    return replace(model, note=f"begins with packed weights {root.hex()}")
 
 
 async def ordered(ordering: Ordering, born: birth.Born, emit: Emit) -> None:

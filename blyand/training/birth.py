@@ -54,6 +54,7 @@ class Chain:
 async def create(
     model: Model,
     seed: int,
+    weights: str,
     worker: Worker,
     blobs: BlobStore,
     lane: Threads,
@@ -63,12 +64,15 @@ async def create(
 ) -> Born:
     """Make first weights, keep them as blobs, publish the model and its groups.
 
-    ComputeFault when the worker fails; nothing is published then.
+    `weights`: a file of packed ones; empty: random ones from `seed`. ComputeFault when
+    the worker fails, ProtocolError when the file is no good; nothing is published then.
     """
     layout = layout_for(model)
     await report("making first weights", 0, len(layout.groups))
     result: CreateResult = await worker.call(
-        CreateJob(model=model, seed=seed, directory=str(work), momentum=False)
+        CreateJob(
+            model=model, seed=seed, directory=str(work), momentum=False, weights=weights
+        )
     )
     for index, tiles in enumerate(result.groups):
         for tile in tiles:

@@ -92,6 +92,7 @@ class Training:
         born = await birth.create(
             self.payload,
             SEED,
+            "",
             node.trainer,
             node.blobs,
             InlineLane(),
