@@ -15,6 +15,7 @@ from blyan_proto.rpc import (
     model,
     net,
     node,
+    packing,
     parts,
     payment,
     peer,
@@ -354,9 +355,14 @@ class TaskExpert:
 
 class Model:
     def create(
-        self, preset: str = ..., *, name: str | None = ..., seed: int = ...
+        self,
+        preset: str = ...,
+        *,
+        name: str | None = ...,
+        seed: int = ...,
+        weights: str | None = ...
     ) -> Answer[parts.Progress, model.Created]:
-        """Create a model with random weights and publish it."""
+        """Create a model with random or with packed weights and publish it."""
 
     def import_(
         self, directory: str, *, name: str | None = ...
@@ -388,11 +394,21 @@ class Model:
     ) -> planning.Plan:
         """Tell what fits where, how many hops a token takes, and how fast it may be. Nothing is fetched. Give a model of the network, or the folder of a checkpoint."""
 
+    def pack(
+        self, model: str, file: str
+    ) -> Answer[parts.Progress, packing.PackedModel]:
+        """Write a model's adopted weights into one file, its matrices as 8-bit integers. The same versions give the same file, byte for byte. `model create --weights` reads it."""
+
 class TaskModel:
     def create(
-        self, preset: str = ..., *, name: str | None = ..., seed: int = ...
+        self,
+        preset: str = ...,
+        *,
+        name: str | None = ...,
+        seed: int = ...,
+        weights: str | None = ...
     ) -> TaskAnswer[parts.Progress, model.Created]:
-        """Create a model with random weights and publish it."""
+        """Create a model with random or with packed weights and publish it."""
 
     def import_(
         self, directory: str, *, name: str | None = ...
@@ -423,6 +439,11 @@ class TaskModel:
         context: int = ...
     ) -> planning.Plan:
         """Tell what fits where, how many hops a token takes, and how fast it may be. Nothing is fetched. Give a model of the network, or the folder of a checkpoint."""
+
+    def pack(
+        self, model: str, file: str
+    ) -> TaskAnswer[parts.Progress, packing.PackedModel]:
+        """Write a model's adopted weights into one file, its matrices as 8-bit integers. The same versions give the same file, byte for byte. `model create --weights` reads it."""
 
 class Data:
     def add(
