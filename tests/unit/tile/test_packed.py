@@ -82,7 +82,9 @@ def test_a_model_begins_with_packed_weights(tmp_path: Path) -> None:
     target = tmp_path / "made"
     job = CreateJob(MODEL, 0, str(target), False, str(path))
     made = create(job, lambda progress: None)
-    for (_, tiles), roots in zip(packed.read(path)[0].groups(), made.groups, strict=True):
+    for (_, tiles), roots in zip(
+        packed.read(path)[0].groups(), made.groups, strict=True
+    ):
         assert [tblock.root_of(tile) for tile in tiles] == [r.weights for r in roots]
     other = CreateJob(model_of("demo", "demo"), 0, str(target), False, str(path))
     with pytest.raises(ProtocolError, match="architecture"):
