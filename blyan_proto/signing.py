@@ -27,6 +27,7 @@ class Purpose(enum.Enum):
     TILE_UPDATE = "tile update"
     DELTA_BUNDLE = "delta bundle"
     DELTA_RECEIPT = "delta receipt"
+    TRAINING_LOG = "training log"
     BLOB_RECEIPT = "blob receipt"
     KEY_ROTATION = "key rotation"
     HOSTING = "hosting record"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from blyan_proto.block.model import Run
-from blyan_proto.digest import Domain, digest
+from blyan_proto.digest import Domain, digest, leaf_digest
 from blyan_proto.errors import LimitExceeded
 
 JUDGED_TOKENS = 16_384  # of the held-out side, the same on every node
@@ -57,6 +57,11 @@ def gather(parts: list[np.ndarray], starts: np.ndarray, length: int) -> np.ndarr
         first = ends[index] - len(parts[index])
         tokens[inside] = parts[index][offsets[inside] - first]
     return tokens
+
+
+def batch_digest(tokens: np.ndarray) -> bytes:
+    """Return the digest of a batch (B, T + 1) by which a log names it."""
+    return leaf_digest(np.ascontiguousarray(tokens, "<u4").tobytes())
 
 
 def held_out_windows(

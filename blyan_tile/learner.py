@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,18 +17,16 @@ from blake3 import blake3
 from blyan_proto.block.model import Model, Run
 from blyan_proto.codec import U8, U16, U32, U64, Size, message
 from blyan_proto.constants import MAX_GROUPS, MAX_TRAINED_TILES, PPM
-from blyan_proto.digest import Domain, digest
-from blyan_proto.types import Account, Bitmap, BlockId, Hash, members
+from blyan_proto.protocols.audit import MAX_STEPS, LoggedStep
+from blyan_proto.types import Account, Bitmap, BlockId, Hash
 from blyan_tile import tblock
-from blyan_tile.batches import assign, gather
-from blyan_tile.corpus import Archive
 from blyan_tile.feedback import Feedback
 from blyan_tile.jobs import Progress
-from blyan_tile.layout import Group, Layout, join, layout_of, split
+from blyan_tile.layout import Group, Layout, split
 from blyan_tile.residual import ResidualFiles, Settled
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from blyan_tile.inner import Outcome
 
 FilePath = Annotated[str, Size(1, 4096)]
 MAX_TILE_DELTA_BYTES = 4 << 20  # a tile of float16 takes 2 MiB
@@ -96,56 +95,36 @@ class LearnResult:
     tokens: U64
     loss_micro: U64  # mean over the steps, micro-nats per token
     shares: Annotated[tuple[ExpertShare, ...], Size(0, MAX_GROUPS)]
+    log: Annotated[tuple[LoggedStep, ...], Size(0, MAX_STEPS)] = ()  # PoDL
+    device: Annotated[str, Size(0, 64)] = ""  # class of the device that it ran on
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the inner steps of a round made of its base."""
+
+    layout: Layout
+    trained: list[Group]
+    base: dict[int, list[np.ndarray]]  # float32, by group
+    parameters: dict[str, np.ndarray]  # after the last step, float32
+    outcome: Outcome
+    log: tuple[LoggedStep, ...]
 
 
 def learn(job: LearnJob, report: Callable[[Progress], None]) -> LearnResult:
     """Run the job. OSError and ProtocolError for files that cannot be used."""
-    import torch
+    from blyan_tile.steps import device_class, run_steps
 
-    from blyan_tile import inner
-    from blyan_tile.together import joined
-
-    torch.set_num_threads(max(1, job.threads))
-    torch.manual_seed(_seed(job))
-    layout = layout_of(job.model)
-    trained = _trained(layout, job)
-    base = {files.group: tiles_of(files) for files in job.base}
-    parameters = {
-        name: torch.tensor(
-            array, device="cpu" if job.sharded else job.device, requires_grad=True
-        )
-        for group in trained
-        for name, array in join(layout, group, base[group.index]).items()
-    }
-    held: list[list[int]] = [[] for _ in range(job.model.architecture.layers)]
-    for group in trained:
-        if group.layer is not None and group.expert is not None:
-            held[group.layer].append(group.expert)
-    with joined(
-        job.rank, job.processes, job.meeting, job.device, job.sharded
-    ) as together:
-        outcome = inner.train(
-            job.model.architecture,
-            job.run,
-            job.round,
-            parameters,
-            held,
-            iter(_batches(job)),
-            lambda done, loss: report(
-                Progress(done, job.run.inner_steps, f"loss {loss:.3f}")
-            ),
-            together,
-        )
+    steps = run_steps(job, job.run.inner_steps, report)
+    outcome = steps.outcome
     tokens = len(outcome.losses) * job.run.batch * job.run.sequence
     seen = {
         group.index: int(outcome.routed[group.layer, group.expert])
-        for group in trained
+        for group in steps.trained
         if _is_expert(group)
     }
-    deltas: list[GroupDelta] = []
-    if outcome.finite and job.rank == 0:
-        local = {name: p.detach().cpu().numpy() for name, p in parameters.items()}
-        deltas = _deltas(job, trained, base, local, seen, tokens)
+    counts = outcome.finite and job.rank == 0
+    deltas = _deltas(job, steps, seen, tokens) if counts else []
     mean = sum(outcome.losses) / max(1, len(outcome.losses))
     return LearnResult(
         tuple(deltas),
@@ -154,23 +133,13 @@ def learn(job: LearnJob, report: Callable[[Progress], None]) -> LearnResult:
         tokens,
         round(mean * PPM),
         tuple(ExpertShare(index, count) for index, count in seen.items()),
+        steps.log,
+        device_class(job.device, job.processes),
     )
 
 
 def _is_expert(group: Group) -> bool:
     return group.expert is not None
-
-
-def _seed(job: LearnJob) -> int:
-    parts = job.run_id, job.round.to_bytes(4, "little"), job.learner
-    return int.from_bytes(digest(Domain.SEED, *parts)[:8], "little")
-
-
-def _trained(layout: Layout, job: LearnJob) -> list[Group]:
-    held = members(job.held)
-    return [
-        group for group in layout.groups if not _is_expert(group) or group.index in held
-    ]
 
 
 def tiles_of(files: GroupFiles) -> list[np.ndarray]:
@@ -187,43 +156,17 @@ def mapped(path: str) -> np.ndarray:
         os.close(fd)
 
 
-def _batches(job: LearnJob) -> "list[Tensor]":
-    """Return the round's H batches, each (B, T + 1) int64."""
-    import torch
-
-    views = [view for path in job.archives for view in Archive(mapped(path)).train]
-    total = sum(len(view) for view in views)
-    starts = assign(job.beacon, job.round, job.learner, job.run, total)  # (H, B)
-    return [
-        torch.from_numpy(gather(views, row, job.run.sequence + 1)).to(job.device)
-        for row in starts
-    ]
-
-
 def _deltas(
-    job: LearnJob,
-    trained: Sequence[Group],
-    base: dict[int, list[np.ndarray]],
-    local: dict[str, np.ndarray],
-    seen: dict[int, int],
-    tokens: int,
+    job: LearnJob, steps: Steps, seen: dict[int, int], tokens: int
 ) -> list[GroupDelta]:
     feedback = Feedback(ResidualFiles(Path(job.residuals)), job.run, job.round)
-    experts = job.model.architecture.experts
     deltas = []
-    for group in trained:
+    for group in steps.trained:
         waiting = feedback.settled(group, job.settled)
         if _is_expert(group) and seen[group.index] < job.run.min_tokens:
             feedback.keep(group, waiting)  # restored to base, DEC-B13
             continue
-        change = [
-            np.subtract(old, new)
-            for old, new in zip(base[group.index], split(group, local))
-        ]
-        if group.name.endswith(".router"):
-            mine = {g.expert for g in trained if g.layer == group.layer}
-            absent = np.array([expert not in mine for expert in range(experts)])  # (E,)
-            _clear_rows(group, change, absent)
+        change = change_of(steps, group)
         sent = feedback.send(group, waiting, change)
         deltas.append(
             GroupDelta(
@@ -235,6 +178,21 @@ def _deltas(
             )
         )
     return deltas
+
+
+def change_of(steps: Steps, group: Group) -> list[np.ndarray]:
+    """Return base - local of a group, float32, tile by tile.
+
+    Zero in the router's rows of experts that were not trained (DEC-B13).
+    """
+    local = split(group, steps.parameters)
+    change = [np.subtract(old, new) for old, new in zip(steps.base[group.index], local)]
+    if group.name.endswith(".router"):
+        mine = {g.expert for g in steps.trained if g.layer == group.layer}
+        experts, _ = steps.layout.parameters[group.parameters[0]]
+        absent = np.array([expert not in mine for expert in range(experts)])  # (E,)
+        _clear_rows(group, change, absent)
+    return change
 
 
 def _clear_rows(group: Group, change: list[np.ndarray], absent: np.ndarray) -> None:

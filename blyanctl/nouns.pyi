@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
 from blyan_proto.rpc import (
+    auditing,
     chain,
     consensus,
     data,
@@ -514,6 +515,17 @@ class Train:
     ) -> Answer[train.RoundReport, train.Watched]:
         """Follow a run, one row per round, until it ends."""
 
+    def audit(
+        self,
+        learner: str,
+        round: int | None = ...,
+        *,
+        run: bytes | None = ...,
+        steps: int | None = ...,
+        repeat: int = ...
+    ) -> Answer[auditing.AuditStep, auditing.Audited]:
+        """Look at the log of a learner's round: batches derived again, steps repeated."""
+
 class TaskTrain:
     async def start(
         self,
@@ -548,6 +560,17 @@ class TaskTrain:
         self, *, run: bytes | None = ...
     ) -> TaskAnswer[train.RoundReport, train.Watched]:
         """Follow a run, one row per round, until it ends."""
+
+    def audit(
+        self,
+        learner: str,
+        round: int | None = ...,
+        *,
+        run: bytes | None = ...,
+        steps: int | None = ...,
+        repeat: int = ...
+    ) -> TaskAnswer[auditing.AuditStep, auditing.Audited]:
+        """Look at the log of a learner's round: batches derived again, steps repeated."""
 
 class Tile:
     def list(self, *, model: str | None = ..., group: str | None = ...) -> tile.Tiles:

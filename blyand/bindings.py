@@ -22,6 +22,7 @@ from blyand.protocols.fetch import Fetcher
 from blyand.protocols.votes import Mesh
 from blyand.replica import Replica
 from blyand.rpc import (
+    audit,
     backup,
     cache,
     chain,
@@ -58,6 +59,7 @@ from blyand.rpc.resolve import dataset_called, model_called
 from blyand.rpc.rounds import Watching
 from blyand.rpc.tally import Tally
 from blyand.training import birth
+from blyand.training.inspector import Inspector
 from blyand.training.proof import Proof
 from blyand.upkeep import Upkeep
 
@@ -74,6 +76,7 @@ def bind_all(
     accounting: Accounting,
     newcomer: Newcomer,
     part: Participation,
+    inspector: Inspector,
     stop: Callable[[], None],
     roles: tuple[str, ...],
     learns: bool,
@@ -338,6 +341,9 @@ def bind_all(
         account=base.key.account,
         origins=Origins(stores.blocks, stores.checkpoints),
         lane=base.disk_lane,
+    )
+    audit.bind(
+        answers, account=base.key.account, ordering=ordering, inspector=inspector
     )
     learner = models.learner if learns else None
     train.bind(

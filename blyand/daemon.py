@@ -24,6 +24,7 @@ from blyand import gateway
 from blyand import genesis as genesis_file
 from blyand import participation, settling
 from blyand.accounting import build_accounting
+from blyand.auditing import build_inspector
 from blyand.bindings import bind_all
 from blyand.clock import SystemClock
 from blyand.compute import (
@@ -140,6 +141,7 @@ async def run(home: Home, config: Config) -> None:
             open_host(replace(settings, note=note)) as host,
             open_crew(devices, config.training.sharded, nice=nice) as trainer,
             open_worker("import", nice=nice) as importer,
+            open_worker("audit", nice=19) as repeater,
             open_worker("text", nice=0, limits=vocabularies.LIMITS) as reader,
             open_worker("template", nice=0, limits=templates.LIMITS) as renderer,
             open_worker("grammar", nice=0, limits=grammars.LIMITS) as grammarian,
@@ -221,6 +223,7 @@ async def run(home: Home, config: Config) -> None:
                 )
                 voter = build_voter(base, replica, fetcher, mesh, seat, is_lost=is_lost)
             part = participation.build_participation(base, replica, models, reporter)
+            inspector = build_inspector(base, replica, models, fetcher, repeater)
             upkeep = build_upkeep(base, replica, models, fetcher, roles(base))
             accounting = build_accounting(base, replica)
             stop = trio.Event()
@@ -231,6 +234,7 @@ async def run(home: Home, config: Config) -> None:
                 models,
                 voter,
                 newcomer,
+                inspector,
                 serves_experts=bool(roles(base) & Role.SERVE),
             )
             learns = bool(roles(base) & Role.LEARN)
@@ -244,6 +248,7 @@ async def run(home: Home, config: Config) -> None:
                 accounting,
                 newcomer,
                 part,
+                inspector,
                 stop.set,
                 role_names(base),
                 learns,
@@ -287,6 +292,7 @@ async def run(home: Home, config: Config) -> None:
                 ),
                 Service("doubting", models.doubting.run),
                 Service("journal", models.journal.run),
+                Service("inspector", inspector.run),
                 Service("retention", upkeep.retention.run),
                 Service("member", part.member.run),
                 Service("rotation", part.rotation.run),

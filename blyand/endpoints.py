@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from blyan_proto.protocols import audit as audit_proto
 from blyan_proto.protocols import blobs as blobs_proto
 from blyan_proto.protocols import blocks as blocks_proto
 from blyan_proto.protocols import cosign as cosign_proto
@@ -15,6 +16,7 @@ from blyand.finality.voter import Voter
 from blyand.foundation import Base
 from blyand.newcomer import Newcomer
 from blyand.parts import Models, build_uploads
+from blyand.protocols import audit as audit_ends
 from blyand.protocols import blobs as blobs_ends
 from blyand.protocols import blocks as blocks_ends
 from blyand.protocols import cosign as cosign_ends
@@ -25,6 +27,7 @@ from blyand.protocols import span as span_ends
 from blyand.protocols import sync as sync_ends
 from blyand.protocols import votes as votes_ends
 from blyand.replica import Replica
+from blyand.training.inspector import Inspector
 
 
 def serve_streams(
@@ -33,6 +36,7 @@ def serve_streams(
     models: Models,
     voter: Voter | None,
     newcomer: Newcomer,
+    inspector: Inspector,
     *,
     serves_experts: bool,
 ) -> None:
@@ -65,8 +69,14 @@ def serve_streams(
     )
     host.handle(
         delta_proto.PROTOCOL_ID,
-        delta_ends.serve(base.genesis.id, models.primary.take),
+        delta_ends.serve(base.genesis.id, inspector.admitting(models.primary.take)),
         deadline_s=delta_proto.DEADLINE_S,
+        bulk=True,
+    )
+    host.handle(
+        audit_proto.PROTOCOL_ID,
+        audit_ends.serve(models.learner.logbook.show),
+        deadline_s=audit_proto.DEADLINE_S,
         bulk=True,
     )
     host.handle(

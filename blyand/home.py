@@ -87,6 +87,11 @@ class Home:
         return self.path / "residuals"
 
     @property
+    def podl(self) -> Path:
+        """Logs of the rounds that this node trained, to be shown to auditors."""
+        return self.path / "podl"
+
+    @property
     def work(self) -> Path:
         """Scratch of jobs; emptied by whoever uses it."""
         return self.path / "work"
@@ -129,7 +134,7 @@ def create_home(path: Path) -> Home:
             home.path.chmod(0o700)
             (home.path / MARKER).write_text(LAYOUT)
         _check(home)
-        for directory in (home.residuals, home.work):
+        for directory in (home.residuals, home.podl, home.work):
             directory.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise ConfigFault(f"cannot make a home in {home.path}: {error}") from error

@@ -53,6 +53,7 @@ from blyand.training.holder import Holder
 from blyand.training.journal import Journal
 from blyand.training.judge import Judge
 from blyand.training.learner import Learner
+from blyand.training.logbook import Logbook
 from blyand.training.primary import Primary
 from blyand.training.receipting import Receipting
 from blyand.training.waiting import Blocks
@@ -230,6 +231,7 @@ def build_models(
         base.home.residuals,
         choose_device(base.config.compute.device),
         base.threads,
+        Logbook(base.home.podl, base.key, base.genesis.id, base.disk_lane),
     )
     judge = Judge(
         base.key_in,

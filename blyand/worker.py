@@ -54,6 +54,7 @@ JOBS: Mapping[str, Row] = {
     f"{module}:{job}": Row(f"{module}:{run}", f"{module}:{result}")
     for module, job, run, result in (
         ("blyan_tile.learner", "LearnJob", "learn", "LearnResult"),
+        ("blyan_tile.reexecution", "RepeatJob", "repeat", "Repeated"),
         ("blyan_tile.create", "CreateJob", "create", "CreateResult"),
         ("blyan_tile.corpus", "ArchiveJob", "build", "ArchiveResult"),
         ("blyan_tile.grammar", "LexiconJob", "learn_tokens", "Done"),

@@ -30,6 +30,7 @@ LEVELS = {
     "accounting": 5,
     **dict.fromkeys(
         [
+            "auditing",
             "foundation",
             "hosting",
             "neighbours",

@@ -58,8 +58,8 @@ class Manifest:
     entries: Annotated[tuple[Entry, ...], Size(1, MAX_GROUPS_PER_BUNDLE)]
     residual: Hash  # digest of the error feedback that went in (DEC-B12)
     change: Hash  # digest of the uncompressed change
-    batches: Hash = (
-        EMPTY  # Merkle root over the batches it learned from, in order (PoDL)
+    log: Hash = (
+        EMPTY  # Merkle root of the steps behind it (PoDL); EMPTY: no log is kept
     )
 
 

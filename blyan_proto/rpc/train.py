@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from blyan_proto.rpc import auditing
 from blyan_proto.rpc.errors import (
     DATASET_AMBIGUOUS,
     DATASET_UNKNOWN,
@@ -227,3 +228,5 @@ watch = declare(
         deadline_s=None,
     )
 )
+
+audit = auditing.audit

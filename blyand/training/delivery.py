@@ -17,6 +17,8 @@ from blyan_proto.constants import FORMAT_VERSION, RANKS
 from blyan_proto.digest import Domain, digest
 from blyan_proto.errors import ProtocolError
 from blyan_proto.framing import PREFIX_BYTES
+from blyan_proto.merkle import EMPTY
+from blyan_proto.protocols.audit import root_of
 from blyan_proto.protocols.delta import (
     MAX_BUNDLE_BYTES,
     MAX_GROUPS_PER_BUNDLE,
@@ -227,26 +229,10 @@ class Delivery:
         return receipt
 
     def _bundle(self, turn: Round, result: LearnResult, groups: list[int]) -> Bundle:
-        by_group = {delta.group: delta for delta in result.deltas}
-        deltas = []
-        for group in groups:
-            change = by_group.get(group)
-            if change is None:
-                continue
-            base = tuple(tile.weights for tile in turn.bases[group].tiles)
-            deltas.append(
-                Delta(
-                    version=FORMAT_VERSION,
-                    run=turn.record.id,
-                    group=group,
-                    round=turn.schedule.round,
-                    learner=self._key.account,
-                    base=base,
-                    tokens=change.tokens,
-                    tiles=change.tiles,
-                )
-            )
+        made = deltas_of(turn, self._key.account, result)
+        deltas = [made[group] for group in groups if group in made]
         digests = {delta.group: delta.digest for delta in deltas}
+        by_group = {delta.group: delta for delta in result.deltas}
         ours = [by_group[group] for group in groups if group in by_group]
         manifest = Manifest(
             run=turn.record.id,
@@ -255,9 +241,27 @@ class Delivery:
             entries=tuple(Entry(group, digests.get(group)) for group in groups),
             residual=digest(Domain.RESIDUAL, *(change.residual for change in ours)),
             change=digest(Domain.CHANGE, *(change.change for change in ours)),
+            log=root_of(result.log) if ours else EMPTY,
         )
         signature = self._key.sign(Purpose.DELTA_BUNDLE, self._network, manifest)
         return Bundle(manifest, self._key.public, signature, tuple(deltas))
+
+
+def deltas_of(turn: Round, learner: bytes, result: LearnResult) -> dict[int, Delta]:
+    """Return what a learner sends of a round, by group."""
+    return {
+        change.group: Delta(
+            version=FORMAT_VERSION,
+            run=turn.record.id,
+            group=change.group,
+            round=turn.schedule.round,
+            learner=learner,
+            base=tuple(tile.weights for tile in turn.bases[change.group].tiles),
+            tokens=change.tokens,
+            tiles=change.tiles,
+        )
+        for change in result.deltas
+    }
 
 
 def _bundles(groups: Sequence[int], result: LearnResult) -> list[list[int]]:

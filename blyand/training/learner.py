@@ -39,6 +39,7 @@ from blyand.training.crew import Crew
 from blyand.training.delivery import Delivery, Round
 from blyand.training.holder import Holder
 from blyand.training.journal import Journal
+from blyand.training.logbook import Logbook
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Learner:
         residuals: Path,
         device: str,
         threads: int,
+        logbook: Logbook,
     ) -> None:
         self._account = account
         self._view = view
@@ -82,6 +84,7 @@ class Learner:
         self._residuals = residuals
         self._device = device
         self._threads = threads
+        self.logbook = logbook
         self._nan_rounds = 0
         self._cancel: trio.CancelScope | None = None
         self._stopped = ""  # why this node does not train; empty while it does
@@ -273,6 +276,8 @@ class Learner:
             trio.current_time() - began,
             result.shares,
         )
+        worked_ms = int((trio.current_time() - began) * 1000)
+        await self.logbook.keep(turn, result, self._threads, worked_ms)
         return result
 
     async def _give_up_when_late(self, turn: Round, over: trio.Event) -> None:

@@ -84,6 +84,9 @@ def test_training_lowers_the_loss_and_leaves_equal_roots(net: Network):
     assert ended["held_out_loss"] < ended["first_held_out_loss"] - 0.5
     net.wait_for_equal_roots(*net.nodes)
     assert adopted(net[2]) == 3
+    found = net[2].call("train.audit", learner=net[1].peer_id, round=2, repeat=5)
+    assert found["finding"] == "sound" and found["groups"] > 3, found
+    assert found["exact"] and found["repeated"] == 5, found
 
 
 def adopted(node: Daemon) -> int:

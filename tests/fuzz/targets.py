@@ -42,6 +42,7 @@ from blyan_proto.errors import DecodeError, ProtocolError
 from blyan_proto.framing import FrameReader, frame
 from blyan_proto.genesis import MAX_GENESIS_BYTES, Genesis
 from blyan_proto.protocols import (
+    audit,
     blobs,
     blocks,
     calls,
@@ -189,6 +190,13 @@ def proven(raw: bytes) -> None:
         prove(codec.decode(Evidence, raw, MAX_BLOCK_BYTES), made.NETWORK)
     except FalseEvidence as error:
         raise DecodeError(str(error)) from error
+
+
+def proven_log(raw: bytes) -> None:
+    """A learner's answer, and what it proves."""
+    shown = codec.decode(audit.Shown, raw, audit.MAX_ANSWER_BYTES)
+    ask = sample("ask")
+    audit.check_shown(ask, shown, made.KEY.account, made.KEY.public, made.NETWORK)
 
 
 def outline(raw: bytes) -> tblock.Outline:
@@ -422,6 +430,9 @@ TARGETS: dict[str, Target] = {
     "call frame of a server": call_frame(False),
     "delta request": choice(delta.REQUEST, delta.MAX_BUNDLE_BYTES, "bundle"),
     "delta answer": choice(delta.ANSWER, delta.MAX_BUNDLE_BYTES, "receipt"),
+    "audit request": choice(audit.REQUEST, audit.MAX_REQUEST_BYTES, "ask"),
+    "audit answer": choice(audit.ANSWER, audit.MAX_ANSWER_BYTES, "shown", "absent"),
+    "audit proof": Target(proven_log, None, (codec.encode(sample("shown")),)),
     "cosign request": choice(cosign.REQUEST, cosign.MAX_REQUEST_BYTES, "draft"),
     "cosign answer": choice(
         cosign.ANSWER, cosign.MAX_ANSWER_BYTES, "cosigned", "declined"

@@ -9,7 +9,10 @@ from tests.documents import tables
 PAGES = (
     "block-format.md",
     "consensus.md",
-    *(f"protocols/{name}.md" for name in "hello blocks sync blobs delta votes".split()),
+    *(
+        f"protocols/{name}.md"
+        for name in "hello blocks sync blobs delta votes audit".split()
+    ),
 )
 SIZES = {
     "Hash": 32,

@@ -47,6 +47,7 @@ from blyand.training.holder import Holder
 from blyand.training.journal import Journal
 from blyand.training.judge import Judge
 from blyand.training.learner import Learner
+from blyand.training.logbook import Logbook
 from blyand.training.primary import Primary
 from blyand.training.receipting import Receipting
 from blyand.training.waiting import Blocks
@@ -262,6 +263,7 @@ class TrainNode(SimNode):
             self.home / "residuals",
             "cpu",
             1,
+            Logbook(self.home / "podl", self.key, self.genesis.id, lane),
         )
         self._scope = trio.CancelScope()
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from blyan_proto import merkle
 from blyan_proto.block import data, economy, ledger, model
 from blyan_proto.block.block import Block, encode_block
 from blyan_proto.block.header import INLINE, NO_LAYER, Header, SignedHeader
@@ -40,6 +41,7 @@ from blyan_proto.digest import Domain, digest
 from blyan_proto.genesis import DEVNET, Balance, Genesis
 from blyan_proto.holdings import Holdings, RoundHoldings, Voters
 from blyan_proto.protocols import (
+    audit,
     blobs,
     blocks,
     cosign,
@@ -457,6 +459,30 @@ DELTA = delta.Delta(
     tokens=4096,
     tiles=(b"\x02\x10" + bytes(12), b"\x01\x00" + bytes(4)),
 )
+LOG = tuple(
+    audit.LoggedStep(
+        hash_of(f"batch {index}"),
+        5_500_000 - index,
+        hash_of(f"state {index}") if audit.is_mark(index, 5) else None,
+    )
+    for index in range(5)
+)
+LOG_STATEMENT = audit.LogStatement(
+    version=1,
+    run=RUN_ID,
+    round=3,
+    learner=KEY.account,
+    lease_epoch=41,
+    steps=len(LOG),
+    log=audit.root_of(LOG),
+    entries=(
+        audit.LogEntry(5, DELTA.digest, hash_of("d5"), hash_of("e5")),
+        audit.LogEntry(6, None, None, None),
+    ),
+    device="cpu AVX2 torch 2.13.0",
+    threads=2,
+    worked_ms=1_234,
+)
 MANIFEST = delta.Manifest(
     run=RUN_ID,
     round=3,
@@ -464,7 +490,7 @@ MANIFEST = delta.Manifest(
     entries=(delta.Entry(5, DELTA.digest), delta.Entry(6, None)),
     residual=hash_of("residual"),
     change=hash_of("change"),
-    batches=hash_of("batches"),
+    log=audit.root_of(LOG),
 )
 # name -> message, and the choice it travels in
 MESSAGES: dict[str, tuple[Any, Any]] = {
@@ -594,6 +620,24 @@ MESSAGES: dict[str, tuple[Any, Any]] = {
         ),
         delta.REQUEST,
     ),
+    "ask": (audit.Ask(RUN_ID, 3, (1, 4)), audit.REQUEST),
+    "shown": (
+        audit.Shown(
+            audit.SignedLog(
+                LOG_STATEMENT,
+                KEY.public,
+                KEY.sign(Purpose.TRAINING_LOG, NETWORK, LOG_STATEMENT),
+            ),
+            tuple(
+                audit.ShownStep(
+                    index, LOG[index], merkle.prove([one.leaf for one in LOG], index)
+                )
+                for index in (1, 4)
+            ),
+        ),
+        audit.ANSWER,
+    ),
+    "absent": (audit.Absent(3), audit.ANSWER),
     "draft": (
         cosign.Draft(replace(UPDATE, cosignatures=UPDATE.cosignatures[:1])),
         cosign.REQUEST,

@@ -14,6 +14,7 @@ from blyan_proto.errors import BadSignature, ProtocolError
 from blyan_proto.holdings import Holdings
 from blyan_proto.merkle import EMPTY
 from blyan_proto.protocols import (
+    audit,
     blobs,
     blocks,
     cosign,
@@ -45,6 +46,7 @@ MODULES = {
     "span": span,
     "delta": delta,
     "cosign": cosign,
+    "audit": audit,
     "votes": votes,
 }
 
@@ -104,6 +106,11 @@ def test_every_message_has_a_vector_or_is_part_of_one():
         delta.Entry,
         delta.Manifest,
         delta.EntryVerdict,
+        audit.LoggedStep,
+        audit.LogEntry,
+        audit.LogStatement,
+        audit.SignedLog,
+        audit.ShownStep,
         holdings.RoundHoldings,
         holdings.Voters,
     }
@@ -130,6 +137,8 @@ def test_ids_name_their_protocol_and_version():
         (blobs.Leaf, LEAF_BYTES + 64),
         (delta.Receipt, 64 * 1024),
         (Holdings, votes.MAX_MESSAGE_BYTES - 1),
+        (audit.Ask, audit.MAX_REQUEST_BYTES - 1),
+        (audit.Shown, audit.MAX_ANSWER_BYTES - 1),
         (cosign.Cosigned, cosign.MAX_ANSWER_BYTES - 1),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -217,6 +226,8 @@ def test_half_a_row_number_is_refused():
         span.ANSWER,
         delta.REQUEST,
         delta.ANSWER,
+        audit.REQUEST,
+        audit.ANSWER,
         votes.MESSAGE,
     ],
     ids=lambda choice: choice.name,
@@ -244,7 +255,7 @@ def test_a_learner_without_a_log_says_so():
     manifest = delta.Manifest(
         made.RUN_ID, 0, bytes(20), (delta.Entry(0, None),), EMPTY, EMPTY
     )
-    assert manifest.batches == EMPTY
+    assert manifest.log == EMPTY
 
 
 def test_result_codes_are_fixed():
