@@ -20,6 +20,7 @@ class Domain(enum.Enum):
     EMPTY = "blyan 1 merkle empty"
     TBLOCK = "blyan 1 tblock root"
     DELTA = "blyan 1 delta"
+    MANIFEST = "blyan 1 manifest"
     RESIDUAL = "blyan 1 residual"
     CHANGE = "blyan 1 change"
     CLAIM = "blyan 1 update claim"

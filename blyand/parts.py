@@ -52,6 +52,7 @@ from blyand.training.doubting import Doubting
 from blyand.training.holder import Holder
 from blyand.training.journal import Journal
 from blyand.training.judge import Judge
+from blyand.training.keeping import Keeping
 from blyand.training.learner import Learner
 from blyand.training.logbook import Logbook
 from blyand.training.primary import Primary
@@ -174,7 +175,10 @@ def build_models(
         serving.evaluate,
         fetcher.get,
         base.key.account,
+        stores.rounds,
+        base.disk_lane,
     )
+    keeping = Keeping(view, stores.rounds, base.disk_lane, base.clock)
     cosigner = Cosigner(
         base.key,
         base.genesis.id,
@@ -197,6 +201,7 @@ def build_models(
         cosigner,
         replica.author.make,
         base.events,
+        keeping.heard,
         lambda account: account == base.key.account
         or replica.peer_of(account) in base.meeting.peers,
     )
@@ -212,7 +217,7 @@ def build_models(
         base.events,
     )
     reach = Reach(
-        push=delta_ends.Client(base.host).push,
+        push=keeping.pushing(delta_ends.Client(base.host, base.genesis.id).push),
         take=primary.take,
         peer_of=replica.peer_of,
         is_connected=lambda peer: peer in base.meeting.peers,

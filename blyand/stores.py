@@ -23,6 +23,7 @@ from blyand.store.migrations import STEPS
 from blyand.store.pins import Pins
 from blyand.store.restore import abandon
 from blyand.store.retained import Retained
+from blyand.store.rounds import Rounds
 from blyand.store.schema import META_HOLES, META_RESTORING
 from blyand.store.sets import SetStore
 from blyand.store.state import State
@@ -49,6 +50,7 @@ class Stores:
     retained: Retained
     pins: Pins
     budget: Budget
+    rounds: Rounds
     warnings: tuple[str, ...]
 
 
@@ -127,6 +129,7 @@ def _stores(
         retained,
         Pins(database),
         budget,
+        Rounds(database),
         tuple(warnings),
     )
 

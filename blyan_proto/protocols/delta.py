@@ -62,6 +62,10 @@ class Manifest:
         EMPTY  # Merkle root of the steps behind it (PoDL); EMPTY: no log is kept
     )
 
+    @property
+    def digest(self) -> bytes:
+        return digest(Domain.MANIFEST, encode(self))
+
 
 @message
 class Bundle:
@@ -102,12 +106,33 @@ class EntryVerdict:
 
 
 @message
-class Receipt:
-    """The primary's answer to a bundle, entry by entry."""
+class ReceiptClaim:
+    """What a primary signs about a bundle; purpose "delta receipt"."""
 
     run: BlockId
     round: U32
     verdicts: Annotated[tuple[EntryVerdict, ...], Size(1, MAX_GROUPS_PER_BUNDLE)]
+    manifest: Hash
+
+
+@message
+class Receipt:
+    """The primary's signed answer to a bundle, entry by entry.
+
+    With it a contributor shows that a delta was taken, and then left out.
+    """
+
+    run: BlockId
+    round: U32
+    verdicts: Annotated[tuple[EntryVerdict, ...], Size(1, MAX_GROUPS_PER_BUNDLE)]
+    manifest: Hash  # digest of the manifest: who sent which deltas
+    signer: PublicKey
+    signature: Signature
+
+    @property
+    def claim(self) -> ReceiptClaim:
+        """The statement under the signature."""
+        return ReceiptClaim(self.run, self.round, self.verdicts, self.manifest)
 
 
 REQUEST = Choice("delta request", {1: Bundle})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from blyan_proto.errors import BadSignature, UnexpectedMessage
 from blyan_proto.protocols.delta import (
@@ -12,10 +12,13 @@ from blyan_proto.protocols.delta import (
     PROTOCOL_ID,
     REQUEST,
     Bundle,
+    EntryVerdict,
+    Manifest,
     Receipt,
+    ReceiptClaim,
 )
 from blyan_proto.protocols.result import ResultCode
-from blyan_proto.signing import Purpose, check_signature
+from blyan_proto.signing import Purpose, SigningKey, check_signature
 from blyand.net.host import Host
 from blyand.net.identity import public_key_of
 from blyand.net.stream import MessageStream, Serve, expect_ok
@@ -26,11 +29,12 @@ MAX_RECEIPT_BYTES = 64 * 1024
 class Client:
     """Hands bundles to primaries."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, network: bytes) -> None:
         self._host = host
+        self._network = network
 
     async def push(self, peer: str, bundle: Bundle) -> Receipt:
-        """Send a bundle and return what became of its entries."""
+        """Send a bundle and return what became of its entries, under a signature."""
         async with self._host.request(
             peer, PROTOCOL_ID, DEADLINE_S, bulk=True
         ) as stream:
@@ -40,6 +44,9 @@ class Client:
             receipt: Receipt = await stream.receive_message(
                 ANSWER, MAX_RECEIPT_BYTES, DEADLINE_S
             )
+        if receipt.signer != public_key_of(peer):
+            raise BadSignature("a receipt signed by somebody else than its sender")
+        check_receipt(receipt, bundle.manifest, self._network)
         return receipt
 
 
@@ -75,4 +82,35 @@ def check_bundle(bundle: Bundle, network: bytes) -> None:
             raise UnexpectedMessage("a delta of another run, round, learner or group")
     check_signature(
         Purpose.DELTA_BUNDLE, network, manifest, bundle.signer, bundle.signature
+    )
+
+
+def signed_receipt(
+    key: SigningKey,
+    network: bytes,
+    manifest: Manifest,
+    verdicts: Sequence[EntryVerdict],
+) -> Receipt:
+    """Return a primary's answer to a manifest."""
+    claim = ReceiptClaim(manifest.run, manifest.round, tuple(verdicts), manifest.digest)
+    signature = key.sign(Purpose.DELTA_RECEIPT, network, claim)
+    return Receipt(
+        claim.run, claim.round, claim.verdicts, claim.manifest, key.public, signature
+    )
+
+
+def check_receipt(receipt: Receipt, manifest: Manifest, network: bytes) -> None:
+    """Raise ProtocolError unless a receipt answers exactly this manifest, and is signed."""
+    asked = [entry.group for entry in manifest.entries]
+    if [one.group for one in receipt.verdicts] != asked:
+        raise UnexpectedMessage("a receipt about other groups than those sent")
+    named = (receipt.run, receipt.round, receipt.manifest)
+    if named != (manifest.run, manifest.round, manifest.digest):
+        raise UnexpectedMessage("a receipt for another bundle")
+    check_signature(
+        Purpose.DELTA_RECEIPT,
+        network,
+        receipt.claim,
+        receipt.signer,
+        receipt.signature,
     )

@@ -16,7 +16,8 @@ from blyand.errors import Unavailable
 from blyand.net.identity import peer_id_of
 from blyand.rules.records import GROUPS, NODES, RUNS, RunRecord
 from blyand.rules.view import View
-from blyand.training.journal import Journal, Report
+from blyand.store.rounds import Report
+from blyand.training.journal import Journal
 
 LOOK_S = 0.5  # what the journal does not tell of is looked at this often
 BEFORE_S = 20.0  # for the judgement before the first round
@@ -109,9 +110,9 @@ def report_of(view: View, report: Report, peers: int) -> spec.RoundReport:
     """Return a closed round as declared; callers count rounds from 1."""
     up, whole = report.bytes_up, report.float32_bytes
     primaries = [
-        spec.PrimaryCount(peer_id=peer_id_of(node.key), groups=groups)
-        for account, groups in report.primaries
-        if (node := NODES.get(view, account)) is not None
+        spec.PrimaryCount(peer_id=peer_id_of(node.key), groups=one.groups)
+        for one in report.primaries
+        if (node := NODES.get(view, one.account)) is not None
     ]
     return spec.RoundReport(
         round=report.round + 1,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from blyan_proto.block.model import Model
 from blyan_proto.rpc import train as spec
 from blyand.rules.model.model import layout_for
-from blyand.training.journal import Report
+from blyand.store.rounds import Report
 
 RECENT = 8  # rounds that utilisation looks back
 
@@ -23,7 +23,7 @@ def utilisation(reports: Sequence[Report]) -> float | None:
     whole = sum(report.seconds for report in recent)
     if whole <= 0:
         return None
-    return min(1.0, sum(report.learnt_s for report in recent) / whole)
+    return min(1.0, sum(report.learnt_ms for report in recent) / 1000 / whole)
 
 
 def experts_used(model: Model, reports: Sequence[Report]) -> list[spec.ExpertUse]:

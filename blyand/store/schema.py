@@ -87,6 +87,10 @@ BASELINE = b"w"
 SESSION = b"s"
 SESSION_KEY = b"k"
 HANDOVER = b"J"
+LIVED = b"r"
+HEARD = b"h"
+ANSWERED = b"g"
+MOVES = b"m"
 
 TABLE = (
     Row(META, "name", "schema: u32; executed: u64 height; clean, holes, area …"),
@@ -118,6 +122,10 @@ TABLE = (
     Row(SESSION, "id 32", "Session (sessions.py)"),
     Row(SESSION_KEY, "digest of the key 32", "Keyed (sessions.py)"),
     Row(HANDOVER, "height u64", "empty: another validator set signs the next one"),
+    Row(LIVED, "run 32, rounds behind it u32", "Report (rounds.py)"),
+    Row(HEARD, "run 32, round u32, learner 20, ms u64, digest 8", "Heard (rounds.py)"),
+    Row(MOVES, "run 32, round u32", "Moves: the updates of the round"),
+    Row(ANSWERED, "run 32, round u32, rank 20, ms u64, digest 8", "Answered"),
 )
 
 META_SCHEMA = META + b"schema"

@@ -20,41 +20,28 @@ from blyand.errors import Unavailable
 from blyand.events import Broadcast, CheckpointFinalised
 from blyand.rules.model.adoption import versions_of
 from blyand.rules.model.heads import Pinned, Which, pin
-from blyand.rules.records import CLOCK, DATASETS, MODELS, RUNS, VERSIONS, RunRecord
+from blyand.rules.model.model import layout_for
+from blyand.rules.records import (
+    CLOCK,
+    DATASETS,
+    MODELS,
+    RUNS,
+    SCHEDULES,
+    VERSIONS,
+    RunRecord,
+)
 from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
+from blyand.store.rounds import BEFORE, ROUNDS_KEPT, RUNS_KEPT, Report, Rounds, micro
+from blyand.training.tally import Tally, tally
 
 logger = logging.getLogger(__name__)
 
-KEPT = 4096  # rounds remembered
 AGAIN_S = 1.0  # until a judgement that peers could not help with is tried again
 ATTEMPTS = 60  # at the last round of a run
 BLOBS = "/blyan/blobs/1"
 
 Evaluate = Callable[[Pinned, np.ndarray, int], Awaitable[float]]
-
-
-@dataclass(frozen=True)
-class Report:
-    """One round, as this node saw it."""
-
-    run: bytes
-    round: int  # from 0, as the chain counts
-    rounds: int
-    train_loss: float | None = None  # this node's own, nats per token
-    held_out_loss: float | None = None
-    own_tokens: int = 0  # learnt from on this node
-    learnt_s: float = 0.0  # of it, on this node
-    shares: tuple[ExpertShare, ...] = ()  # of own_tokens, by expert
-    tokens: int = 0  # by all learners
-    bytes_up: int = 0
-    bytes_down: int = 0
-    float32_bytes: int = 0  # of the tensors behind bytes_up
-    primaries: tuple[tuple[bytes, int], ...] = ()  # account, updates
-    contributions: int = 0
-    blocks: int = 0
-    seconds: float = 0.0
-    closed: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +65,12 @@ class Journal:
         evaluate: Evaluate,
         fetch: Callable[[bytes], Awaitable[None]],
         account: bytes,
+        rounds: Rounds,
+        disk: Threads,
     ) -> None:
+        """`disk` reads and writes `rounds`: what outlives the daemon."""
+        self._rounds = rounds
+        self._disk = disk
         self._view = view
         self._traffic = traffic
         self._blobs = blobs
@@ -115,12 +107,15 @@ class Journal:
         shares: tuple[ExpertShare, ...] = (),
     ) -> None:
         """This node trained a round."""
+        for known in self.all_reports(run):
+            if known.shares:  # those of the newest round are asked for
+                self._reports[run, known.round] = replace(known, shares=())
         self._set(
             run,
             round,
-            train_loss=loss_micro / 1e6,
+            train_micro=max(0, loss_micro),
             own_tokens=tokens,
-            learnt_s=seconds,
+            learnt_ms=int(seconds * 1000),
             shares=shares,
         )
 
@@ -175,9 +170,39 @@ class Journal:
         rounds = record.run.rounds if record else 0
         known = self._reports.get((run, round)) or Report(run, round, rounds)
         self._reports[run, round] = replace(known, **changes)  # type: ignore[arg-type]
-        while len(self._reports) > KEPT:
+        while len(self._reports) > ROUNDS_KEPT:
             self._reports.popitem(last=False)
         self._notify()
+
+    async def _keep(self, run: bytes, round: int) -> None:
+        """Let a closed round outlive this daemon."""
+        report = self._reports.get((run, round))
+        if report is not None and report.closed:
+            await self._disk.run(self._rounds.put, report, round + 1)
+
+    async def _remember(self) -> None:
+        """Take up what a former life of this daemon kept."""
+        for place, report in await self._disk.run(self._rounds.reports):
+            if place == BEFORE:
+                self._before[report.run] = report.held_out_loss
+                continue
+            self._reports[report.run, report.round] = report
+            if report.held_out_micro is not None:
+                newest = self._judged.get(report.run, -1)
+                self._judged[report.run] = max(newest, report.round)
+
+    async def _forget_old(self) -> None:
+        """Drop the runs that began before the newest RUNS_KEPT."""
+        since = {run: 0 for run in self._before}
+        for report in self._reports.values():
+            since[report.run] = max(since.get(report.run, 0), report.closed_ms)
+        open_runs = {r.id for r in RUNS.scan(self._view()) if not r.finished}
+        old = sorted(since.keys() - open_runs, key=lambda run: since[run])
+        for run in old[: max(0, len(since) - RUNS_KEPT)]:
+            await self._disk.run(self._rounds.forget, run)
+            self._before.pop(run, None)
+            for key in [key for key in self._reports if key[0] == run]:
+                del self._reports[key]
 
     # Following the chain
 
@@ -185,8 +210,9 @@ class Journal:
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Close the book on each round as it is finalised; judge the newest."""
-        updates: dict[tuple[bytes, int], list[tuple[bytes, TileUpdate]]] = {}
+        updates: dict[tuple[bytes, int], list[Block]] = {}
         closed: dict[bytes, int] = {}
+        await self._remember()
         with self._events.subscribe(CheckpointFinalised, capacity=4096) as facts:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._judge)
@@ -196,9 +222,8 @@ class Journal:
                     for block in fact.blocks:
                         content = block.content
                         if isinstance(content, TileUpdate) and self._counts(block):
-                            updates.setdefault((content.run, content.round), []).append(
-                                (block.header.account, content)
-                            )
+                            place = (content.run, content.round)
+                            updates.setdefault(place, []).append(block)
                     self._follow()
                     for record in RUNS.scan(self._view()):
                         if record.id not in closed and not record.closed:
@@ -207,9 +232,10 @@ class Journal:
                         closed[record.id] = record.closed
                         for round in range(before, record.closed):
                             made = updates.pop((record.id, round), [])
-                            self._close(record, round, made)
-                        if record.finished:
+                            await self._close(record, round, made)
+                        if record.finished and before < record.closed:
                             self._let_go(record.id)
+                            await self._forget_old()
 
     def _counts(self, block: Block) -> bool:
         """True when an ordered update took effect: others are kept by nobody."""
@@ -232,32 +258,43 @@ class Journal:
         traffic = self._traffic()
         return _Mark(traffic.get(BLOBS, (0, 0))[1], trio.current_time())
 
-    def _close(
-        self, record: RunRecord, round: int, made: Sequence[tuple[bytes, TileUpdate]]
+    async def _close(
+        self, record: RunRecord, round: int, made: Sequence[Block]
     ) -> None:
         now = self._now()
         float32_bytes, sent = self._sent.pop((record.id, round), (0, 0))
-        counts: dict[bytes, int] = {}
-        tokens: dict[bytes, int] = {}
-        for account, update in made:
-            counts[account] = counts.get(account, 0) + 1
-            for part in update.contributions:
-                known = tokens.get(part.learner, 0)
-                tokens[part.learner] = max(known, part.tokens)
+        counted = await self._tally(record, round, made)
+        clock = CLOCK.get(self._view())
         self._set(
             record.id,
             round,
-            tokens=sum(tokens.values()),
+            tokens=counted.tokens,
             bytes_up=sent,
-            bytes_down=now.down - self._mark.down,
+            bytes_down=max(0, now.down - self._mark.down),
             float32_bytes=float32_bytes,
-            primaries=tuple(sorted(counts.items())),
-            contributions=sum(len(update.contributions) for _, update in made),
+            primaries=counted.primaries,
+            contributions=counted.contributions,
             blocks=len(made),
-            seconds=now.at - self._mark.at,
+            took_ms=int((now.at - self._mark.at) * 1000),
             closed=True,
+            closed_ms=clock.time_ms if clock else 0,
+            parts=counted.parts,
+            learners=counted.learners,
+            takeovers=counted.takeovers,
         )
         self._mark = now
+        await self._keep(record.id, round)
+        await self._disk.run(self._rounds.put_moves, record.id, round, counted.moves)
+        await self._disk.run(self._rounds.trim, record.id, round + 1)
+
+    async def _tally(
+        self, record: RunRecord, round: int, made: Sequence[Block]
+    ) -> Tally:
+        view = self._view()
+        model = MODELS.get(view, record.run.model)
+        layout = layout_for(model.model) if model else None
+        schedule = SCHEDULES.get(view, record.id, round)
+        return await self._disk.run(tally, made, schedule, layout)
 
     async def _judge(self) -> None:
         """Evaluate the runs that this node began, and their newest rounds (DEC-B17)."""
@@ -287,9 +324,13 @@ class Journal:
             if round is None:
                 self._before[record.id] = loss
                 self._notify()
+                first = Report(record.id, 0, record.run.rounds)
+                first = replace(first, held_out_micro=micro(loss))
+                await self._disk.run(self._rounds.put, first, BEFORE)
             else:
                 self._judged[record.id] = round
-                self._set(record.id, round, held_out_loss=loss)
+                self._set(record.id, round, held_out_micro=micro(loss))
+                await self._keep(record.id, round)
 
     def _to_judge(self) -> tuple[RunRecord, int | None] | None:
         records = sorted(RUNS.scan(self._view()), key=lambda r: r.finished)

@@ -6,7 +6,7 @@ It holds nothing that anybody else lacks: contributors send again to the next ra
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 import trio
@@ -36,6 +36,7 @@ from blyan_tile.layout import Group
 from blyand.compute import Threads
 from blyand.errors import Unavailable
 from blyand.events import Broadcast, RoundClosed
+from blyand.protocols.delta import signed_receipt
 from blyand.rules.model import update as rules
 from blyand.rules.model.election import contributors, ranks, seat_of
 from blyand.rules.model.model import layout_for, require_model
@@ -109,9 +110,12 @@ class Primary:
         cosigner: Cosigner,
         make: Callable[..., Awaitable[Block]],
         events: Broadcast,
+        heard: Callable[[Bundle, Receipt, Mapping[int, str]], Awaitable[None]],
         is_here: Callable[[bytes], bool] = lambda account: True,
     ) -> None:
-        """`is_here(account)`: false when a learner's node is known to be gone."""
+        """`heard(bundle, receipt, why)` is told what became of each bundle;
+        `is_here(account)`: false when a learner's node is known to be gone."""
+        self._heard = heard
         self._arrivals = Arrivals(is_here)
         self._key = key
         self._network = network
@@ -130,18 +134,21 @@ class Primary:
         manifest = bundle.manifest
         by_group = {delta.group: delta for delta in bundle.deltas}
         verdicts = []
+        why: dict[int, str] = {}
         for entry in manifest.entries:
             delta = by_group.get(entry.group)
             try:
                 verdict = await self._take_one(manifest, bundle, entry.group, delta)
             except Reject as error:
                 logger.info("a delta for group %d: %s", entry.group, error)
-                verdict = Verdict.REFUSED
+                verdict, why[entry.group] = Verdict.REFUSED, str(error)
             except Refused as error:
                 logger.warning("a delta for group %d is broken: %s", entry.group, error)
-                verdict = error.verdict
+                verdict, why[entry.group] = error.verdict, str(error)
             verdicts.append(EntryVerdict(entry.group, verdict))
-        return Receipt(manifest.run, manifest.round, tuple(verdicts))
+        receipt = signed_receipt(self._key, self._network, manifest, verdicts)
+        await self._heard(bundle, receipt, why)
+        return receipt
 
     async def _take_one(
         self, manifest: Manifest, bundle: Bundle, index: int, delta: Delta | None

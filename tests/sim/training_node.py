@@ -39,6 +39,8 @@ from blyand.rules.model.model import layout_for, require_model
 from blyand.rules.records import GROUPS, NODES, RUNS, Group, RunRecord
 from blyand.store.blobs import BlobStore
 from blyand.store.medium import Medium
+from blyand.store.memory import MemoryStore
+from blyand.store.rounds import Rounds
 from blyand.training.adopter import Adopter
 from blyand.training.cosign import Cosigner, Ranks
 from blyand.training.delivery import Delivery, Reach
@@ -46,6 +48,7 @@ from blyand.training.doubting import Doubting
 from blyand.training.holder import Holder
 from blyand.training.journal import Journal
 from blyand.training.judge import Judge
+from blyand.training.keeping import Keeping
 from blyand.training.learner import Learner
 from blyand.training.logbook import Logbook
 from blyand.training.primary import Primary
@@ -190,6 +193,7 @@ class TrainNode(SimNode):
             self.author.make,
             self.events,
         )
+        self.rounds = Rounds(MemoryStore())
         self.journal = Journal(
             view,
             lambda: {},
@@ -199,7 +203,10 @@ class TrainNode(SimNode):
             self._evaluate,
             self.fetcher.get,
             account,
+            self.rounds,
+            lane,
         )
+        keeping = Keeping(view, self.rounds, lane, self.clock)
         self.cosigner = Cosigner(
             self.key,
             self.genesis.id,
@@ -221,11 +228,12 @@ class TrainNode(SimNode):
             self.cosigner,
             lambda *a, **more: self.make(*a, **more),
             self.events,
+            keeping.heard,
             lambda account: account == self.key.account
             or self.peer_of(account) in self.wire.others(self.name),
         )
         reach = Reach(
-            push=self.push,
+            push=keeping.pushing(lambda peer, bundle: self.push(peer, bundle)),
             take=self.primary.take,
             peer_of=self.peer_of,
             is_connected=lambda peer: peer in self.wire.others(self.name),

@@ -492,6 +492,15 @@ MANIFEST = delta.Manifest(
     change=hash_of("change"),
     log=audit.root_of(LOG),
 )
+RECEIPT = delta.ReceiptClaim(
+    RUN_ID,
+    3,
+    (
+        delta.EntryVerdict(5, delta.Verdict.TAKEN),
+        delta.EntryVerdict(6, delta.Verdict.NOT_PRIMARY),
+    ),
+    MANIFEST.digest,
+)
 # name -> message, and the choice it travels in
 MESSAGES: dict[str, tuple[Any, Any]] = {
     "hello": (
@@ -646,12 +655,12 @@ MESSAGES: dict[str, tuple[Any, Any]] = {
     "declined": (cosign.Declined(cosign.Reason.OTHER_RESULT), cosign.ANSWER),
     "receipt": (
         delta.Receipt(
-            RUN_ID,
-            3,
-            (
-                delta.EntryVerdict(5, delta.Verdict.TAKEN),
-                delta.EntryVerdict(6, delta.Verdict.NOT_PRIMARY),
-            ),
+            RECEIPT.run,
+            RECEIPT.round,
+            RECEIPT.verdicts,
+            RECEIPT.manifest,
+            KEY.public,
+            KEY.sign(Purpose.DELTA_RECEIPT, NETWORK, RECEIPT),
         ),
         delta.ANSWER,
     ),

@@ -6,12 +6,25 @@ from types import SimpleNamespace
 import trio
 import trio.testing
 
+from blyan_proto.protocols.delta import Entry, Manifest
 from blyan_tile.create import run_preset
 from blyand.errors import Unavailable
 from blyand.events import Broadcast, CheckpointFinalised
 from blyand.rules.records import RUNS, RunRecord
 from blyand.rules.view import Overlay
+from blyand.store.memory import MemoryStore
+from blyand.store.rounds import (
+    BUNDLES,
+    RECEIPTS_KEPT,
+    RUNS_KEPT,
+    Heard,
+    Moves,
+    Outcome,
+    Report,
+    Rounds,
+)
 from blyand.training.journal import Journal
+from tests.sim.network import InlineLane
 
 US, OTHERS = b"u" * 20, b"o" * 20
 
@@ -30,7 +43,7 @@ class Nothing:
 
 
 class World:
-    def __init__(self):
+    def __init__(self, rounds=None):
         self.view = Overlay(Nothing())
         self.events = Broadcast()
         self.answers = {}  # (run, round) -> loss, or an event to wait for
@@ -43,6 +56,8 @@ class World:
             SimpleNamespace(),
             SimpleNamespace(),
             US,
+            rounds or Rounds(MemoryStore()),
+            InlineLane(),
         )
         self.journal.held_out_loss = self.loss
         self.asked = []
@@ -140,3 +155,72 @@ def test_what_this_node_learnt_is_counted():
         assert world.journal.reports(record.id) == []
 
     trio.run(main)
+
+
+def test_what_was_seen_outlives_the_daemon():
+    kept = Rounds(MemoryStore())
+    record = record_of(US)
+
+    async def life(world, body):
+        async with trio.open_nursery() as nursery:
+            RUNS.put(world.view, record, record.id)
+            await nursery.start(world.journal.run)
+            await trio.testing.wait_all_tasks_blocked()
+            await body(world)
+            nursery.cancel_scope.cancel()
+
+    async def first(world):
+        await world.put(record)
+        world.journal.trained(record.id, 0, 3_500_000, 640, 1.0)
+        await world.put(dataclasses.replace(record, closed=1))
+        assert world.asked == [None, 0]
+
+    async def second(world):
+        await world.put(dataclasses.replace(record, closed=1))
+        assert world.asked == []  # judged in a former life
+        assert world.journal.before(record.id) == 1.0
+        (report,) = world.journal.reports(record.id)
+        assert (report.train_loss, report.held_out_loss) == (3.5, 1.0)
+        assert (report.round, report.own_tokens) == (0, 640)
+
+    trio.run(life, World(kept), first)
+    trio.run(life, World(kept), second)
+
+
+def test_old_runs_make_room_for_new_ones():
+    kept, now = Rounds(MemoryStore()), 5_000
+    for number in range(RUNS_KEPT + 3):
+        run = bytes([number]) * 32
+        kept.put(Report(run, 0, 1, closed=True, closed_ms=now - number), 1)
+
+    async def main():
+        world, record = World(kept), record_of(US)
+        async with trio.open_nursery() as nursery:
+            RUNS.put(world.view, record, record.id)
+            await nursery.start(world.journal.run)
+            await world.put(record)
+            await world.put(dataclasses.replace(record, closed=3, finished=True))
+            nursery.cancel_scope.cancel()
+        left = {report.run[0] for _, report in kept.reports()}
+        assert left >= {0, 1} and RUNS_KEPT + 2 not in left
+        assert len(left) == RUNS_KEPT
+
+    trio.run(main)
+
+
+def test_receipts_are_kept_of_the_last_rounds_and_no_flood_of_them():
+    kept = Rounds(MemoryStore())
+    manifest = Manifest(
+        bytes(32), 0, OTHERS, (Entry(0, None),), bytes(32), bytes(32), bytes(32)
+    )
+    outcome = Outcome(0, 0, 0, 0, "")
+    for at in range(BUNDLES + 5):
+        kept.hear(Heard(at, manifest, bytes(33), bytes(64), (outcome,), bytes(64)))
+    heard = kept.heard_of(bytes(32), 0, OTHERS)
+    assert [one.at_ms for one in heard] == list(range(BUNDLES))
+    kept.put_moves(bytes(32), 0, Moves(()))
+    kept.trim(bytes(32), RECEIPTS_KEPT)
+    assert kept.heard_of(bytes(32), 0, OTHERS) and kept.moves(bytes(32), 0)
+    kept.trim(bytes(32), RECEIPTS_KEPT + 1)
+    assert not kept.heard_of(bytes(32), 0, OTHERS)
+    assert kept.moves(bytes(32), 0) is None

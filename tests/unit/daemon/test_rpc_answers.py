@@ -120,11 +120,11 @@ from blyand.store.blocks import BlockStore
 from blyand.store.budget import Budget
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.memory import MemoryStore
+from blyand.store.rounds import Report, micro
 from blyand.store.sets import SetStore
 from blyand.store.state import State
 from blyand.training import birth
 from blyand.training.holder import Version as Held
-from blyand.training.journal import Report
 
 KEY, OTHER = SigningKey(bytes(31) + b"\x01"), SigningKey(bytes(31) + b"\x02")
 METHODS = all_methods()
@@ -1027,7 +1027,14 @@ class FakeJournal:
 
     def close(self, round, loss=None, awaited=False):
         report = Report(
-            self.run, round, 6, 2.0, loss, closed=True, tokens=10, own_tokens=4
+            self.run,
+            round,
+            6,
+            2_000_000,
+            micro(loss),
+            closed=True,
+            tokens=10,
+            own_tokens=4,
         )
         self.made[round] = report
         (self.awaited.add if awaited else self.awaited.discard)(round)
