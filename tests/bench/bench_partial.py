@@ -33,9 +33,9 @@ import torch
 from blyan_proto.block.model import Model, Run
 from blyan_proto.constants import PPM
 from blyan_proto.digest import Domain, digest
-from blyan_tile import inner, tblock
+from blyan_tile import inner
 from blyan_tile.batches import assign, gather, held_out_windows
-from blyan_tile.corpus import Archive, ArchiveJob, build
+from blyan_tile.corpus import Archive
 from blyan_tile.create import (
     PRESETS,
     initial_parameters,
@@ -46,9 +46,10 @@ from blyan_tile.delta import TileState, next_tiles
 from blyan_tile.feedback import Feedback
 from blyan_tile.layout import Group, join, layout_of, split
 from blyan_tile.model.training import held_out_loss
-from blyan_tile.residual import ResidualFiles, Settled
+from blyan_tile.residual import Settled
 from blyand.rules.model.placement import place
 from blyand.rules.model.update import contribution_weights
+from tests.bench.convergence import Memory, Text
 
 MODELS = {
     # eight experts of which each learner holds four; 0.37 and 1.4 million parameters
@@ -101,7 +102,6 @@ class Simulation:
     run: Run
     arm: Arm
     archive: Archive
-    residuals: Path
     learners: list[bytes]
     state: dict[int, list[TileState]]
     settled: dict[bytes, tuple[Settled, ...]] = field(default_factory=dict)
@@ -110,6 +110,7 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self.layout = layout_of(self.model)
+        self._residuals = {learner: Memory() for learner in self.learners}
 
     def held(self, round_: int) -> Held:
         """Return who holds which groups in a round."""
@@ -185,7 +186,7 @@ class Simulation:
         )
         assert outcome.finite
         local = {name: parameters[name].detach().numpy() for name in mine}
-        feedback = Feedback(ResidualFiles(self.residuals / learner.hex()), run, round_)
+        feedback = Feedback(self._residuals[learner], run, round_)
         whole = run.inner_steps * run.batch * run.sequence
         settled = []
         for group in trained:
@@ -240,19 +241,16 @@ def simulate(
     learners = [bytes([n]) * 20 for n in range(options.learners)]
     windows = held_out_windows(archive.held_out, run.sequence)
     began, cpu = time.monotonic(), time.process_time()
-    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-        simulation = Simulation(
-            model, run, arm_called(name), archive, Path(folder), learners, state
-        )
-        losses = {0: simulation.loss(windows)}
-        for round_ in range(options.rounds):
-            simulation.round(round_)
-            if (round_ + 1) % JUDGED_EVERY == 0 or round_ + 1 == options.rounds:
-                losses[round_ + 1] = simulation.loss(windows)
-                print(
-                    f"  {name} seed {seed} round {round_ + 1}: {losses[round_ + 1]:.4f}",
-                    flush=True,
-                )
+    simulation = Simulation(model, run, arm_called(name), archive, learners, state)
+    losses = {0: simulation.loss(windows)}
+    for round_ in range(options.rounds):
+        simulation.round(round_)
+        if (round_ + 1) % JUDGED_EVERY == 0 or round_ + 1 == options.rounds:
+            losses[round_ + 1] = simulation.loss(windows)
+            print(
+                f"  {name} seed {seed} round {round_ + 1}: {losses[round_ + 1]:.4f}",
+                flush=True,
+            )
     return {
         "preset": options.preset,
         "learners": options.learners,
@@ -300,7 +298,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="inner, per round")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a folder for results; kept")
-    parser.add_argument("--scratch", help="where residuals lie; a RAM disk is best")
     parser.add_argument("--quick", action="store_true", help="tiny, 3 rounds, one seed")
     options = parser.parse_args()
     if options.quick:
@@ -309,10 +306,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = options.out or Path(folder)
         out.mkdir(parents=True, exist_ok=True)
-        path = Path(folder) / "archive"
-        build(ArchiveJob("", str(path), 16 << 20, 30_000), lambda progress: None)
-        with path.open("rb") as file:
-            archive = Archive(tblock.open_array(file.fileno()))
+        archive = Text.at(out / "archive", 16 << 20).archive
         results = out / "partial.jsonl"
         names = "preset", "learners", "rounds", "steps"
         asked = [getattr(options, name) for name in names]
