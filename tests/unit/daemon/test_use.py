@@ -8,7 +8,7 @@ from blyan_tile.create import model_of
 from blyan_tile.layout import layout_of
 from blyan_tile.learner import ExpertShare
 from blyand.rpc.use import evenness, experts_used, layers_used, utilisation
-from blyand.training.journal import Report
+from blyand.store.rounds import Report
 
 MODEL = model_of("tiny", "tiny")
 RUN = bytes(32)
@@ -53,7 +53,11 @@ def test_entropy_is_between_one_for_all_and_all_alike() -> None:
 
 
 def test_utilisation_is_of_closed_rounds() -> None:
-    assert utilisation([Report(RUN, 0, 9, learnt_s=3)]) is None
-    done = [Report(RUN, n, 9, learnt_s=1, seconds=4, closed=True) for n in range(9)]
+    assert utilisation([Report(RUN, 0, 9, learnt_ms=3000)]) is None
+    done = [
+        Report(RUN, n, 9, learnt_ms=1000, took_ms=4000, closed=True) for n in range(9)
+    ]
     assert utilisation(done) == 0.25
-    assert utilisation([Report(RUN, 0, 9, learnt_s=9, seconds=4, closed=True)]) == 1
+    assert (
+        utilisation([Report(RUN, 0, 9, learnt_ms=9000, took_ms=4000, closed=True)]) == 1
+    )

@@ -111,6 +111,7 @@ def test_every_message_has_a_vector_or_is_part_of_one():
         audit.LogStatement,
         audit.SignedLog,
         audit.ShownStep,
+        delta.ReceiptClaim,
         holdings.RoundHoldings,
         holdings.Voters,
     }
