@@ -10,7 +10,12 @@ import math
 from typing import Annotated
 
 from blyan_proto.codec import U8, U16, U32, U64, Size, encode, message
-from blyan_proto.protocols.delta import MAX_GROUPS_PER_BUNDLE, Manifest, Receipt
+from blyan_proto.protocols.delta import (
+    MAX_GROUPS_PER_BUNDLE,
+    Manifest,
+    Receipt,
+    Verdict,
+)
 from blyan_proto.types import Account, BlockId, PublicKey, Signature
 from blyan_tile.learner import ExpertShare
 from blyand.store.db import Store
@@ -124,7 +129,7 @@ class Outcome:
     """What became of one entry of a bundle."""
 
     group: U16
-    verdict: U8
+    verdict: Verdict
     tokens: U32
     bytes: U32  # of the delta; 0: there was none
     why: Annotated[str, Size(0, MAX_WHY_BYTES)]  # in words, where it was refused

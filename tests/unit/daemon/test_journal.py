@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import trio
 import trio.testing
 
-from blyan_proto.protocols.delta import Entry, Manifest
+from blyan_proto.protocols.delta import Entry, Manifest, Verdict
 from blyan_tile.create import run_preset
 from blyand.errors import Unavailable
 from blyand.events import Broadcast, CheckpointFinalised
@@ -213,7 +213,7 @@ def test_receipts_are_kept_of_the_last_rounds_and_no_flood_of_them():
     manifest = Manifest(
         bytes(32), 0, OTHERS, (Entry(0, None),), bytes(32), bytes(32), bytes(32)
     )
-    outcome = Outcome(0, 0, 0, 0, "")
+    outcome = Outcome(0, Verdict.TAKEN, 0, 0, "")
     for at in range(BUNDLES + 5):
         kept.hear(Heard(at, manifest, bytes(33), bytes(64), (outcome,), bytes(64)))
     heard = kept.heard_of(bytes(32), 0, OTHERS)
