@@ -95,9 +95,12 @@ def _run(arguments: argparse.Namespace) -> int:
     home, timeout_s = getattr(arguments, "home", None), getattr(
         arguments, "timeout", None
     )
+    drawn = None if plain or streaming else live.drawn(name, sys.stdout)
+    if drawn is not None:
+        params = {**params, **drawn.params}
     with Client(home, timeout_s=timeout_s) as client:
         stream = client.stream(name, params)
-        show = live.ALWAYS.get(name)
+        show = drawn.show if drawn is not None else live.ALWAYS.get(name)
         if streaming:
             show = show or live.ON_REQUEST.get(name, live.json_lines)
         if plain:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 from blyan_proto.rpc.spec import JsonObject
+from blyanctl import dashboard
 from blyanctl.graph import draw
 from blyanctl.heat import heat
 from blyanctl.render import cell, duration, render, size
@@ -152,6 +154,8 @@ def rounds(items: Iterable[JsonObject], out: TextIO) -> None:
     headed = False
     began = time.monotonic()
     for item in items:
+        if item["under_way"] is not None:
+            continue
         if out.isatty():
             out.write("\r\x1b[K")  # the bar makes room for the row
         if item["baselines"] is not None:
@@ -202,6 +206,21 @@ ALWAYS: dict[str, Show] = {
 }
 TOKENS = "infer.generate"
 ON_REQUEST: dict[str, Show] = {TOKENS: tokens}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A screen for a method's items, and what it asks for beyond the caller's params."""
+
+    show: Show
+    params: JsonObject
+
+
+def drawn(method: str, out: TextIO) -> Drawn | None:
+    """Return what draws a method's items on this terminal; None where lines do."""
+    if method == "train.watch" and dashboard.fits(out):
+        return Drawn(dashboard.show, {"live": True})
+    return None
 
 
 def ending(method: str, result: JsonObject, streamed: bool) -> tuple[str, str] | None:

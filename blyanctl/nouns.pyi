@@ -511,9 +511,9 @@ class Train:
         """Tell where the run stands and what this node does in it."""
 
     def watch(
-        self, *, run: bytes | None = ...
+        self, *, run: bytes | None = ..., live: bool = ...
     ) -> Answer[train.RoundReport, train.Watched]:
-        """Follow a run, one row per round, until it ends."""
+        """Follow a run, one row per round, until it ends; on a terminal, as a dashboard."""
 
     def audit(
         self,
@@ -557,9 +557,9 @@ class TaskTrain:
         """Tell where the run stands and what this node does in it."""
 
     def watch(
-        self, *, run: bytes | None = ...
+        self, *, run: bytes | None = ..., live: bool = ...
     ) -> TaskAnswer[train.RoundReport, train.Watched]:
-        """Follow a run, one row per round, until it ends."""
+        """Follow a run, one row per round, until it ends; on a terminal, as a dashboard."""
 
     def audit(
         self,

@@ -359,6 +359,7 @@ def bind_all(
             lane=base.disk_lane,
             peers=lambda: len(base.meeting.peers),
             is_paused=lambda: learner is not None and learner.paused,
+            doing=lambda: learner.status if learner else "this node does not learn",
         ),
         liveness_ms=base.genesis.parameters.liveness_span_ms,
     )

@@ -160,9 +160,10 @@ status = declare(Method("train.status", GetProgress, Learning, public=True))
 
 @record
 class Watch:
-    """Follow a run, one row per round, until it ends."""
+    """Follow a run, one row per round, until it ends; on a terminal, as a dashboard."""
 
     run: Id | None = arg(RUN_HELP, default=None)
+    live: bool = arg("also tell of the round under way, as it goes", default=False)
 
 
 @record
@@ -184,8 +185,40 @@ class PrimaryCount:
 
 
 @record
+class LearnerPart:
+    """What one learner had in a round, counted over groups."""
+
+    peer_id: str = arg("libp2p peer id")
+    tokens: int = arg("tokens that updates count for it")
+    listed: int = arg("its deltas that updates list")
+    missed: int = arg("groups of all learners whose update came out without it")
+    clipped: int = arg("its listed deltas that were clipped")
+
+
+@record
+class Takeover:
+    """A group whose update came from another rank than its primary."""
+
+    group: str = arg("group name")
+    rank: int = arg("1 or 2: how many before it had let it pass")
+    peer_id: str = arg("who published it")
+
+
+@record
+class UnderWay:
+    """What this node does in the round under way."""
+
+    doing: str = arg("in a sentence")
+    step: int | None = arg("inner steps done; null: it does not train now")
+    steps: int | None = arg("inner steps in all")
+
+
+@record
 class RoundReport:
-    """One closed round. Round 0 is the state before the first and carries baselines."""
+    """One closed round. Round 0 is the state before the first and carries baselines.
+
+    With `live` also the round under way: what of it is known so far.
+    """
 
     round: int = arg("round, from 1; 0: before the first")
     rounds: int = arg("rounds in all")
@@ -201,6 +234,14 @@ class RoundReport:
     peers: int = arg("peers connected")
     seconds: float = arg("how long the round took")
     baselines: Baselines | None = arg("in the first item of a stream; else null")
+    run: Id = arg("run block id")
+    learners: int = arg("learners that had a seat in the round")
+    parts: list[LearnerPart] = arg(
+        "what they had in it; of more than 64, those that missed or learnt most"
+    )
+    takeovers: list[Takeover] = arg("updates that another rank published")
+    tokens_per_s: float | None = arg("tokens of all learners over the round's time")
+    under_way: UnderWay | None = arg("null: the round is closed")
 
 
 @record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import trio
 
@@ -13,12 +13,13 @@ from blyan_proto.rpc import train as spec
 from blyan_tile.baselines import baselines
 from blyand.compute import Threads
 from blyand.errors import Unavailable
-from blyand.net.identity import peer_id_of
-from blyand.rules.records import GROUPS, NODES, RUNS, RunRecord
+from blyand.rpc.reports import before_first, finite, names_of, report_of
+from blyand.rules.records import GROUPS, RUNS, RunRecord
 from blyand.rules.view import View
 from blyand.store.rounds import Report
 from blyand.training.journal import Journal
 
+LIVE_S = 0.2  # between two looks at the round under way
 LOOK_S = 0.5  # what the journal does not tell of is looked at this often
 BEFORE_S = 20.0  # for the judgement before the first round
 SETTLE_S = 2.0  # for the journal to close the last round of a finished run
@@ -37,14 +38,19 @@ class Watching:
     lane: Threads
     peers: Callable[[], int]  # connected now
     is_paused: Callable[[], bool]  # learning is stopped on this node
+    doing: Callable[[], str] = lambda: ""  # in training, in a sentence
     known: dict[bytes, spec.Baselines | None] = field(default_factory=dict)
 
 
 Emit = Callable[[spec.RoundReport], Awaitable[None]]
 
 
-async def follow(watching: Watching, run: bytes, emit: Emit) -> spec.Watched:
+async def follow(
+    watching: Watching, run: bytes, emit: Emit, live: bool = False
+) -> spec.Watched:
     """Emit the state before the run, then every round, until the run has ended.
+
+    With `live` also the round under way, whenever something of it changed.
 
     It also ends when this node stops learning meanwhile. A round waits for its held-out
     loss only while that is still to come.
@@ -53,6 +59,7 @@ async def follow(watching: Watching, run: bytes, emit: Emit) -> spec.Watched:
     learnt = not watching.is_paused()
     await emit(await _first(watching, _record(watching, run)))
     shown, ended, outcome = 0, math.inf, "finished"
+    last: spec.RoundReport | None = None
     while True:
         record, now = _record(watching, run), trio.current_time()
         if record.finished:
@@ -62,7 +69,8 @@ async def follow(watching: Watching, run: bytes, emit: Emit) -> spec.Watched:
         is_late = now - ended > patience_s
         due = due_reports(journal, record, shown, wait=not is_late)
         for report in due:
-            await emit(report_of(watching.view(), report, watching.peers()))
+            names = names_of(watching.view(), record)
+            await emit(report_of(names, report, watching.peers()))
             shown = report.round + 1
         if due:
             continue
@@ -72,6 +80,13 @@ async def follow(watching: Watching, run: bytes, emit: Emit) -> spec.Watched:
         if learnt and watching.is_paused():
             outcome = "stopped"
             break
+        if live and not record.finished:
+            now_known = _under_way(watching, record)
+            if now_known != last:
+                await emit(now_known)
+                last = now_known
+                await trio.sleep(LIVE_S)
+                continue
         with trio.move_on_after(LOOK_S):
             await journal.changed()
     reports = journal.reports(run)
@@ -106,32 +121,6 @@ def due_reports(
     return due
 
 
-def report_of(view: View, report: Report, peers: int) -> spec.RoundReport:
-    """Return a closed round as declared; callers count rounds from 1."""
-    up, whole = report.bytes_up, report.float32_bytes
-    primaries = [
-        spec.PrimaryCount(peer_id=peer_id_of(node.key), groups=one.groups)
-        for one in report.primaries
-        if (node := NODES.get(view, one.account)) is not None
-    ]
-    return spec.RoundReport(
-        round=report.round + 1,
-        rounds=report.rounds,
-        train_loss=_finite(report.train_loss),
-        held_out_loss=_finite(report.held_out_loss),
-        tokens=report.tokens,
-        bytes_up=up,
-        bytes_down=report.bytes_down,
-        compression_ratio=whole / up if whole and up else None,
-        primaries=primaries,
-        contributions=report.contributions,
-        blocks=report.blocks,
-        peers=peers,
-        seconds=report.seconds,
-        baselines=None,
-    )
-
-
 async def _first(watching: Watching, record: RunRecord) -> spec.RoundReport:
     """Return round 0: what simple models reach, and the loss before the first round."""
     journal = watching.journal
@@ -139,21 +128,26 @@ async def _first(watching: Watching, record: RunRecord) -> spec.RoundReport:
     with trio.move_on_after(BEFORE_S):
         while journal.awaits(_record(watching, record.id), None):
             await journal.changed()
-    return spec.RoundReport(
-        round=0,
-        rounds=record.run.rounds,
-        train_loss=None,
-        held_out_loss=_finite(journal.before(record.id)),
-        tokens=0,
-        bytes_up=0,
-        bytes_down=0,
-        compression_ratio=None,
-        primaries=[],
-        contributions=0,
-        blocks=0,
-        peers=watching.peers(),
-        seconds=0.0,
-        baselines=simple,
+    blank = before_first(record.id, record.run.rounds, watching.peers())
+    loss = finite(journal.before(record.id))
+    return replace(blank, baselines=simple, held_out_loss=loss)
+
+
+def _under_way(watching: Watching, record: RunRecord) -> spec.RoundReport:
+    """Return what is known of the round that this node is at."""
+    step = watching.journal.step_now
+    rounds, doing = record.run.rounds, watching.doing()
+    blank = before_first(record.id, rounds, watching.peers())
+    if step is not None:
+        doing = f"training, {step.note}"
+    return replace(
+        blank,
+        round=min(rounds, (step.round if step else record.closed) + 1),
+        under_way=spec.UnderWay(
+            doing=doing,
+            step=step.done if step else None,
+            steps=step.total if step else None,
+        ),
     )
 
 
@@ -187,7 +181,3 @@ def _record(watching: Watching, run: bytes) -> RunRecord:
     if record is None:
         raise Unavailable("the run is no longer in the state; it is executed again")
     return record
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

@@ -121,7 +121,7 @@ def bind(
     @answers(spec.watch)
     async def watch(params: spec.Watch, emit: Emit) -> spec.Watched:
         record = run_called(ordering.view, params.run, ordering.place_of)
-        return await follow(watching, record.id, emit)
+        return await follow(watching, record.id, emit, params.live)
 
 
 def open_run(view: View) -> RunRecord | None:

@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import trio
@@ -40,6 +41,16 @@ logger = logging.getLogger(__name__)
 AGAIN_S = 1.0  # until a judgement that peers could not help with is tried again
 ATTEMPTS = 60  # at the last round of a run
 BLOBS = "/blyan/blobs/1"
+
+
+class Step(NamedTuple):
+    """How far the inner steps of a round are on this node."""
+
+    round: int
+    done: int
+    total: int
+    note: str
+
 
 Evaluate = Callable[[Pinned, np.ndarray, int], Awaitable[float]]
 
@@ -88,13 +99,13 @@ class Journal:
         self._judged: dict[bytes, int] = {}  # run -> newest round judged
         self._judging: tuple[bytes, int | None] | None = None
         self._followed: set[bytes] = set()  # runs that were open since the start
-        self.progress = ""  # of the inner steps under way
+        self.step_now: Step | None = None  # of the inner steps under way
 
     # What others tell
 
     def step(self, round: int, done: int, total: int, note: str) -> None:
         """An inner step of the round under way is done."""
-        self.progress = f"round {round}: step {done} of {total}, {note}"
+        self.step_now = Step(round, done, total, note)
         self._notify()
 
     def trained(
@@ -110,6 +121,7 @@ class Journal:
         for known in self.all_reports(run):
             if known.shares:  # those of the newest round are asked for
                 self._reports[run, known.round] = replace(known, shares=())
+        self.step_now = None
         self._set(
             run,
             round,

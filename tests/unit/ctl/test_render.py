@@ -114,6 +114,7 @@ def report(round: int, **more: object) -> dict[str, object]:
         "peers": 3,
         "seconds": 4.5,
         "baselines": None,
+        "under_way": None,
         **more,
     }
 

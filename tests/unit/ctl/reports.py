@@ -1,0 +1,81 @@
+"""Made items of `train watch`: a run of six learners, of which one is slow."""
+
+import math
+from typing import Any
+
+PEERS = [f"16Uiu2HAm{number:04d}PeerNumber{number:04d}" for number in range(6)]
+ROUNDS = 60
+SLOW, HEIR = 4, 1
+
+
+def blank(round: int, **more: Any) -> dict[str, Any]:
+    """Return an item of which nothing is known but `more`."""
+    return {
+        "round": round,
+        "rounds": ROUNDS,
+        "train_loss": None,
+        "held_out_loss": None,
+        "tokens": 0,
+        "bytes_up": 0,
+        "bytes_down": 0,
+        "compression_ratio": None,
+        "primaries": [],
+        "contributions": 0,
+        "blocks": 0,
+        "peers": 5,
+        "seconds": 0.0,
+        "baselines": None,
+        "run": "3f" * 32,
+        "learners": 0,
+        "parts": [],
+        "takeovers": [],
+        "tokens_per_s": None,
+        "under_way": None,
+        **more,
+    }
+
+
+def stream(count: int) -> list[dict[str, Any]]:
+    """Return what `train watch --live` tells of a run with `count` closed rounds."""
+    simple = {"unigram": 3.31, "bigram": 2.52, "trigram": 2.04, "lzma": 1.52}
+    items = [blank(0, held_out_loss=5.545, baselines=simple)]
+    items += [closed(round) for round in range(1, count + 1)]
+    doing = {"doing": "training, loss 1.71", "step": 13, "steps": 20}
+    return [*items, blank(count + 1, under_way=doing)]
+
+
+def closed(round: int) -> dict[str, Any]:
+    """Return a closed round."""
+    loss, slow = 1.5 + 4 * math.exp(-round / 7), round % 4 == 0
+    seconds = 14.0 if slow else 6.0 + round % 3
+    parts = [
+        {
+            "peer_id": peer,
+            "tokens": 20_480,
+            "listed": 11,
+            "missed": 3 if number == SLOW and slow else 0,
+            "clipped": 1 if number == 2 and round % 7 == 0 else 0,
+        }
+        for number, peer in enumerate(PEERS)
+    ]
+    taken = [
+        {"group": f"layer{layer}.trunk", "rank": 1, "peer_id": PEERS[HEIR]}
+        for layer in range(2)
+    ]
+    return blank(
+        round,
+        train_loss=loss + 0.1,
+        held_out_loss=loss if round % 2 else None,
+        tokens=6 * 20_480,
+        bytes_up=600_000 + 1000 * round,
+        bytes_down=3_600_000,
+        compression_ratio=64.2,
+        primaries=[{"peer_id": p, "groups": 3 - n % 3} for n, p in enumerate(PEERS)],
+        contributions=66,
+        blocks=16,
+        seconds=seconds,
+        learners=6,
+        parts=sorted(parts, key=lambda part: -part["missed"]),
+        takeovers=taken if round in (9, 22) else [],
+        tokens_per_s=6 * 20_480 / seconds,
+    )
