@@ -44,4 +44,6 @@ def build_inspector(
         functools.partial(fetcher.get, durable=False),
         models.holder.uses,
     )
-    return Inspector(base.key.account, lambda: replica.view, audit, base.events)
+    return Inspector(
+        base.key, base.genesis.id, lambda: replica.view, audit, base.events
+    )

@@ -32,10 +32,10 @@ from blyand.finality.voter import Surroundings, Voter
 from blyand.foundation import Base
 from blyand.hosting import copying, hosting
 from blyand.language import Language
+from blyand.learning import build_learner
 from blyand.neighbours import Neighbours
 from blyand.protocols import blobs as blobs_ends
 from blyand.protocols import cosign as cosign_ends
-from blyand.protocols import delta as delta_ends
 from blyand.protocols.expert import Client as ExpertClient
 from blyand.protocols.fetch import Fetcher
 from blyand.protocols.span import Client as SpanClient
@@ -47,14 +47,12 @@ from blyand.rules.verdict import Reject
 from blyand.rules.view import View
 from blyand.training.cosign import Cosigner, Ranks
 from blyand.training.crew import Crew
-from blyand.training.delivery import Delivery, Reach
 from blyand.training.doubting import Doubting
 from blyand.training.holder import Holder
 from blyand.training.journal import Journal
 from blyand.training.judge import Judge
 from blyand.training.keeping import Keeping
 from blyand.training.learner import Learner
-from blyand.training.logbook import Logbook
 from blyand.training.primary import Primary
 from blyand.training.receipting import Receipting
 from blyand.training.waiting import Blocks
@@ -216,27 +214,8 @@ def build_models(
         replica.peer_of,
         base.events,
     )
-    reach = Reach(
-        push=keeping.pushing(delta_ends.Client(base.host, base.genesis.id).push),
-        take=primary.take,
-        peer_of=replica.peer_of,
-        is_connected=lambda peer: peer in base.meeting.peers,
-    )
-    learner = Learner(
-        base.key.account,
-        view,
-        whole,
-        holder,
-        stores.blobs,
-        trainer,
-        Delivery(base.key, base.genesis.id, holder, reach, journal),
-        fetcher.get,
-        base.events,
-        journal,
-        base.home.residuals,
-        choose_device(base.config.compute.device),
-        base.threads,
-        Logbook(base.home.podl, base.key, base.genesis.id, base.disk_lane),
+    learner = build_learner(
+        base, replica, holder, primary, journal, keeping, whole, fetcher, trainer
     )
     judge = Judge(
         base.key_in,

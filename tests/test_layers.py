@@ -33,6 +33,7 @@ LEVELS = {
             "auditing",
             "foundation",
             "hosting",
+            "learning",
             "neighbours",
             "bindings",
             "endpoints",

@@ -15,9 +15,11 @@ import trio
 
 from blyan_proto.errors import ProtocolError
 from blyan_proto.protocols.delta import Bundle, EntryVerdict, Receipt, Verdict
+from blyan_proto.signing import SigningKey
 from blyan_proto.types import Role
 from blyand.errors import ComputeFault, Unavailable
 from blyand.events import Broadcast, CheckpointFinalised
+from blyand.protocols.delta import signed_receipt
 from blyand.rules.model import audit as rules
 from blyand.rules.model.audit import Finding
 from blyand.rules.model.places import open_runs
@@ -37,12 +39,15 @@ class Inspector:
 
     def __init__(
         self,
-        account: bytes,
+        key: SigningKey,
+        network: bytes,
         view: Callable[[], View],
         audit: Audit,
         events: Broadcast,
     ) -> None:
-        self._account = account
+        self._key = key
+        self._network = network
+        self._account = key.account
         self._view = view
         self.audit = audit
         self._events = events
@@ -61,10 +66,10 @@ class Inspector:
             manifest = bundle.manifest
             if not self.refuses(manifest.learner):
                 return await take(bundle)
-            verdicts = (
+            verdicts = [
                 EntryVerdict(entry.group, Verdict.REFUSED) for entry in manifest.entries
-            )
-            return Receipt(manifest.run, manifest.round, tuple(verdicts))
+            ]
+            return signed_receipt(self._key, self._network, manifest, verdicts)
 
         return admitted
 

@@ -35,12 +35,15 @@ from blyan_proto.signing import Purpose, SigningKey
 from blyan_tile.learner import learn
 from blyan_tile.reexecution import RepeatJob, repeat
 from blyand.errors import NotHere
+from blyand.protocols.delta import signed_receipt
 from blyand.rules.model.audit import Finding
 from blyand.training.audit import Audit, Logs, Report
 from blyand.training.inspector import Inspector
 from tests.sim.network import InlineLane, until
 from tests.sim.training import Training, simulate
 from tests.sim.training_node import TrainNode
+
+KEY = SigningKey(b"k" * 32)  # of a node that takes deltas
 
 STEPS = 2  # of a round
 Change = Callable[[LogStatement, tuple[LoggedStep, ...]], Any]
@@ -76,7 +79,7 @@ def auditor_on(node: TrainNode, ask: Any = None) -> Inspector:
         node.fetcher.get,
         node.holder.uses,
     )
-    return Inspector(node.key.account, view, audit, node.events)
+    return Inspector(node.key, node.genesis.id, view, audit, node.events)
 
 
 def lying(node: TrainNode, change: Change, key: SigningKey | None = None) -> Any:
@@ -211,7 +214,8 @@ def test_who_is_certainly_false_is_refused_for_a_day_and_the_far_one_is_not() ->
 
     async def take(bundle: Bundle) -> Receipt:
         await trio.lowlevel.checkpoint()
-        return Receipt(bytes(32), 0, (EntryVerdict(1, Verdict.TAKEN),))
+        verdicts = [EntryVerdict(1, Verdict.TAKEN)]
+        return signed_receipt(KEY, bytes(32), bundle.manifest, verdicts)
 
     def bundle_of(learner: bytes) -> Bundle:
         manifest = Manifest(
@@ -221,7 +225,7 @@ def test_who_is_certainly_false_is_refused_for_a_day_and_the_far_one_is_not() ->
 
     async def main() -> None:
         inspector = Inspector(
-            b"m" * 20, None, SimpleNamespace(), None  # type: ignore[arg-type]
+            KEY, bytes(32), None, SimpleNamespace(), None  # type: ignore[arg-type]
         )
         admitted = inspector.admitting(take)
 
@@ -230,10 +234,10 @@ def test_who_is_certainly_false_is_refused_for_a_day_and_the_far_one_is_not() ->
 
         inspector.note(far, Report(Finding.FAR, "", 2, 2, 10**6, repeated=2))
         inspector.note(liar, Report(Finding.ABSENT, "", 0, 0, 0))
-        inspector.note(b"m" * 20, Report(Finding.ABSENT, "", 0, 0, 0))
+        inspector.note(KEY.account, Report(Finding.ABSENT, "", 0, 0, 0))
         assert await verdict(far) is Verdict.TAKEN
         assert await verdict(liar) is Verdict.REFUSED
-        assert await verdict(b"m" * 20) is Verdict.TAKEN  # this node itself
+        assert await verdict(KEY.account) is Verdict.TAKEN  # this node itself
         await trio.sleep(24 * 3600 + 1)
         assert await verdict(liar) is Verdict.TAKEN
 
