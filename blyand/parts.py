@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from blyan_proto import topics
 from blyan_proto.block.block import Block
-from blyan_proto.checkpoint import BlobReceipt, Receipts
-from blyan_proto.codec import encode
 from blyan_proto.protocols.expert import Numerics
 from blyan_proto.signing import SigningKey
 from blyan_proto.validators import ValidatorSet
@@ -41,7 +39,7 @@ from blyand.protocols.fetch import Fetcher
 from blyand.protocols.span import Client as SpanClient
 from blyand.protocols.uploads import Uploads
 from blyand.protocols.votes import Mesh
-from blyand.replica import Replica
+from blyand.replica import Replica, give_receipt
 from blyand.rules.net.uploads import UploadLimits
 from blyand.rules.verdict import Reject
 from blyand.rules.view import View
@@ -210,7 +208,7 @@ def build_models(
         replica.pool.__contains__,
         fetcher,
         replica.receipts.of,
-        functools.partial(_give_receipt, base, replica),
+        functools.partial(give_receipt, base, replica),
         replica.peer_of,
         base.events,
     )
@@ -227,11 +225,6 @@ def build_models(
     )
     parts = (journal, primary, cosigner, receipting, doubting, judge, learner)
     return Models(language, holder, serving, *parts, hardware, replication)
-
-
-async def _give_receipt(base: Base, replica: Replica, receipt: BlobReceipt) -> None:
-    replica.receipts.put(receipt)
-    await base.host.gossip.publish(topics.RECEIPT, encode(Receipts((receipt,))))
 
 
 def _serving(

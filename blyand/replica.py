@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 from blyan_proto import topics
 from blyan_proto.block.block import Block
-from blyan_proto.checkpoint import FinalCheckpoint
+from blyan_proto.checkpoint import BlobReceipt, FinalCheckpoint
+from blyan_proto.checkpoint import Receipts as Message
+from blyan_proto.codec import encode
 from blyand.chain.author import Author
 from blyand.chain.follow import Follower
 from blyand.chain.intake import Intake, Sources
@@ -164,3 +166,10 @@ def build_replica(base: Base) -> Replica:
         base.stores.history,
         receipts,
     )
+
+
+async def give_receipt(base: Base, replica: Replica, receipt: BlobReceipt) -> None:
+    """Let everybody know that a blob is here."""
+    replica.receipts.put(receipt)
+    raw = encode(Message((receipt,)))
+    await base.host.gossip.publish(topics.RECEIPT, raw)
