@@ -79,7 +79,7 @@ class Holder:
         self._replay = Replay(
             blocks, blobs, fetcher, lane, self._trails, peer_of, doubt
         )
-        self._waiting = Waiting(blocks)
+        self._waiting = Waiting(blocks, liveness_ms)
         self._held: dict[bytes, frozenset[int]] = {}
         self._followed: dict[Key, GroupRecord] = {}  # up to date with this record
         self._running: set[Key] = set()

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING = 64  # updates of one group
 EXCUSED_S = 600.0  # longest that an anchor ahead of us excuses an update: it may lie
-PASSED_OVER = 16  # checkpoints without an update, and the run's deadline: it is dead
+PASSED_OVER = 16  # checkpoints without an update, and a while: it is dead
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class _Waiting:
 class Waiting:
     """The pending updates of each group."""
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(self, blocks: Blocks, liveness_ms: int) -> None:
         self._blocks = blocks
+        self._liveness_ms = liveness_ms
         self._known: dict[Key, dict[bytes, _Waiting]] = {}
 
     def note(self, block: Block) -> bool:
@@ -136,7 +137,8 @@ class Waiting:
         if clock.height - one.since.height < PASSED_OVER:
             return False
         record = RUNS.get(self._blocks.view(), one.block.content.run)
-        waited_ms = clock.time_ms - one.since.time_ms
+        # What a dead holder has not receipted waits until state knows that it is dead.
+        waited_ms = clock.time_ms - one.since.time_ms - self._liveness_ms
         return record is None or waited_ms > record.run.deadline_ms
 
     def _clock(self) -> Clock:

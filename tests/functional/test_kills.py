@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 
 import pytest
 
 from tests.functional.harness import Daemon, Network, wait_for
+from tests.functional.killing import train_and_kill
 
 pytestmark = pytest.mark.functional
 
@@ -56,6 +58,14 @@ def test_damaged_blobs_are_noticed_and_fetched_again(net: Network):
 
     # A checkpoint may adopt the last round between two of the calls.
     wait_for(agree, "all nodes give one answer")
+
+
+def test_ten_rounds_with_kills_leave_the_same_bytes_everywhere(net: Network):
+    killed = train_and_kill(net, 10, every=2, rng=random.Random(1), deadline_s=2.0)
+    assert len(killed) == 4
+    for node in net.nodes:
+        told = node.call("chain.verify")
+        assert told["sound"], told["problems"][:10]
 
 
 def closed(node: Daemon) -> int:

@@ -19,6 +19,8 @@ from blyand.rules.records import (
 from blyand.rules.trust.slashing import is_banned
 from blyand.rules.view import Overlay, View
 
+FORGOTTEN = 8  # deadlines; after half of them a rank's signature alone would have done
+
 
 def is_live(node: Node, now_ms: int, liveness_ms: int) -> bool:
     """True when a node's last heartbeat is young enough, in chain time (DEC-A8)."""
@@ -70,21 +72,35 @@ def next_round(group: Group, run: bytes) -> int:
 
 
 def stuck_rounds(view: View, record: RunRecord, liveness_ms: int) -> list[int]:
-    """Return the open rounds in which no rank of some group is alive, but a holder is.
+    """Return the open rounds in which no rank of some group can move it any more.
 
-    A group that nobody alive holds is not among them: another schedule cannot help it.
+    None of them is alive, but a holder is: of a group that nobody alive holds another
+    schedule cannot help. Or they live and have promised heads that came to nothing, one
+    for each lease: then other groups went on, and stand still for FORGOTTEN deadlines.
     """
     live = {
         seat.account: seat for seat in live_seats(view, record.run.model, liveness_ms)
     }
+    groups = list(GROUPS.scan(view, record.run.model))
+    rounds = {group.group: next_round(group, record.id) for group in groups}
     stuck = set()
-    for group in GROUPS.scan(view, record.run.model):
-        round = next_round(group, record.id)
+    for group in groups:
+        round = rounds[group.group]
         schedule = SCHEDULES.get(view, record.id, round)
         if schedule is None:
             continue
         if any(seat.account in live for seat in ranks(schedule, group.group)):
-            continue
-        if any(holds(seat, group.group) for seat in live.values()):
+            if round < max(rounds.values()) and _are_mute(view, record, schedule):
+                stuck.add(round)
+        elif any(holds(seat, group.group) for seat in live.values()):
             stuck.add(round)
     return sorted(stuck)
+
+
+def _are_mute(view: View, record: RunRecord, schedule: Schedule) -> bool:
+    """True when nothing of a run has moved for long, under the lease of a late group."""
+    clock = CLOCK.get(view)
+    assert clock is not None
+    moved_ms = max(group.moved_ms for group in GROUPS.scan(view, record.run.model))
+    waited_ms = clock.time_ms - max(schedule.opened_ms, moved_ms)
+    return waited_ms > FORGOTTEN * record.run.deadline_ms

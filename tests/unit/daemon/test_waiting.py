@@ -48,7 +48,7 @@ def update(id: bytes, parent: bytes, anchor: int = 0) -> Any:
 def test_what_many_checkpoints_passed_over_is_given_up_with_what_stands_on_it():
     async def main() -> None:
         chain = Chain()
-        waits = Waiting(chain.blocks)
+        waits = Waiting(chain.blocks, 0)
         assert waits.note(update(b"a", b"head"))
         assert not waits.note(update(b"a", b"head")), "known"
         chain.at(PASSED_OVER - 1)
@@ -67,7 +67,7 @@ def test_what_many_checkpoints_passed_over_is_given_up_with_what_stands_on_it():
 def test_a_node_that_is_behind_gives_up_nothing_that_is_newer():
     async def main() -> None:
         chain = Chain()
-        waits = Waiting(chain.blocks)
+        waits = Waiting(chain.blocks, 0)
         waits.note(update(b"a", b"head", anchor=100))
         for height in (40, 99, 100, 99 + PASSED_OVER - 1):
             chain.at(height)
@@ -83,7 +83,7 @@ def test_a_node_that_is_behind_gives_up_nothing_that_is_newer():
 def test_an_anchor_that_never_comes_is_no_excuse_for_ever():
     async def main() -> None:
         chain = Chain()
-        waits = Waiting(chain.blocks)
+        waits = Waiting(chain.blocks, 0)
         waits.note(update(b"a", b"head", anchor=1 << 40))
         chain.at(PASSED_OVER)
         waits.sweep(KEY)
@@ -98,7 +98,7 @@ def test_an_anchor_that_never_comes_is_no_excuse_for_ever():
 
 def test_updates_of_a_group_are_bounded(monkeypatch):
     async def main() -> None:
-        waits = Waiting(Chain().blocks)
+        waits = Waiting(Chain().blocks, 0)
         for number in range(5):
             waits.note(update(bytes([number]), b"head"))
         assert [block.id for block in waits.after(KEY, b"head")] == [b"\3", b"\4"]
