@@ -164,6 +164,7 @@ class Codec(enum.IntEnum):
     SC = 3
     Q = 4
     ROWS = 5
+    LRC = 6
 
 
 @message

@@ -21,7 +21,8 @@ _FORMS = {
     Codec.LR4: f"LR4:RANK with a rank of 1 to {MAX_RANK}",
     Codec.SC: f"SC:KEPT/BITS with 1 to {MAX_KEPT} kept of 4096 and 1 or 2 bits a value",
     Codec.Q: "Q:BITS with 1, 2, 4 or 8 bits",
-    Codec.ROWS: "ROWS:LR4/RANK or ROWS:Q/BITS",
+    Codec.ROWS: "ROWS:LR4/RANK, ROWS:LRC/RANK or ROWS:Q/BITS",
+    Codec.LRC: f"LRC:RANK with the rank of 1 to {MAX_RANK} whose bytes LR4 takes",
 }
 
 
@@ -56,7 +57,7 @@ def check(codec: Codec, setting: int) -> None:
 
 
 def _is_setting(codec: Codec, setting: int) -> bool:
-    if codec is Codec.LR4:
+    if codec in (Codec.LR4, Codec.LRC):
         return 1 <= setting <= MAX_RANK
     if codec is Codec.SC:
         kept, bits = sparse_parts(setting)
@@ -65,7 +66,9 @@ def _is_setting(codec: Codec, setting: int) -> bool:
         return setting in Q_BITS
     if codec is Codec.ROWS:
         inside = setting >> 8
-        return inside in (Codec.LR4, Codec.Q) and _is_setting(*rows_parts(setting))
+        return inside in (Codec.LR4, Codec.LRC, Codec.Q) and _is_setting(
+            *rows_parts(setting)
+        )
     return setting == 0
 
 
@@ -81,7 +84,7 @@ def parse(text: str) -> tuple[Codec, int]:
     elif codec is Codec.SC and len(numbers) in (1, 2):
         bits = _number(numbers[1], text) if len(numbers) == 2 else 2
         setting = sparse(min(_number(numbers[0], text), 0xFFF), bits)
-    elif codec in (Codec.LR4, Codec.Q) and len(numbers) == 1:
+    elif codec in (Codec.LR4, Codec.LRC, Codec.Q) and len(numbers) == 1:
         setting = _number(numbers[0], text)
     else:
         raise ValueError(f"{text!r} is no codec setting; write {_FORMS[codec]}")

@@ -6,33 +6,37 @@ import numpy as np
 
 from blyan_proto.errors import DecodeError
 
+Widths = int | np.ndarray  # one for all fields, or one for each
 
-def packed(values: np.ndarray, width: int) -> bytes:
-    """Return unsigned `values` below 2^width as fields of `width` (0..16) bits."""
-    if not width:
-        return b""
-    pairs = np.ascontiguousarray(values, "<u2").view(np.uint8).reshape(-1, 2)
-    bits = np.unpackbits(pairs, axis=1, count=width, bitorder="little")
+
+def packed(values: np.ndarray, widths: Widths) -> bytes:
+    """Return integers as fields; what does not fit its width is cut off."""
+    each = np.broadcast_to(widths, values.shape)
+    starts = np.cumsum(each) - each
+    bits = np.zeros(int(each.sum()), np.uint8)
+    for place in range(int(each.max(initial=0))):
+        wide = each > place
+        bits[starts[wide] + place] = values[wide] >> place & 1
     return np.packbits(bits, bitorder="little").tobytes()
 
 
 def packed_bytes(count: int, width: int) -> int:
-    """Return how many bytes `count` fields take."""
+    """Return how many bytes `count` fields of `width` bits take."""
     return (count * width + 7) // 8
 
 
-def unpacked(raw: memoryview, count: int, width: int) -> np.ndarray:
-    """Return `count` fields of `width` (0..16) bits, uint16. DecodeError for padding.
+def unpacked(raw: memoryview, count: int, widths: Widths) -> np.ndarray:
+    """Return `count` fields, int64. DecodeError for padding.
 
-    `raw` has exactly packed_bytes(count, width).
+    `raw` has exactly the bytes that they take.
     """
+    each = np.broadcast_to(widths, (count,))
+    starts = np.cumsum(each) - each
     bits = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little")
-    used = count * width
-    if bits[used:].any():
+    if bits[int(each.sum()) :].any():
         raise DecodeError("padding is not zero")
-    pairs = np.packbits(
-        bits[:used].reshape(count, width), axis=1, bitorder="little"
-    )  # (count, 0, 1 or 2)
-    whole = np.zeros((count, 2), np.uint8)
-    whole[:, : pairs.shape[1]] = pairs
-    return whole.view("<u2")[:, 0]
+    values = np.zeros(count, np.int64)
+    for place in range(int(each.max(initial=0))):
+        wide = each > place
+        values[wide] |= bits[starts[wide] + place].astype(np.int64) << place
+    return values

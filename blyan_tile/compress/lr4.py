@@ -62,7 +62,7 @@ def encode(
         m, n = x.shape
         empty = np.zeros((m, rank), np.int8), np.zeros((n, rank), np.int8)
         return _pack(0, np.zeros(rank, np.uint8), *empty), warm
-    basis = _basis(y, rank, warm)
+    basis = basis_of(y, rank, warm)
     p = _quantised(basis, _best_steps(basis))
     right = _solve(p, y)  # (n, r) float32, the least-squares partner of p
     scales, steps, exponent = scales_of(_best_steps(right), lift, least=1)
@@ -71,7 +71,7 @@ def encode(
     return _pack(exponent, scales, p, q), right
 
 
-def _basis(x: np.ndarray, rank: int, warm: np.ndarray | None) -> np.ndarray:
+def basis_of(x: np.ndarray, rank: int, warm: np.ndarray | None) -> np.ndarray:
     """Return an orthonormal (m, r) basis near the top left singular vectors."""
     n = x.shape[1]
     if warm is None or warm.shape != (n, rank) or not np.isfinite(warm).all():

@@ -1,6 +1,7 @@
-"""Ascending positions as Rice-coded gaps: `low` bits of each plainly, the rest unary.
+"""Rice codes: the `low` bits of a number plainly, the rest of it in unary.
 
 The unary parts stand together behind all low parts, so both are read as whole arrays.
+Positions in ascending order are sent as the gaps between them.
 """
 
 from __future__ import annotations
@@ -8,9 +9,34 @@ from __future__ import annotations
 import numpy as np
 
 from blyan_proto.errors import DecodeError
-from blyan_tile.compress.bits import packed, packed_bytes, unpacked
+from blyan_tile.compress.bits import Widths, packed, packed_bytes, unpacked
 
 MAX_LOW = 12
+
+
+def written(numbers: np.ndarray, lows: Widths) -> tuple[bytes, bytes]:
+    """Return (low parts, unary parts) of numbers that are not negative."""
+    ends = np.cumsum((numbers >> lows) + 1)
+    unary = np.zeros(int(ends[-1]), np.uint8)
+    unary[ends - 1] = 1
+    return packed(numbers, lows), np.packbits(unary, bitorder="little").tobytes()
+
+
+def read(
+    low_parts: memoryview, unary: memoryview, count: int, lows: Widths
+) -> np.ndarray:
+    """Return `count` numbers, at least one, int64. DecodeError.
+
+    `low_parts` has exactly its bytes; `unary` is what the caller bounded.
+    """
+    ones = np.flatnonzero(
+        np.unpackbits(np.frombuffer(unary, np.uint8), bitorder="little")
+    )
+    if len(ones) != count or ones[-1] // 8 != len(unary) - 1:
+        raise DecodeError(f"{len(ones)} numbers in {len(unary)} bytes, not {count}")
+    numbers: np.ndarray = (np.diff(ones, prepend=-1) - 1) << lows
+    numbers += unpacked(low_parts, count, lows)
+    return numbers
 
 
 def most_bytes(count: int, total: int) -> int:
@@ -32,11 +58,7 @@ def encode(positions: np.ndarray, total: int) -> tuple[int, bytes, bytes]:
     usual = _usual_low(len(gaps), total)
     lows = range(max(usual - 2, 0), min(usual + 2, MAX_LOW) + 1)
     low = min(lows, key=lambda low: _bytes(gaps, low))
-    ends = np.cumsum((gaps >> low) + 1)
-    unary = np.zeros(int(ends[-1]), np.uint8)
-    unary[ends - 1] = 1
-    tail = np.packbits(unary, bitorder="little").tobytes()
-    return low, packed(gaps & ((1 << low) - 1), low), tail
+    return low, *written(gaps, low)
 
 
 def _bytes(gaps: np.ndarray, low: int) -> int:
@@ -47,17 +69,8 @@ def _bytes(gaps: np.ndarray, low: int) -> int:
 def decode(
     low: int, low_parts: memoryview, unary: memoryview, count: int, total: int
 ) -> np.ndarray:
-    """Return `count` ascending positions below `total`, int64. DecodeError.
-
-    `low_parts` has packed_bytes(count, low); `unary` is what the caller bounded.
-    """
-    ones = np.flatnonzero(
-        np.unpackbits(np.frombuffer(unary, np.uint8), bitorder="little")
-    )
-    if len(ones) != count or ones[-1] // 8 != len(unary) - 1:
-        raise DecodeError(f"{len(ones)} positions in {len(unary)} bytes, not {count}")
-    quotients = np.diff(ones, prepend=-1) - 1
-    gaps = (quotients << low) + unpacked(low_parts, count, low)
+    """Return `count` ascending positions below `total`, int64. Errors as `read`."""
+    gaps = read(low_parts, unary, count, low)
     positions: np.ndarray = np.cumsum(gaps + 1) - 1
     if positions[-1] >= total:
         raise DecodeError(f"position {positions[-1]} of {total}")

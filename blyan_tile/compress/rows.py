@@ -13,12 +13,12 @@ import numpy as np
 from blyan_proto.block.model import Codec
 from blyan_proto.block.sending import check, rows_parts
 from blyan_proto.errors import DecodeError
-from blyan_tile.compress import lr4, q
+from blyan_tile.compress import lr4, lrc, q
 from blyan_tile.compress.exponent import lifted
 from blyan_tile.compress.scheme import Scheme
 
 _HEADER = struct.Struct("<BH")  # codec, setting
-_INSIDE = {Codec.LR4: lr4.SCHEME, Codec.Q: q.SCHEME}
+_INSIDE = {Codec.LR4: lr4.SCHEME, Codec.LRC: lrc.SCHEME, Codec.Q: q.SCHEME}
 # Of the squared norm of a typical row: less is decay alone, which waits in the residual
 # until it has grown to this.
 _LEAST = 1 / 16

@@ -9,7 +9,7 @@ import numpy as np
 from blyan_proto.block.model import Codec
 from blyan_proto.constants import MAX_TILE_ELEMENTS
 from blyan_proto.errors import DecodeError, LimitExceeded
-from blyan_tile.compress import dense, lr4, q, rows, sc
+from blyan_tile.compress import dense, lr4, lrc, q, rows, sc
 from blyan_tile.compress.scheme import Encoded, Scheme, Shape
 
 SCHEMES = {
@@ -18,6 +18,7 @@ SCHEMES = {
     Codec.SC: sc.SCHEME,
     Codec.Q: q.SCHEME,
     Codec.ROWS: rows.SCHEME,
+    Codec.LRC: lrc.SCHEME,
 }
 
 

@@ -37,10 +37,14 @@ from tests.bench import white_paper
 
 FORMS = (
     *("LR4:4", "LR4:8", "LR4:16", "LR4:32"),
+    *("LRC:4", "LRC:8", "LRC:16", "LRC:32"),
     *("SC:16/1", "SC:32/1", "SC:64/1", "SC:64/2", "SC:128/1", "SC:512/1"),
     *("Q:1", "Q:2", "Q:4", "Q:8", "DENSE"),
 )
-EMBEDDING = ("LR4:8", "ROWS:LR4/8", "Q:2", "ROWS:Q/2", "Q:4", "ROWS:Q/4", "DENSE")
+EMBEDDING = (
+    *("LR4:16", "ROWS:LR4/16", "LRC:16", "ROWS:LRC/16"),
+    *("Q:1", "ROWS:Q/1", "Q:2", "ROWS:Q/2", "DENSE"),
+)
 UNIT = 1 << 21
 Tiles = list[np.ndarray]
 Row = dict[str, float]  # kb, error, cosine, encode_ms, decode_ms

@@ -502,7 +502,7 @@ TARGETS: dict[str, Target] = {
         None,
         tuple(
             compress.encode(*sending.parse(form), TENSOR)[0]
-            for form in "DENSE LR4:4 SC:64/1 SC:900/2 Q:1 Q:8 ROWS:LR4/3 ROWS:Q/4".split()
+            for form in "DENSE LR4:4 SC:64/1 SC:900/2 Q:1 Q:8 LRC:9 ROWS:LR4/3 ROWS:Q/4".split()
         ),
     ),
     **{name: Target(*parts) for name, parts in agreement_targets.TARGETS.items()},

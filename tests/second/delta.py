@@ -69,13 +69,37 @@ def rows(setting: int, sent: Sequence[int], inside: bytes) -> bytes:
     return bytes((5, *setting.to_bytes(2, "little"))) + fields(sent, 1) + inside
 
 
+def lrc(
+    setting: int,
+    exponent: int,
+    scales: bytes,
+    lows: Sequence[tuple[int, int]],
+    factors: Sequence[tuple[list[int], list[int]]],
+) -> bytes:
+    """Write LRC: per component the low bits and the levels of p and of q."""
+    head = bytes((6, setting)) + two(exponent) + bytes((len(scales),)) + scales
+    head += bytes(one | other << 4 for one, other in lows)
+    low_parts, high, width, bits = 0, 0, 0, 0
+    for pair, levels in zip(lows, factors):
+        for low, side in zip(pair, levels):
+            for level in side:
+                number = 2 * level if level >= 0 else -2 * level - 1
+                low_parts |= number % 2**low << width
+                width += low
+                bits += number >> low
+                high |= 1 << bits
+                bits += 1
+    plain = low_parts.to_bytes((width + 7) // 8, "little")
+    return head + plain + high.to_bytes((bits + 7) // 8, "little")
+
+
 def two(exponent: int) -> bytes:
     return exponent.to_bytes(2, "little", signed=True)
 
 
 def read(raw: bytes, shape: tuple[int, int]) -> Values:
     """Return what any encoded matrix but a DENSE one means."""
-    return {2: _lr4, 3: _sc, 4: _q, 5: _rows}[raw[0]](raw, shape)
+    return {2: _lr4, 3: _sc, 4: _q, 5: _rows, 6: _lrc}[raw[0]](raw, shape)
 
 
 def _exponent(raw: bytes) -> int:
@@ -119,6 +143,33 @@ def _sc(raw: bytes, shape: tuple[int, int]) -> Values:
         magnitude = scales[position // 4096 * bits + value // 2]
         whole[position] = -magnitude if value % 2 else magnitude
     return whole, _exponent(raw[3:5])
+
+
+def _lrc(raw: bytes, shape: tuple[int, int]) -> Values:
+    (m, n), count = shape, raw[4]
+    scales, pairs = raw[5 : 5 + count], raw[5 + count : 5 + 2 * count]
+    widths = [low for pair in pairs for low in (pair % 16, pair // 16)]
+    bits = sum(widths[::2]) * m + sum(widths[1::2]) * n
+    start = 5 + 2 * count
+    plain = int.from_bytes(raw[start : start + (bits + 7) // 8], "little")
+    high = int.from_bytes(raw[start + (bits + 7) // 8 :], "little")
+    sides: list[list[int]] = []
+    for place, low in enumerate(widths):
+        sides.append([])
+        for _ in range(n if place % 2 else m):
+            zeros = (high & -high).bit_length() - 1
+            high >>= zeros + 1
+            number = zeros * 2**low + plain % 2**low
+            plain >>= low
+            level = -(number + 1) // 2 if number % 2 else number // 2
+            sides[-1].append(level)
+    assert not high and not plain
+    whole = [
+        sum(s * sides[2 * k][i] * sides[2 * k + 1][j] for k, s in enumerate(scales))
+        for i in range(m)
+        for j in range(n)
+    ]
+    return whole, _exponent(raw[2:4])
 
 
 def _q(raw: bytes, shape: tuple[int, int]) -> Values:

@@ -28,6 +28,11 @@ Q = {  # name -> shape, bits, exponent
     "q 40x33": ((40, 33), 8, 96),
     "q 16x40": ((16, 40), 1, -22),
 }
+LRC = (
+    ("lrc 1x1", (1, 1), 1, [(0, 1)], 0),
+    ("lrc 40x33", (40, 33), 5, [(3, 4), (2, 2), (1, 2), (0, 1), (0, 0)], -149),
+    ("lrc 9x130 nothing", (9, 130), 7, [], 96),
+)
 
 
 def stream(label: str, length: int) -> bytes:
@@ -73,10 +78,25 @@ def make_lr4(label: str, shape: tuple[int, int], rank: int, exponent: int) -> by
     return head + b"".join(delta.fields(one, 4) for one in nibbles)
 
 
+def make_lrc(shape: tuple[int, int], setting: int, lows: list, exponent: int) -> bytes:
+    """Components with levels of about 2^low, so that they take few bytes."""
+    factors = []
+    for place, pair in enumerate(lows):
+        sides = []
+        for at, (low, side) in enumerate(zip(pair, shape)):
+            some = numbers(f"lrc {shape} {place} {at}", side, 2 ** (low + 1) + 1)
+            sides.append([value - 2**low for value in some])
+        factors.append((sides[0], sides[1]))
+    scales = stream(f"lrc {shape} scales", len(lows))
+    return delta.lrc(setting, exponent, scales, lows, factors)
+
+
 def encoded() -> dict[str, tuple[tuple[int, int], bytes]]:
     """Return name -> (shape, bytes)."""
     made = {name: (parts[0], make_sc(name, *parts)) for name, parts in SC.items()}
     made |= {name: (parts[0], make_q(name, *parts)) for name, parts in Q.items()}
+    for name, shape, setting, lows, exponent in LRC:
+        made[name] = shape, make_lrc(shape, setting, lows, exponent)
     some = [1, 0, 0, 1, 1, 0, 0, 0, 0, 1, 0]
     inside = make_lr4("rows lr4", (4, 9), 4, -21)
     made["rows 11x9 lr4 6"] = (11, 9), delta.rows(2 << 8 | 6, some, inside)

@@ -43,8 +43,10 @@ def test_vectors(name):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.sampled_from(["LR4:3", "SC:9/1", "SC:900/2", "Q:1", "Q:2", "Q:4", "Q:8"])
-    | st.sampled_from(["ROWS:LR4/2", "ROWS:Q/2"]),
+    st.sampled_from(
+        ["LR4:3", "LRC:9", "SC:9/1", "SC:900/2", "Q:1", "Q:2", "Q:4", "Q:8"]
+    )
+    | st.sampled_from(["ROWS:LR4/2", "ROWS:LRC/9", "ROWS:Q/2"]),
     st.sampled_from([(1, 1), (3, 5), (17, 40), (2, 4100), (70, 61)]),
     st.integers(0, 2**32),
 )
@@ -73,8 +75,8 @@ def test_hostile_sc():
     refused(raw[:3] + b"\x61\0" + raw[5:], shape, "exponent")
     refused(raw[:1] + b"\0\x20" + raw[3:], shape, "no setting")
     refused(raw[:1] + b"\x40\x30" + raw[3:], shape, "no setting")  # 3 bits
-    refused(raw[:-1] + b"\0", shape, "positions in")
-    refused(raw[:-1] + b"\xff", shape, "positions in")
+    refused(raw[:-1] + b"\0", shape, "numbers in")
+    refused(raw[:-1] + b"\xff", shape, "numbers in")
     beyond = delta.sc(1 << 12 | 1, 0, 12, b"\1", [0], [64 * 64])
     refused(beyond, shape, "position 4096 of 4096")
     long = delta.sc(1 << 12 | 1, 0, 0, b"\1", [0], [60 * 64])
@@ -82,6 +84,25 @@ def test_hostile_sc():
     full = delta.sc(1 << 12 | 1024, 0, 0, b"\1", [0] * 4, range(4))
     compress.decode(full, (2, 8))
     refused(full[:7] + b"\x10" + full[8:], (2, 8), "padding")
+
+
+def test_hostile_lrc():
+    shape, raw = hostile("lrc 40x33")
+    refused(raw[:1] + b"\0" + raw[2:], shape, "components of LRC 0")
+    refused(raw[:4] + b"\x22" + raw[5:], shape, "components")  # 34 of at most 33
+    refused(raw[:4] + b"\x1e" + raw[5:], shape, "LRC")  # more than there are bits
+    refused(raw[:2] + b"\x61\0" + raw[4:], shape, "exponent")
+    refused(raw[:10] + b"\x80" + raw[11:], shape, "low bits")
+    refused(raw[:-1] + b"\0", shape, "numbers in")
+    refused(raw[:10], shape, "with 5 components")
+    zeros = [0] * 8
+    for top, q, match in ((127, 127, "too large to be exact"), (-128, 1, "code 255")):
+        factors = [([top, *zeros], [q, *zeros])]
+        refused(delta.lrc(9, 0, b"\xff", [(3, 3)], factors), (9, 9), match)
+    near = delta.lrc(9, 0, b"\xff", [(3, 3)], [([127, *zeros], [1] * 9)])
+    assert compress.decode(near, (9, 9)).max() == 127 * 255
+    shape, raw = hostile("lrc 9x130 nothing")
+    refused(raw + b"\0", shape, "without a component")
 
 
 def test_hostile_q_and_rows():

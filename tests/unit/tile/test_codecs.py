@@ -16,6 +16,9 @@ FORMS = (
     "DENSE",
     "LR4:1",
     "LR4:255",
+    "LRC:1",
+    "LRC:20",
+    "LRC:255",
     "SC:1/1",
     "SC:64/2",
     "SC:1024/1",
@@ -25,6 +28,7 @@ FORMS = (
     "Q:4",
     "Q:8",
     "ROWS:LR4/3",
+    "ROWS:LRC/4",
     "ROWS:Q/1",
     "ROWS:Q/4",
 )
