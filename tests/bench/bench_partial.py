@@ -49,7 +49,8 @@ from blyan_tile.model.training import held_out_loss
 from blyan_tile.residual import Settled
 from blyand.rules.model.placement import place
 from blyand.rules.model.update import contribution_weights
-from tests.bench.convergence import Memory, Text
+from tests.bench.channels import Memory
+from tests.bench.convergence import Text
 
 MODELS = {
     # eight experts of which each learner holds four; 0.37 and 1.4 million parameters
