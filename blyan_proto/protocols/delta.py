@@ -69,7 +69,10 @@ class Manifest:
 
 @message
 class Bundle:
-    """Everything that one learner sends to one primary in one round."""
+    """What one learner sends to one primary in one round.
+
+    Without any delta it announces those that its manifest names.
+    """
 
     manifest: Manifest
     signer: PublicKey
@@ -91,10 +94,10 @@ class Verdict(enum.IntEnum):
     TOO_LARGE = 8  # an absurd norm
     TOO_MANY_TOKENS = 9  # more than a round assigns
     COPY = 10  # another learner's delta, announced before
-    NOT_ANNOUNCED = 11  # another delta than the one that was announced
+    NOTED = 11  # announced: the delta itself may come
 
 
-REFUSALS = frozenset(verdict for verdict in Verdict if verdict >= Verdict.REFUSED)
+REFUSALS = frozenset(Verdict(code) for code in range(Verdict.REFUSED, Verdict.NOTED))
 
 
 @message

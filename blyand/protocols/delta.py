@@ -68,17 +68,16 @@ def serve(network: bytes, take: Callable[[Bundle], Awaitable[Receipt]]) -> Serve
 def check_bundle(bundle: Bundle, network: bytes) -> None:
     """Raise ProtocolError unless deltas, manifest and signature belong together."""
     manifest = bundle.manifest
-    announced = [entry.delta for entry in manifest.entries if entry.delta is not None]
-    if announced != [delta.digest for delta in bundle.deltas]:
+    named = [entry for entry in manifest.entries if entry.delta is not None]
+    digests = [delta.digest for delta in bundle.deltas]
+    if digests and digests != [entry.delta for entry in named]:
         raise UnexpectedMessage("a bundle's deltas are not those of its manifest")
     groups = [entry.group for entry in manifest.entries]
     if groups != sorted(set(groups)):
         raise UnexpectedMessage("a bundle's groups are not ascending")
-    for entry, delta in zip(
-        (entry for entry in manifest.entries if entry.delta), bundle.deltas
-    ):
-        named = (delta.run, delta.round, delta.learner, delta.group)
-        if named != (manifest.run, manifest.round, manifest.learner, entry.group):
+    for entry, delta in zip(named, bundle.deltas):
+        of = (delta.run, delta.round, delta.learner, delta.group)
+        if of != (manifest.run, manifest.round, manifest.learner, entry.group):
             raise UnexpectedMessage("a delta of another run, round, learner or group")
     check_signature(
         Purpose.DELTA_BUNDLE, network, manifest, bundle.signer, bundle.signature

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import trio
@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 AGAIN_S = 0.3
 BUNDLE_BYTES = MAX_BUNDLE_BYTES // 2  # of deltas; the rest of a bundle is small
+ANNOUNCE_S = 0.5  # at most, until deltas are sent all the same
 ROUND_S = 2.0  # after every rank refused or was gone, until the first is asked again
 
 
@@ -123,6 +124,7 @@ class Delivery:
         """
         round = turn.schedule.round
         say(f"handing in round {round}")
+        await self._announce(turn, result)
         now = trio.current_time()
         waiting = {group: _Handed(0, now) for group in turn.groups}
         deadline_s = turn.record.run.deadline_ms / 1000
@@ -167,6 +169,27 @@ class Delivery:
                         "are up"
                     )
             nursery.cancel_scope.cancel()
+
+    async def _announce(self, turn: Round, result: LearnResult) -> None:
+        """Name our deltas to all ranks before any of them sees one: no copy is earlier."""
+        by_rank: dict[bytes, list[int]] = {}
+        for group in sorted({delta.group for delta in result.deltas} & turn.groups):
+            for seat in ranks(turn.schedule, group):
+                by_rank.setdefault(seat.account, []).append(group)
+
+        async def tell(account: bytes, groups: list[int]) -> None:
+            bundle = replace(self._bundle(turn, result, groups), deltas=())
+            try:
+                await self._deliver(account, bundle, turn.layout)
+            except (Unavailable, ProtocolError) as error:
+                logger.info("nothing announced to %s: %s", account.hex(), error)
+
+        with trio.move_on_after(ANNOUNCE_S):
+            async with trio.open_nursery() as nursery:
+                for account, groups in by_rank.items():
+                    for first in range(0, len(groups), MAX_GROUPS_PER_BUNDLE):
+                        part = groups[first : first + MAX_GROUPS_PER_BUNDLE]
+                        nursery.start_soon(tell, account, part)
 
     def _next(self, turn: Round, group: int, sent: _Handed) -> _Handed:
         """Return the next rank's turn; a new round of them begins after a pause."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from blyan_proto.block.model import Contribution, Run
 from blyan_proto.codec import encode
 from blyan_proto.errors import (
@@ -19,6 +21,7 @@ from blyan_proto.errors import (
 )
 from blyan_proto.protocols.delta import Delta, Verdict
 from blyan_tile import delta as deltas
+from blyan_tile import overlap
 from blyan_tile.layout import Group
 from blyand.rules.model import clip
 from blyand.rules.model import update as rules
@@ -44,6 +47,7 @@ class Taken:
 
     delta: Delta
     norm: int  # exact, in 2^-24
+    sketch: np.ndarray | None = None  # (WIDTH,) to find copies by; None: no change
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,17 @@ class Listing:
     median: int  # the group's running median norm after it
 
 
-def look_at(group: Group, run: Run, median: int, delta: Delta) -> Taken:
+def look_at(group: Group, run: Run, median: int, delta: Delta, secret: bytes) -> Taken:
     """Return a delta with its norm; Refused unless it decodes to finite, sane tiles.
 
-    `median`: the group's running median norm before the round. The caller has checked
-    signature, seat, round and base.
+    `median`: the group's running median norm before the round. `secret` is this node's
+    own. The caller has checked signature, seat, round and base.
     """
     if delta.tokens > rules.assigned_tokens(run):
         raise Refused(Verdict.TOO_MANY_TOKENS, f"{delta.tokens} tokens")
     try:
         deltas.check(group, delta.tiles, run, delta.round)
-        deltas.decode_group(group, delta.tiles)
+        values = deltas.decode_group(group, delta.tiles)
         norm = deltas.norm(group, delta.tiles)
     except NotFinite as error:
         raise Refused(Verdict.NOT_FINITE, error) from None
@@ -75,7 +79,20 @@ def look_at(group: Group, run: Run, median: int, delta: Delta) -> Taken:
         raise Refused(Verdict.TOO_LARGE, error) from None
     if clip.is_absurd(norm, median):
         raise Refused(Verdict.TOO_LARGE, f"norm {norm}, usual {median}")
-    return Taken(delta, norm)
+    return Taken(delta, norm, overlap.sketch(values, secret))
+
+
+def original_of(one: Taken, heard: Mapping[bytes, Taken | None]) -> bytes | None:
+    """Return the learner of whose delta `one` is a copy, or the other way round."""
+    others = {
+        learner: other.sketch
+        for learner, other in heard.items()
+        if other is not None and other.sketch is not None
+    }
+    if one.sketch is None:
+        return None
+    found = overlap.nearest(one.sketch, list(others.values()))
+    return None if found is None else list(others)[found]
 
 
 def listing(

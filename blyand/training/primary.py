@@ -6,8 +6,8 @@ It holds nothing that anybody else lacks: contributors send again to the next ra
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 
 import trio
 
@@ -15,7 +15,6 @@ from blyan_proto.block.block import Block
 from blyan_proto.block.header import NO_LAYER
 from blyan_proto.block.model import (
     Cosignature,
-    Run,
     Snapshot,
     TileRootsList,
     TileUpdate,
@@ -25,6 +24,7 @@ from blyan_proto.errors import ProtocolError
 from blyan_proto.protocols.delta import (
     Bundle,
     Delta,
+    Entry,
     EntryVerdict,
     Manifest,
     Receipt,
@@ -32,7 +32,6 @@ from blyan_proto.protocols.delta import (
 )
 from blyan_proto.signing import Purpose, SigningKey, signing_digest
 from blyan_proto.types import Role
-from blyan_tile.layout import Group
 from blyand.compute import Threads
 from blyand.errors import Unavailable
 from blyand.events import Broadcast, RoundClosed
@@ -40,17 +39,17 @@ from blyand.protocols.delta import signed_receipt
 from blyand.rules.model import update as rules
 from blyand.rules.model.election import contributors, ranks, seat_of
 from blyand.rules.model.model import layout_for, require_model
-from blyand.rules.records import RunRecord, Schedule
 from blyand.rules.verdict import Ignore, Reject
 from blyand.rules.view import View
 from blyand.store.blobs import BlobStore
 from blyand.store.intents import AlreadySigned, IntentLog
 from blyand.training import membership, tiles
+from blyand.training.announced import Announced
 from blyand.training.arrivals import Arrivals
+from blyand.training.collecting import Collecting, Place
 from blyand.training.cosign import Cosigner
 from blyand.training.holder import Holder
 from blyand.training.membership import Listing, Refused, Taken
-from blyand.training.trails import Version
 
 logger = logging.getLogger(__name__)
 
@@ -59,40 +58,6 @@ TICK_S = 0.1
 AGAIN_S = 1.0  # until what could not be formed or published is tried again
 
 Key = tuple[bytes, int, int]  # run, round, group
-
-
-@dataclass
-class Collecting:
-    """What came in for one group and round, until the group's head moves."""
-
-    base: bytes  # block of the version that the deltas are for
-    epoch: int  # the lease under which they came
-    opened: float  # trio time of the first entry
-    heard: dict[bytes, Taken | None] = field(default_factory=dict)  # by learner
-    came_ms: dict[bytes, int] = field(default_factory=dict)  # since it was opened
-    again: float = 0.0  # not to be formed before
-    publishing: bool = False
-    promised: bool = False  # another head: this rank cannot publish any more
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an update would stand: what the view and the holder say about a group."""
-
-    record: RunRecord
-    schedule: Schedule
-    group: Group
-    head: Version
-    rank: int
-
-    @property
-    def run(self) -> Run:
-        return self.record.run
-
-    @property
-    def median(self) -> int:
-        """The group's running median norm before this round."""
-        return self.head.median_in(self.record.id)
 
 
 class Primary:
@@ -128,6 +93,8 @@ class Primary:
         self._make = make
         self._events = events
         self._open: dict[Key, Collecting] = {}
+        self._announced = Announced()
+        self._secret = os.urandom(32)  # of the sketches that copies are found by
 
     async def take(self, bundle: Bundle) -> Receipt:
         """Take a bundle whose form and signature were checked; say what became of it."""
@@ -138,7 +105,7 @@ class Primary:
         for entry in manifest.entries:
             delta = by_group.get(entry.group)
             try:
-                verdict = await self._take_one(manifest, bundle, entry.group, delta)
+                verdict = await self._take_one(manifest, bundle, entry, delta)
             except Reject as error:
                 logger.info("a delta for group %d: %s", entry.group, error)
                 verdict, why[entry.group] = Verdict.REFUSED, str(error)
@@ -151,8 +118,9 @@ class Primary:
         return receipt
 
     async def _take_one(
-        self, manifest: Manifest, bundle: Bundle, index: int, delta: Delta | None
+        self, manifest: Manifest, bundle: Bundle, entry: Entry, delta: Delta | None
     ) -> Verdict:
+        index = entry.group
         place = self._place(manifest.run, manifest.round, index)
         if isinstance(place, Verdict):
             return place
@@ -161,18 +129,27 @@ class Primary:
             raise Reject("the sender has no seat in this round")
         if seat not in contributors(place.schedule, index, Role.LEARN):
             raise Reject("the sender is no learner of the group")
+        if entry.delta is not None:
+            self._announced.note(place.stand, manifest.learner, entry.delta)
+            if delta is None:
+                return Verdict.NOTED
         taken = None
         if delta is not None:
-            if not _is_for(delta, place):
+            if not place.is_base_of(delta):
                 return Verdict.STALE
             taken = await self._lane.run(
-                membership.look_at, place.group, place.run, place.median, delta
+                membership.look_at,
+                place.group,
+                place.run,
+                place.median,
+                delta,
+                self._secret,
             )
             later = self._place(manifest.run, manifest.round, index)
             if isinstance(later, Verdict):
                 return later
             place = later
-            if not _is_for(delta, place):
+            if not place.is_base_of(delta):
                 return Verdict.STALE  # rolled back meanwhile
         return self._keep(manifest, index, place, taken)
 
@@ -181,7 +158,7 @@ class Primary:
     ) -> Verdict:
         key = (manifest.run, manifest.round, index)
         collecting = self._open.get(key)
-        if collecting is None or not _stands(collecting, place):
+        if collecting is None or not collecting.stands_at(place):
             if len(self._open) >= MAX_OPEN:
                 self._drop_old()
             collecting = Collecting(
@@ -194,8 +171,13 @@ class Primary:
             return Verdict.CLOSED
         if manifest.learner in collecting.heard:
             return Verdict.ALREADY_HAD
+        copied = taken and membership.original_of(taken, collecting.heard)
+        if copied:
+            if self._announced.is_earlier(place.stand, copied, manifest.learner):
+                raise Refused(Verdict.COPY, f"of the delta of {copied.hex()}")
+            collecting.heard[copied] = None  # it came first, and was announced later
         collecting.heard[manifest.learner] = taken
-        collecting.came_ms[manifest.learner] = _waited_ms(collecting)
+        collecting.came_ms[manifest.learner] = collecting.waited_ms(trio.current_time())
         return Verdict.TAKEN
 
     def _drop_old(self) -> None:
@@ -234,7 +216,7 @@ class Primary:
                 await trio.sleep(TICK_S)
                 for key, collecting in list(self._open.items()):
                     place = self._place(*key)
-                    if isinstance(place, Verdict) or not _stands(collecting, place):
+                    if isinstance(place, Verdict) or not collecting.stands_at(place):
                         del self._open[key]  # the round went on, or back
                     elif not collecting.publishing and self._is_due(
                         key, collecting, place
@@ -248,7 +230,7 @@ class Primary:
             return False
         seats = contributors(place.schedule, key[2], Role.LEARN)
         learners = [seat.account for seat in seats]
-        came_ms, now_ms = collecting.came_ms, _waited_ms(collecting)
+        came_ms, now_ms = collecting.came_ms, collecting.waited_ms(trio.current_time())
         is_due = self._arrivals.is_due(place.run, learners, came_ms, now_ms)
         if is_due and not collecting.again:
             self._arrivals.closed(place.run, learners, came_ms)
@@ -366,17 +348,3 @@ class Primary:
         unsigned = update(Cosignature(self._key.public, bytes(64)))
         signature = self._key.sign(Purpose.TILE_UPDATE, self._network, unsigned.claim)
         return update(Cosignature(self._key.public, signature))
-
-
-def _is_for(delta: Delta, place: Place) -> bool:
-    return delta.base == tuple(tile.weights for tile in place.head.tiles)
-
-
-def _stands(collecting: Collecting, place: Place) -> bool:
-    """False once the group has another base, or the round another lease."""
-    now = (place.head.block, place.schedule.epoch)
-    return (collecting.base, collecting.epoch) == now
-
-
-def _waited_ms(collecting: Collecting) -> int:
-    return int((trio.current_time() - collecting.opened) * 1000)

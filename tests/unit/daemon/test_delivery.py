@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from blyan_proto.constants import RANKS
 from blyan_proto.errors import DecodeError
 from blyan_proto.protocols.delta import Bundle, EntryVerdict, Receipt, Verdict
 from blyan_proto.signing import SigningKey
@@ -137,8 +138,10 @@ def test_a_delta_names_the_version_that_it_was_made_for():
 
     world.push = noting  # type: ignore[method-assign]
     world.hand_in(LearnResult((change,), True, 1, 7, 0, ()))
-    (bundle,) = bundles
+    *announced, bundle = bundles
     assert [delta.base for delta in bundle.deltas] == [(bytes([1]) * 32,)]
+    assert all(not one.deltas for one in announced) and len(announced) == RANKS
+    assert all(one.manifest == bundle.manifest for one in announced)
 
 
 def test_a_round_that_begins_at_another_version_is_no_longer_handed_in():

@@ -289,6 +289,21 @@ def test_a_listed_delta_leaves_what_the_codec_lost(files: ResidualFiles) -> None
             assert np.array_equal(e, (whole - clip * part).astype(np.float32))
 
 
+def test_who_is_clipped_every_round_does_not_gather_without_end(
+    files: ResidualFiles,
+) -> None:
+    sent_in_round_0(files)
+    clipped = Settled(0, EXPERT.index, True, 100_000)
+    for round_ in range(1, 6):
+        feedback = Feedback(files, RUN, round_)
+        waiting = feedback.settled(EXPERT, (replace(clipped, round=round_ - 1),))
+        feedback.send(EXPERT, waiting, noise(round_, 0.1))
+    got = residual(files, 6, replace(clipped, round=5))
+    assert got is not None
+    for e, change in zip(got, noise(5, 0.1)):
+        assert np.linalg.norm(e) == pytest.approx(2 * np.linalg.norm(change), rel=1e-4)
+
+
 def test_an_unlisted_delta_comes_back_whole_but_bounded(files: ResidualFiles) -> None:
     lost = Settled(0, EXPERT.index, False, 0)
     x, _ = sent_in_round_0(files)
