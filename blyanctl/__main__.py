@@ -109,9 +109,17 @@ def _run(arguments: argparse.Namespace) -> int:
             # progress is no part of the output
             aside = show in (live.progress, live.syncing)
             show(stream, sys.stderr if aside else sys.stdout)
-        _print(name, stream.result, plain, streaming)
+        result = stream.result
+        if not plain and name in parser.PAGES:
+            try:
+                told = live.written(name, result, arguments.out)
+            except OSError as error:
+                return _fail(f"the page could not be written: {error}.", EXIT_FAILED)
+            sys.stdout.write(told + "\n")
+        else:
+            _print(name, result, plain, streaming)
         # A check that went through and found something is no success for a script.
-        return EXIT_FAILED if stream.result.get("sound") is False else 0
+        return EXIT_FAILED if result.get("sound") is False else 0
 
 
 def _print(name: str, result: JsonObject, plain: bool, streamed: bool) -> None:

@@ -6,12 +6,14 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 from blyan_proto.rpc.spec import JsonObject
 from blyanctl import dashboard
 from blyanctl.graph import draw
 from blyanctl.heat import heat
+from blyanctl.page import page
 from blyanctl.render import cell, duration, render, size
 
 BAR_CELLS = 24
@@ -221,6 +223,19 @@ def drawn(method: str, out: TextIO) -> Drawn | None:
     if method == "train.watch" and dashboard.fits(out):
         return Drawn(dashboard.show, {"live": True})
     return None
+
+
+PAGES: dict[str, Callable[[JsonObject], str]] = {"train.report": page}
+
+
+def written(method: str, result: JsonObject, place: str | None) -> str:
+    """Write a result's page; return what to print: where it is, or the page for "-"."""
+    text = PAGES[method](result)
+    if place == "-":
+        return text.rstrip("\n")
+    place = place or f"{method.replace('.', '-')}-{result['run'][:16]}.html"
+    Path(place).write_text(text, encoding="utf-8")
+    return f"written to {place}"
 
 
 def ending(method: str, result: JsonObject, streamed: bool) -> tuple[str, str] | None:

@@ -526,6 +526,9 @@ class Train:
     ) -> Answer[auditing.AuditStep, auditing.Audited]:
         """Look at the log of a learner's round: batches derived again, steps repeated."""
 
+    def report(self, *, run: bytes | None = ...) -> train.Reported:
+        """Report a whole run: every round, who took part, its settings; as an HTML page."""
+
 class TaskTrain:
     async def start(
         self,
@@ -571,6 +574,9 @@ class TaskTrain:
         repeat: int = ...
     ) -> TaskAnswer[auditing.AuditStep, auditing.Audited]:
         """Look at the log of a learner's round: batches derived again, steps repeated."""
+
+    async def report(self, *, run: bytes | None = ...) -> train.Reported:
+        """Report a whole run: every round, who took part, its settings; as an HTML page."""
 
 class Tile:
     def list(self, *, model: str | None = ..., group: str | None = ...) -> tile.Tiles:

@@ -30,6 +30,8 @@ LOCAL = {
     "seed": "make the model that the demo begins with",
 }
 
+PAGES = frozenset(("train.report",))  # shown as a page of HTML in a file
+
 PARAM = "param_"  # dest of a flag
 PLACE = "place_"  # dest of the same param given by place
 
@@ -134,6 +136,12 @@ def add_method(verbs: Any, method: Method) -> None:
     parser.set_defaults(method=method)
     if method.streams is not None:
         _add_stream(parser)
+    if method.name in PAGES:
+        parser.add_argument(
+            "--out",
+            metavar="FILE",
+            help="where the page goes, - for standard output (default: a new file here)",
+        )
     for field in fields_of(method.params):
         about = field.about.help
         if field.about.positional:

@@ -349,6 +349,8 @@ def bind_all(
     train.bind(
         answers,
         account=base.key.account,
+        peer_id=base.host.peer_id,
+        clock=base.clock,
         ordering=ordering,
         make=replica.author.make,
         holder=models.holder,

@@ -271,3 +271,69 @@ watch = declare(
 )
 
 audit = auditing.audit
+
+
+@record
+class GetReport:
+    """Report a whole run: every round, who took part, its settings; as an HTML page."""
+
+    run: Id | None = arg(RUN_HELP, default=None)
+
+
+@record
+class LearnerTotal:
+    """What one learner had in a run, counted over rounds and groups."""
+
+    peer_id: str = arg("libp2p peer id")
+    rounds: int = arg("rounds in which updates list a delta of it")
+    tokens: int = arg("tokens that updates count for it")
+    listed: int = arg("its deltas that updates list")
+    missed: int = arg("groups of all learners whose update came out without it")
+    clipped: int = arg("its listed deltas that were clipped")
+    primary_of: int = arg("updates that it published")
+    takeovers: int = arg("of them, those as another rank than the first")
+
+
+@record
+class RunSetting:
+    """One number that the run prescribes."""
+
+    name: str = arg("as the run block calls it")
+    value: str = arg("as it stands there")
+
+
+@record
+class Reported:
+    """A run, as this node saw it."""
+
+    run: Id = arg("run block id")
+    model: str = arg("model name")
+    dataset: str = arg("dataset name; of several the first")
+    outcome: str = arg("open, finished, or why it ended early")
+    round: int = arg("newest round closed")
+    rounds: int = arg("rounds in all")
+    tokens: int = arg("tokens learnt from, all learners")
+    seconds: float = arg("of all rounds together")
+    bytes_up: int = arg("bytes of deltas that this node sent")
+    bytes_down: int = arg("bytes of deltas that this node received")
+    compression_ratio: float | None = arg("float32 bytes over delta bytes")
+    first_held_out_loss: float | None = arg("before the first round, nats per token")
+    held_out_loss: float | None = arg("newest, nats per token")
+    baselines: Baselines | None = arg("what simple models reach; null: not known here")
+    peer_id: str = arg("this node")
+    made_ms: int = arg("when this was made, Unix time")
+    learners: list[LearnerTotal] = arg("by tokens, most first")
+    settings: list[RunSetting] = arg("all numbers of the run")
+    every: int = arg("of so many rounds one is in the history; 1: all of them")
+    history: list[RoundReport] = arg("closed rounds that this node saw, oldest first")
+
+
+report = declare(
+    Method(
+        "train.report",
+        GetReport,
+        Reported,
+        errors=(RUN_UNKNOWN,),
+        public=True,
+    )
+)

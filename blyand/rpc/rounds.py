@@ -124,7 +124,7 @@ def due_reports(
 async def _first(watching: Watching, record: RunRecord) -> spec.RoundReport:
     """Return round 0: what simple models reach, and the loss before the first round."""
     journal = watching.journal
-    simple = await _baselines(watching, record)
+    simple = await baselines_of(watching, record)
     with trio.move_on_after(BEFORE_S):
         while journal.awaits(_record(watching, record.id), None):
             await journal.changed()
@@ -151,7 +151,7 @@ def _under_way(watching: Watching, record: RunRecord) -> spec.RoundReport:
     )
 
 
-async def _baselines(watching: Watching, record: RunRecord) -> spec.Baselines | None:
+async def baselines_of(watching: Watching, record: RunRecord) -> spec.Baselines | None:
     """Return the baselines of a run's dataset; None where they cannot be told.
 
     They are of one dataset: of a run with several there are none.

@@ -10,9 +10,11 @@ from blyan_proto.block.block import Block
 from blyan_proto.rpc import train as spec
 from blyan_proto.rpc.errors import RUN_ACTIVE, RUN_INVALID, RpcError
 from blyan_proto.types import Role
+from blyand.clock import Clock
 from blyand.errors import TooSlow, Unavailable
 from blyand.rpc.bind import Answers, Emit
 from blyand.rpc.ordering import Ordering
+from blyand.rpc.report import reported
 from blyand.rpc.resolve import dataset_called, model_called, newest_run, run_called
 from blyand.rpc.rounds import Watching, follow
 from blyand.rpc.runs import changed, is_spread, missing, run_of
@@ -45,6 +47,8 @@ def bind(
     answers: Answers,
     *,
     account: bytes,
+    peer_id: str,
+    clock: Clock,
     ordering: Ordering,
     make: Callable[..., Awaitable[Block]],
     holder: Holder,
@@ -122,6 +126,11 @@ def bind(
     async def watch(params: spec.Watch, emit: Emit) -> spec.Watched:
         record = run_called(ordering.view, params.run, ordering.place_of)
         return await follow(watching, record.id, emit, params.live)
+
+    @answers(spec.report)
+    async def report(params: spec.GetReport) -> spec.Reported:
+        record = run_called(ordering.view, params.run, ordering.place_of)
+        return await reported(watching, record, peer_id, clock.now_ms())
 
 
 def open_run(view: View) -> RunRecord | None:

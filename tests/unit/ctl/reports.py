@@ -79,3 +79,46 @@ def closed(round: int) -> dict[str, Any]:
         takeovers=taken if round in (9, 22) else [],
         tokens_per_s=6 * 20_480 / seconds,
     )
+
+
+def whole(count: int) -> dict[str, Any]:
+    """Return what `train report` answers about that run."""
+    first, *history = stream(count)[:-1]
+    learners = [
+        {
+            "peer_id": peer,
+            "rounds": count,
+            "tokens": 20_480 * count,
+            "listed": 11 * count,
+            "missed": 3 * (count // 4) if number == SLOW else 0,
+            "clipped": 0,
+            "primary_of": count,
+            "takeovers": 4 if number == HEIR else 0,
+        }
+        for number, peer in enumerate(PEERS)
+    ]
+    return {
+        "run": first["run"],
+        "model": "demo <b>",
+        "dataset": "corpus & more",
+        "outcome": "open",
+        "round": count,
+        "rounds": ROUNDS,
+        "tokens": sum(one["tokens"] for one in history),
+        "seconds": sum(one["seconds"] for one in history),
+        "bytes_up": sum(one["bytes_up"] for one in history),
+        "bytes_down": sum(one["bytes_down"] for one in history),
+        "compression_ratio": 64.2,
+        "first_held_out_loss": first["held_out_loss"],
+        "held_out_loss": history[-1]["held_out_loss"] if history else None,
+        "baselines": first["baselines"],
+        "peer_id": PEERS[0],
+        "made_ms": 1_790_000_000_000,
+        "learners": learners,
+        "settings": [
+            {"name": "inner_steps", "value": "20"},
+            {"name": "codecs", "value": "tensor_class matrix from_round 0 codec lr4"},
+        ],
+        "every": 1,
+        "history": history,
+    }

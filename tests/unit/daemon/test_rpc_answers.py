@@ -120,11 +120,12 @@ from blyand.store.blocks import BlockStore
 from blyand.store.budget import Budget
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.memory import MemoryStore
-from blyand.store.rounds import Report, micro
+from blyand.store.rounds import Led, Part, Report, Takeover, micro
 from blyand.store.sets import SetStore
 from blyand.store.state import State
 from blyand.training import birth
 from blyand.training.holder import Version as Held
+from blyand.training.journal import Step
 
 KEY, OTHER = SigningKey(bytes(31) + b"\x01"), SigningKey(bytes(31) + b"\x02")
 METHODS = all_methods()
@@ -1067,6 +1068,8 @@ def bind_training(world, journal, make=None, learner=None):
     train.bind(
         world.answers,
         account=KEY.account,
+        peer_id="me",
+        clock=ManualClock(7),
         ordering=world.ordering,
         make=make,
         holder=world.holder,
@@ -1127,6 +1130,79 @@ def test_watching_shows_each_round_once_with_its_loss(world):
         assert losses == [5.5, 3.0, None, None, 1.5]
         assert (result.outcome, result.round, result.tokens) == ("finished", 4, 40)
         assert (result.first_held_out_loss, result.held_out_loss) == (5.5, 1.5)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.05))
+
+
+def test_a_report_adds_up_what_every_learner_had(world):
+    run = open_run(world, with_model(world), with_dataset(world), rounds=2000)
+    slow = SigningKey(b"\x05" * 32).account
+
+    def seen(round):
+        return Report(
+            run.id,
+            round,
+            2000,
+            closed=True,
+            tokens=30,
+            took_ms=1500,
+            bytes_up=100,
+            float32_bytes=6400,
+            learners=2,
+            primaries=(Led(slow, 2),),
+            parts=(Part(slow, 10, 0, 3, 0), Part(KEY.account, 20, 4, 0, 1)),
+            takeovers=(Takeover(0, 1, slow),) if round == 7 else (),
+        )
+
+    async def main():
+        journal = FakeJournal(run.id)
+        journal.made = {round: seen(round) for round in range(1500)}
+        journal.first = 5.5
+        bind_training(world, journal)
+        report = await world.ask("train.report")
+        assert report.tokens == 45_000 and report.compression_ratio == 64
+        assert report.seconds == 2250 and report.first_held_out_loss == 5.5
+        assert (report.outcome, report.model, report.dataset) == (
+            "open",
+            "tiny",
+            "text",
+        )
+        ours, theirs = report.learners
+        assert (ours.rounds, ours.listed, ours.clipped) == (1500, 6000, 1500)
+        assert (theirs.peer_id, theirs.rounds) == (slow.hex(), 0)
+        assert (theirs.missed, theirs.primary_of, theirs.takeovers) == (4500, 3000, 1)
+        assert report.every == 2 and len(report.history) == 750
+        assert report.history[-1].round == 1500  # the newest is always there
+        assert report.history[3].takeovers[0].group == "embed"
+        assert report.history[0].tokens_per_s == 20
+        assert {"name": "sequence", "value": str(run.run.sequence)} in [
+            vars(one) for one in report.settings
+        ]
+
+    trio.run(main)
+
+
+def test_a_watcher_may_ask_for_the_round_under_way(world):
+    run = open_run(world, with_model(world), with_dataset(world), rounds=1)
+
+    async def main():
+        journal = FakeJournal(run.id)
+        journal.step_now = Step(0, 3, 20, "loss 2.5")
+        watching = watching_of(world, journal)
+        seen = []
+
+        async def emit(item):
+            seen.append(item)
+            if len(seen) == 2:
+                ended = dataclasses.replace(run, closed=1, finished=True)
+                journal.close(0)
+                world.order(change=lambda overlay: put_run(overlay, ended))
+
+        await rounds.follow(watching, run.id, emit, live=True)
+        assert [item.round for item in seen] == [0, 1, 1]
+        first, now, last = (item.under_way for item in seen)
+        assert first is None and last is None
+        assert (now.doing, now.step, now.steps) == ("training, loss 2.5", 3, 20)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.05))
 
