@@ -77,6 +77,7 @@ from tests.fuzz import (
     expert_targets,
     http_targets,
     language_targets,
+    packed_targets,
     span_targets,
     state_targets,
 )
@@ -508,6 +509,7 @@ TARGETS: dict[str, Target] = {
     **{name: Target(*parts) for name, parts in agreement_targets.TARGETS.items()},
     **{name: Target(*parts) for name, parts in state_targets.TARGETS.items()},
     **{name: Target(*parts) for name, parts in expert_targets.TARGETS.items()},
+    **{name: Target(*parts) for name, parts in packed_targets.TARGETS.items()},
     **{name: Target(*parts) for name, parts in span_targets.TARGETS.items()},
     **{name: Target(*parts) for name, parts in language_targets.TARGETS.items()},
     **{f"payload {kind.name}": payload(code) for code, kind in KINDS.items()},

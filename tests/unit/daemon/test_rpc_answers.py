@@ -52,6 +52,7 @@ from blyan_proto.validators import Validator
 from blyan_tile.create import create, model_of, run_preset
 from blyan_tile.delta import choice_of
 from blyan_tile.layout import layout_of
+from blyan_tile.packed import PackJob, pack
 from blyand.chain.machine import Machine
 from blyand.chain.pool import Pool
 from blyand.clock import ManualClock, SystemClock
@@ -77,6 +78,7 @@ from blyand.rpc import (
     level,
     model,
     node,
+    packing,
     peer,
     plan,
     proof,
@@ -868,7 +870,8 @@ def publishing_of(world, tmp_path, effect):
 
     class Worker:
         async def call(self, job, report=None):
-            return create(job, report or (lambda progress: None))
+            run = pack if isinstance(job, PackJob) else create
+            return run(job, report or (lambda progress: None))
 
     async def make(payload, *, subject="", layer=NO_LAYER, meta_ref=None):
         block = world.block(payload, subject=subject)
@@ -909,6 +912,53 @@ def test_creating_a_model_ends_when_its_weights_are_ordered(world, tmp_path):
     assert "'tiny'" in refusal(
         errors.PRESET_UNKNOWN, lambda: ask("model.create", preset="tinny")
     )
+
+
+def test_a_model_begins_with_the_packed_weights_of_another(world, tmp_path):
+    effect = {Model: create_model, Weights: add_weights}
+    publishing = publishing_of(
+        world,
+        tmp_path,
+        lambda overlay, block, one: effect[type(one)](overlay, block, one, 1),
+    )
+    bind_models(world, publishing)
+    packing.bind(
+        world.answers,
+        holders=world.holders,
+        ordering=world.ordering,
+        publishing=publishing,
+        fetcher=None,
+    )
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+
+    async def main():
+        made = await world.ask("model.create", preset="tiny", name="one", seed=3)
+        told = await world.ask("model.pack", model="one", file=first)
+        assert (told.model, told.run, told.round) == (made.model_id, None, 0)
+        begun = await world.ask(
+            "model.create", preset="tiny", name="two", weights=first
+        )
+        note = MODELS.get(world.view, begun.model_id).model.note
+        assert note.endswith(told.root.hex())
+        again = await world.ask("model.pack", model="two", file=second)
+        assert again.bytes == told.bytes
+        assert list((tmp_path / "work").iterdir()) == []
+
+    trio.run(main)
+    ask = world.ask
+    there = refusal(
+        errors.EXPORT_REFUSED, lambda: ask("model.pack", model="one", file=first)
+    )
+    assert "already" in there
+    for name, preset, why in (
+        (first, "demo", "architecture"),
+        (str(tmp_path), "tiny", "directory"),
+        (str(tmp_path / "none"), "tiny", "No such file"),
+        (__file__, "tiny", "TBLOCK"),
+    ):
+        params = {"preset": preset, "name": "three", "weights": name}
+        told = refusal(errors.WEIGHTS_INVALID, lambda: ask("model.create", **params))
+        assert why in told
 
 
 def test_datasets(world, tmp_path):
