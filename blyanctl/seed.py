@@ -25,7 +25,7 @@ RECIPE: dict[str, Any] = {
     "inner_steps": 40,
     "batch": 3,
     "sequence": 192,
-    "rank": 32,
+    "codec": ["LR4:32"],
     "outer_rate": 1.0,
     "outer_momentum": 0.0,
     "quorum": 1.0,
@@ -91,12 +91,20 @@ def _train(node: devnet.Node, arguments: argparse.Namespace) -> None:
     """Have the run finished: begin it, or look on."""
     if acts.call(node, "train.status")["run"] is None:
         params = {**RECIPE, "preset": arguments.preset, "rounds": arguments.rounds}
-        options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in params.items())
-        acts.step(f"blyanctl train start --model {arguments.preset} {options}")
+        acts.step(f"blyanctl train start --model {arguments.preset} {options(params)}")
         acts.call(node, "train.start", {**params, "model": arguments.preset})
     acts.step("blyanctl train watch")
     watched = acts.call(node, "train.watch", {}, live.rounds)
     acts.say(f"{watched['tokens']:,} tokens")
+
+
+def options(params: dict[str, Any]) -> str:
+    """Return params as one would type them."""
+    return " ".join(
+        f"--{name.replace('_', '-')} {value}"
+        for name, given in params.items()
+        for value in (given if isinstance(given, list) else [given])
+    )
 
 
 def _loss(node: devnet.Node, model: str) -> float:
