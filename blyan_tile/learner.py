@@ -65,7 +65,10 @@ class LearnJob:
 
 @message
 class GroupDelta:
-    """The change of one group: base - local, with its feedback, encoded."""
+    """The change of one group, first - local, with its feedback, encoded.
+
+    `first` is the base, in a run `from_residual` minus the residual.
+    """
 
     group: U16
     tiles: Annotated[
@@ -73,7 +76,7 @@ class GroupDelta:
         Size(1, MAX_TRAINED_TILES),
     ]
     tokens: U32  # an expert: those routed to it; else all of the round
-    change: Hash  # blake3 of base - local, float32, tile after tile (DEC-B12)
+    change: Hash  # blake3 of first - local, float32, tile after tile (DEC-B12)
     residual: Hash  # blake3 of e, likewise
 
 
@@ -101,11 +104,11 @@ class LearnResult:
 
 @dataclass(frozen=True)
 class Steps:
-    """What the inner steps of a round made of its base."""
+    """What the inner steps of a round made of its tiles."""
 
     layout: Layout
     trained: list[Group]
-    base: dict[int, list[np.ndarray]]  # float32, by group
+    first: dict[int, list[np.ndarray]]  # where they began, float32, by group
     parameters: dict[str, np.ndarray]  # after the last step, float32
     outcome: Outcome
     log: tuple[LoggedStep, ...]
@@ -140,6 +143,27 @@ def learn(job: LearnJob, report: Callable[[Progress], None]) -> LearnResult:
 
 def _is_expert(group: Group) -> bool:
     return group.expert is not None
+
+
+def first_tiles(job: LearnJob, trained: Sequence[Group]) -> dict[int, list[np.ndarray]]:
+    """Return where the inner steps begin, float32 tiles by group.
+
+    That is the base; in a run that says so, minus what this learner has not been able
+    to send yet: then it need not find again what it found before (decision 0029).
+    """
+    base = {files.group: tiles_of(files) for files in job.base}
+    if not job.run.from_residual:
+        return base
+    feedback = Feedback(ResidualFiles(Path(job.residuals)), job.run, job.round)
+    return {
+        group.index: [
+            np.subtract(tile, e)
+            for tile, e in zip(
+                base[group.index], feedback.settled(group, job.settled).residual
+            )
+        ]
+        for group in trained
+    }
 
 
 def tiles_of(files: GroupFiles) -> list[np.ndarray]:
@@ -181,12 +205,14 @@ def _deltas(
 
 
 def change_of(steps: Steps, group: Group) -> list[np.ndarray]:
-    """Return base - local of a group, float32, tile by tile.
+    """Return first - local of a group, float32, tile by tile.
 
     Zero in the router's rows of experts that were not trained (DEC-B13).
     """
     local = split(group, steps.parameters)
-    change = [np.subtract(old, new) for old, new in zip(steps.base[group.index], local)]
+    change = [
+        np.subtract(old, new) for old, new in zip(steps.first[group.index], local)
+    ]
     if group.name.endswith(".router"):
         mine = {g.expert for g in steps.trained if g.layer == group.layer}
         experts, _ = steps.layout.parameters[group.parameters[0]]

@@ -20,7 +20,7 @@ from blyan_tile.batches import assign, batch_digest, gather
 from blyan_tile.corpus import Archive
 from blyan_tile.jobs import Progress
 from blyan_tile.layout import Group, Layout, join, layout_of
-from blyan_tile.learner import LearnJob, Steps, digest_of, mapped, tiles_of
+from blyan_tile.learner import LearnJob, Steps, digest_of, first_tiles, mapped
 from blyan_tile.together import joined
 
 
@@ -30,13 +30,13 @@ def run_steps(job: LearnJob, count: int, report: Callable[[Progress], None]) -> 
     torch.manual_seed(_seed(job))
     layout = layout_of(job.model)
     trained = _trained(layout, job)
-    base = {files.group: tiles_of(files) for files in job.base}
+    first = first_tiles(job, trained)
     parameters = {
         name: torch.tensor(
             array, device="cpu" if job.sharded else job.device, requires_grad=True
         )
         for group in trained
-        for name, array in join(layout, group, base[group.index]).items()
+        for name, array in join(layout, group, first[group.index]).items()
     }
     held: list[list[int]] = [[] for _ in range(job.model.architecture.layers)]
     for group in trained:
@@ -71,7 +71,7 @@ def run_steps(job: LearnJob, count: int, report: Callable[[Progress], None]) -> 
             together,
         )
     local = {name: p.detach().cpu().numpy() for name, p in parameters.items()}
-    return Steps(layout, trained, base, local, outcome, tuple(log))
+    return Steps(layout, trained, first, local, outcome, tuple(log))
 
 
 def device_class(device: str, processes: int = 1) -> str:

@@ -227,6 +227,7 @@ class Run:
     seed: U64
     first_checkpoint: U64 = 0  # round 0 opens at this height; 0: as soon as ordered
     aggregation: Aggregation = Aggregation.SUM
+    from_residual: bool = False  # inner steps start at base - e, not at the base
 
 
 @message

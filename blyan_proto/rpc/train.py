@@ -41,6 +41,9 @@ class Start:
     inner_rate: float | None = arg("AdamW learning rate", default=None, low=0, high=1)
     outer_rate: float | None = arg("outer learning rate", default=None, low=0, high=4)
     outer_momentum: float | None = arg("Nesterov mu", default=None, low=0, high=0.999)
+    from_residual: bool | None = arg(
+        "learners go on from what they could not send yet", default=None
+    )
     quorum: float | None = arg(
         "share of the learners that a round waits for", default=None, low=0, high=1
     )

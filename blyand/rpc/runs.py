@@ -57,6 +57,7 @@ def changed(run: Run, params: Start) -> Run:
         "sequence": params.sequence,
         "outer_rate_ppm": _scaled(params.outer_rate, PPM),
         "outer_momentum_ppm": _scaled(params.outer_momentum, PPM),
+        "from_residual": params.from_residual,
         "quorum_ppm": _scaled(params.quorum, PPM),
         "deadline_ms": _scaled(params.deadline_s, 1000),
         "adopt_every": params.adopt_every,

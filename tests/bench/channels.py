@@ -42,11 +42,8 @@ class Memory(ResidualFiles):
     def __init__(self) -> None:
         self._records: dict[int, Record] = {}
 
-    def load(
-        self, group: Group, settings: tuple[tuple[int, int], ...]
-    ) -> Record | None:
-        found = self._records.get(group.index)
-        return found if found is not None and found.settings == settings else None
+    def load(self, group: Group) -> Record | None:
+        return self._records.get(group.index)
 
     def save(self, group: Group, record: Record) -> None:
         self._records[group.index] = record

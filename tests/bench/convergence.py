@@ -59,7 +59,6 @@ class Trial:
     learners: int = 4
     control: str = ""  # a control arm by name; "": the run's codecs
     inner: str = "adamw"
-    ahead: bool = False  # learners start from the base minus their residual
 
     @property
     def key(self) -> str:
@@ -172,7 +171,9 @@ class Network:
         """Let all learners train and send; return the bytes that it took."""
         base, sent = self.parameters(), 0
         for learner in range(self.trial.learners):
-            first = self._ahead(round_, learner) if self.trial.ahead else base
+            first = (
+                self._ahead(round_, learner) if self.trial.run.from_residual else base
+            )
             local = self._local(first, round_, learner)
             for group in self.layout.groups:
                 old = split(group, first)

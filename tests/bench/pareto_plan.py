@@ -45,7 +45,7 @@ class Arm:
     control: str = ""
     learners: int = 4
     inner: str = "adamw"
-    ahead: bool = False
+    ahead: bool = False  # learners start from the base minus their residual
 
 
 def architecture(preset: str) -> Architecture:
@@ -72,6 +72,7 @@ def run_of(arm: Arm, rounds: int, steps: int = 20) -> Run:
         feedback_ppm=round(arm.beta * 1e6),
         outer_rate_ppm=round(arm.outer[0] * 1e6),
         outer_momentum_ppm=round(arm.outer[1] * 1e6),
+        from_residual=arm.ahead,
     )
 
 
@@ -156,7 +157,6 @@ def trials(
             arm.learners,
             arm.control,
             arm.inner,
-            arm.ahead,
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from blyan_proto.types import bitmap
 from blyan_tile import tblock
@@ -21,12 +22,17 @@ from tests.bench.pareto_plan import Arm, model, run_of
 from tests.bench.pareto_table import extra_tokens, loss_at, round_of
 
 
-def test_a_simulated_learner_sends_what_a_worker_sends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_simulated_learner_sends_what_a_worker_sends(
+    tmp_path: Path, ahead: bool
+) -> None:
     lines = b"def one(x):\n    return x + 1\n" * 200
     raw = pack([("a.py", lines, False), ("b.py", lines[:2000], True)])
     archive = tmp_path / "archive"
     archive.write_bytes(tblock.to_bytes(tblock.bytes_array(raw)))
-    run = replace(run_of(Arm("x", ("LR4:4",)), 2, 2), min_tokens=0, sequence=32)
+    run = replace(
+        run_of(Arm("x", ("LR4:4",), ahead=ahead), 2, 2), min_tokens=0, sequence=32
+    )
     made = model("tiny")
     trial = Trial("x", "tiny", "scratch", 3, run, learners=1)
     text = Text(Archive(tblock.bytes_array(raw)))
