@@ -48,6 +48,9 @@ class Arm:
     ahead: bool = False  # learners start from the base minus their residual
 
 
+SPARSE_LOCO = Arm("SparseLoCo SC:64/2 EF 0.95", ("SC:64/2",), (1.0, 0.0), 0.95)
+
+
 def architecture(preset: str) -> Architecture:
     return MINI if preset == "mini" else PRESETS[preset]
 
@@ -84,15 +87,15 @@ def dense_arms() -> list[Arm]:
 def codec_arms(preset: str) -> list[Arm]:
     """Return the codecs of the network and the control arms that they are held against."""
     unit = UNITS[preset]
-    light = [f"LR4:{rank}" for rank in (unit, unit // 2, 2 * unit)]
+    ranks = (unit, unit // 2, 2 * unit)
+    light = [f"{codec}:{rank}" for rank in ranks for codec in ("LR4", "LRC")]
     light += ["Q:1", "Q:2", "Q:4", "SC:128/2", "SC:64/2"]
-    alone = Arm("one learner", outer=(1.0, 0.0), learners=1)
     return [
         *(Arm(text, (text,)) for text in light),
-        Arm("SparseLoCo SC:64/2 EF 0.95", ("SC:64/2",), (1.0, 0.0), 0.95),
+        SPARSE_LOCO,
         Arm("white paper", control="paper 0"),
         Arm("white paper, EF 1", control="paper 1"),
-        alone,
+        Arm("one learner", outer=(1.0, 0.0), learners=1),
     ]
 
 
@@ -101,23 +104,21 @@ def moves(preset: str) -> list[Arm]:
     unit = UNITS[preset]
     middle = f"LR4:{unit}"
     early = (f"LR4:{2 * unit}", f"{middle}@4", f"LR4:{unit // 2}@8")
+    late = (f"LR4:{unit // 2}", f"{middle}@7", f"LR4:{2 * unit}@11")
     by_class = (f"matrix={middle}", "embedding=Q:2")
     return [
-        *(
-            Arm(f"{text} ahead {outer[0]}/{outer[1]}", (text,), outer, ahead=True)
-            for text in (middle, f"LR4:{unit // 2}", "SC:64/2")
-            for outer in ((0.9, 0.5), (0.7, 0.9), (1.0, 0.0))
-        ),
+        *(_ahead(f"LRC:{rank}") for rank in (unit, unit // 2, 2 * unit)),
+        *(_ahead(text) for text in (middle, f"LR4:{unit // 2}", "Q:1")),
+        *(_ahead(middle, outer) for outer in ((1.0, 0.5), (0.7, 0.9), (1.0, 0.0))),
+        _ahead("SC:64/2", (1.0, 0.0)),
         Arm(f"LR2 {2 * unit} ahead", control=f"LR2 {2 * unit}", ahead=True),
-        Arm(f"LR2 {unit} ahead", control=f"LR2 {unit}", ahead=True),
-        Arm("Q:1 ahead", ("Q:1",), ahead=True),
         Arm(f"LR2 {2 * unit}", control=f"LR2 {2 * unit}"),
-        Arm(f"LR2 {unit}", control=f"LR2 {unit}"),
         Arm(f"LR3 {4 * unit // 3}", control=f"LR3 {4 * unit // 3}"),
         Arm(f"{middle} EF 0.9", (middle,), beta=0.9),
         Arm(f"{middle} EF 0.5 outer 0.7/0.9", (middle,), (0.7, 0.9), 0.5),
         Arm(f"{middle} outer 1.0/0.3", (middle,), (1.0, 0.3)),
         Arm("more bytes early", early),
+        Arm("more bytes late, ahead", late, ahead=True),
         Arm(f"{middle}, embeddings Q:2", by_class),
         Arm(f"shared basis {2 * unit}", control=f"basis {2 * unit}"),
         Arm("shared mask 256", control="mask 256"),
@@ -127,14 +128,19 @@ def moves(preset: str) -> list[Arm]:
     ]
 
 
+def _ahead(text: str, outer: tuple[float, float] = LIGHT) -> Arm:
+    name = f"{text} ahead {outer[0]}/{outer[1]}"
+    return Arm(name, (text,), outer, ahead=True)
+
+
 def finalists(preset: str) -> list[Arm]:
-    """Return at most four arms beside the dense winner."""
+    """Return the four arms that go on beside the dense winner."""
     unit = UNITS[preset]
     return [
-        Arm(f"LR4:{unit}", (f"LR4:{unit}",)),
-        Arm(f"LR4:{2 * unit}", (f"LR4:{2 * unit}",)),
-        Arm(f"LR4:{unit // 2}", (f"LR4:{unit // 2}",)),
-        Arm("SparseLoCo SC:64/2 EF 0.95", ("SC:64/2",), (1.0, 0.0), 0.95),
+        _ahead(f"LRC:{unit}"),
+        _ahead(f"LRC:{2 * unit}"),
+        _ahead(f"LRC:{unit // 2}"),
+        SPARSE_LOCO,
     ]
 
 
