@@ -105,12 +105,13 @@ def moves(preset: str) -> list[Arm]:
     middle = f"LR4:{unit}"
     early = (f"LR4:{2 * unit}", f"{middle}@4", f"LR4:{unit // 2}@8")
     late = (f"LR4:{unit // 2}", f"{middle}@7", f"LR4:{2 * unit}@11")
-    by_class = (f"matrix={middle}", "embedding=Q:2")
+    by_class = (f"matrix=LRC:{unit}", "embedding=Q:1")
     return [
         *(_ahead(f"LRC:{rank}") for rank in (unit, unit // 2, 2 * unit)),
         *(_ahead(text) for text in (middle, f"LR4:{unit // 2}", "Q:1")),
         *(_ahead(middle, outer) for outer in ((1.0, 0.5), (0.7, 0.9), (1.0, 0.0))),
         _ahead("SC:64/2", (1.0, 0.0)),
+        Arm(f"LRC:{unit}, embeddings Q:1, ahead", by_class, ahead=True),
         Arm(f"LR2 {2 * unit} ahead", control=f"LR2 {2 * unit}", ahead=True),
         Arm(f"LR2 {2 * unit}", control=f"LR2 {2 * unit}"),
         Arm(f"LR3 {4 * unit // 3}", control=f"LR3 {4 * unit // 3}"),
@@ -119,7 +120,6 @@ def moves(preset: str) -> list[Arm]:
         Arm(f"{middle} outer 1.0/0.3", (middle,), (1.0, 0.3)),
         Arm("more bytes early", early),
         Arm("more bytes late, ahead", late, ahead=True),
-        Arm(f"{middle}, embeddings Q:2", by_class),
         Arm(f"shared basis {2 * unit}", control=f"basis {2 * unit}"),
         Arm("shared mask 256", control="mask 256"),
         Arm("Muon inside, DENSE", inner="muon"),
