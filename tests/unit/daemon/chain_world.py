@@ -14,20 +14,18 @@ from blyan_proto.block.header import INLINE, NO_LAYER, Header
 from blyan_proto.block.model import (
     Adoption,
     Architecture,
-    Codec,
-    CodecChoice,
     Contribution,
     Cosignature,
     Dtype,
     Model,
     RateStep,
     Run,
-    TensorClass,
     TileRoots,
     TileUpdate,
     Weights,
 )
 from blyan_proto.block.payload import encode_payload, kind_of, payload_digest
+from blyan_proto.block.sending import chosen
 from blyan_proto.constants import FORMAT_VERSION, PPM
 from blyan_proto.genesis import DEVNET, Balance, Genesis
 from blyan_proto.signing import Purpose, SigningKey
@@ -180,6 +178,11 @@ def dataset(**changed: Any) -> Dataset:
     return replace(made, **changed)
 
 
+# All codecs take part in what nodes do to each other.
+CODECS = ("matrix=LR4:4", "matrix=LRC:4@1", "matrix=SC:64/1@2", "matrix=LR4:2@3")
+CODECS += ("embedding=ROWS:Q/2", "router=Q:4")
+
+
 def run_of(model: bytes, dataset: bytes, **changed: Any) -> Run:
     """Return a run of three rounds that trains two ahead."""
     made = Run(
@@ -197,7 +200,7 @@ def run_of(model: bytes, dataset: bytes, **changed: Any) -> Run:
         decay_ppm=50_000,
         clip_ppm=PPM,
         auxiliary_ppm=10_000,
-        codecs=(CodecChoice(TensorClass.MATRIX, 0, Codec.LR4, 4),),
+        codecs=chosen(CODECS, ()),
         feedback_ppm=PPM,
         outer_rate_ppm=900_000,
         outer_momentum_ppm=500_000,

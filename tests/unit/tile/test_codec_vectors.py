@@ -105,6 +105,16 @@ def test_hostile_lrc():
     refused(raw + b"\0", shape, "without a component")
 
 
+def test_extreme_levels_stay_exact():
+    side = 1024
+    factors = [([127] * side, [-64] * side)]
+    raw = delta.lrc(255, 96, b"\xff", [(7, 6)], factors)
+    whole = 127 * 64 * 255  # 2^21 would be refused
+    values = compress.decode(raw, (side, side))
+    assert (values == -whole * 2.0**96).all()
+    assert compress.norm_squared(raw, (side, side)) == (side**2 * whole**2, 192)
+
+
 def test_hostile_q_and_rows():
     shape, raw = hostile("q 3x5 odd")
     refused(raw[:-1] + bytes((raw[-1] | 0x40,)), shape, "padding")
