@@ -217,7 +217,7 @@ def run_preset(
         feedback_ppm=1_000_000,
         outer_rate_ppm=900_000,
         outer_momentum_ppm=500_000,
-        delta_clip_ppm=0,
+        delta_clip_ppm=3_000_000,
         quorum_ppm=500_000,
         deadline_ms=30_000 if demo else 10_000,
         grace_ms=4_000 if demo else 2_000,
