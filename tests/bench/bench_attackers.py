@@ -1,10 +1,11 @@
-"""What liars do to a run: held-out loss by attack and number of liars, with and without clip.
+"""What liars do to a run: held-out loss by attack, number of liars, and way to sum.
 
-    python -m tests.bench.bench_attackers [--quick] [--out DIR] [--seeds 1 2 3] [--all]
+    python -m tests.bench.bench_attackers [--quick] [--robust] [--all] [--out DIR] [--seeds 1 2 3]
 
 Ten learners of the tiny preset, H 5, LR4, from a warm start, on Python's library. The
-real parts do the work (tests/sim/attacks/arena.py). One seed takes about a quarter of an
-hour on one thread. With --out, what is done stays done: start again, and it goes on.
+real parts do the work (tests/sim/attacks/arena.py). --robust adds sums that are no rules
+of the network. One seed takes about a quarter of an hour on one thread. With --out, what
+is done stays done: start again, and it goes on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,18 +26,24 @@ from blyan_proto.constants import PPM
 from blyan_tile import tblock
 from blyan_tile.corpus import Archive, ArchiveJob, build, pack
 from blyan_tile.create import model_of, run_preset
+from tests.sim.attacks.aggregators import AGGREGATORS
 from tests.sim.attacks.arena import Arena
-from tests.sim.attacks.liars import ATTACKS
+from tests.sim.attacks.liars import ATTACKS, none
 
 LEARNERS = 10
-LIARS = (3, 4)  # of ten: above 25 %, and 40 %
+# Of ten, 3 are above 25 %, 4 are 40 %.
 SIX = ("sign flip", "scaling", "ALIE", "IPM", "label flip", "copycat")
-MORE = ("disguised copy", "random", "NaN", "stale", "free rider")
+MORE = ("IPM apart", "disguised copy", "random", "NaN", "stale", "free rider")
 WARM_STEPS = 400
 WARM_RATE = 3e-3
 JUDGED_EVERY = 5
 
-Row = tuple[str, int, bool, int]  # attack, liars, clip, seed; attack "": fewer learners
+CLIP, PLAIN = "clip", "no clip"  # the network's sum, in a run that clips or not
+COLUMNS = ((CLIP, 3), (CLIP, 4), (PLAIN, 4))
+ROBUST = tuple((name, 4) for name in AGGREGATORS)  # after a clip
+NOBODY, AWAY = "nobody", "they stay away"
+
+Row = tuple[str, int, str, int]  # attack, liars, sum, seed
 
 
 def archives(folder: Path) -> Path:
@@ -60,17 +68,24 @@ def archives(folder: Path) -> Path:
     return plain
 
 
-def played(row: Row, rounds: int, warm_steps: int, folder: Path) -> dict[str, object]:
+def played(row: Row, rounds: int, warm_steps: int, folder: Path) -> dict[str, Any]:
     """Play all rounds of one row; return what came out."""
-    name, liars, is_clipped, seed = row
+    name, liars, how, seed = row
     began = time.process_time()
     run = replace(
         run_preset("tiny", bytes(32), (bytes(32),), rounds, seed),
-        delta_clip_ppm=3 * PPM if is_clipped else 0,
+        delta_clip_ppm=0 if how == PLAIN else 3 * PPM,
     )
     text = archives(folder)
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        arena = Arena(model_of("tiny", "bench"), run, text, Path(work), seed)
+        arena = Arena(
+            model_of("tiny", "bench"),
+            run,
+            text,
+            Path(work),
+            seed,
+            AGGREGATORS.get(how),
+        )
         warm = folder / f"warm-{warm_steps}-{seed}.npz"
         if not warm.exists():
             arena.warm_up(warm_steps, WARM_RATE)
@@ -78,13 +93,13 @@ def played(row: Row, rounds: int, warm_steps: int, folder: Path) -> dict[str, ob
         arena.load(warm)
         losses = [arena.judge()]
         honest = range(LEARNERS - liars)
-        bad = range(LEARNERS - liars, LEARNERS) if name else ()
+        bad = () if name == AWAY else range(LEARNERS - liars, LEARNERS)
         for round in range(rounds):
             arena.play(
                 round,
                 honest,
                 bad,
-                ATTACKS[name or "honest"],
+                ATTACKS.get(name, none),
                 is_flipped=name == "label flip",
             )
             if (round + 1) % JUDGED_EVERY == 0 or round + 1 == rounds:
@@ -99,57 +114,54 @@ def played(row: Row, rounds: int, warm_steps: int, folder: Path) -> dict[str, ob
     }
 
 
-def rows(seeds: Sequence[int], names: Sequence[str], liars: Sequence[int]) -> list[Row]:
-    plain = [("", 0, True, seed) for seed in seeds]
-    alone = [("", count, True, seed) for seed in seeds for count in liars]
-    alone += [("", 0, False, seed) for seed in seeds]
-    attacked = [
-        (name, count, clip, seed)
+def rows(
+    seeds: Sequence[int], names: Sequence[str], columns: Sequence[tuple[str, int]]
+) -> list[Row]:
+    ways = list(dict.fromkeys(how for how, _ in columns))
+    return [
+        row
         for seed in seeds
-        for clip in (True, False)
-        for name in names
-        for count in liars
+        for row in (
+            *((NOBODY, 0, how, seed) for how in ways),
+            *((name, count, how, seed) for how, count in columns for name in names),
+        )
     ]
-    return plain + alone + attacked
 
 
-def table(done: dict[Row, dict[str, object]], liars: Sequence[int]) -> str:
-    """Return the rows as a table: the final loss, the mean of the seeds."""
+def table(
+    done: dict[Row, dict[str, Any]],
+    names: Sequence[str],
+    columns: Sequence[tuple[str, int]],
+    seeds: Sequence[int],
+) -> str:
+    """Return the final losses, the mean of the seeds."""
 
-    def cell(name: str, count: int, clip: bool) -> str:
-        found = [
-            entry["losses"]
-            for (row_name, row_count, row_clip, _), entry in done.items()
-            if (row_name, row_count, row_clip) == (name, count, clip)
-        ]
-        ends = [float(losses[-1]) for losses in found]  # type: ignore[index]
-        return f"{statistics.mean(ends):.3f}" if ends else "-"
+    def cell(name: str, how: str, count: int) -> str:
+        made = [done[name, count, how, seed]["losses"][-1] for seed in seeds]
+        return f"{statistics.mean(made):.3f}"
 
-    start = [entry["losses"][0] for entry in done.values()]  # type: ignore[index]
-    names = list(dict.fromkeys(name for name, *_ in done if name))
-    head = [f"{count} of {LEARNERS}" for count in liars]
+    start = statistics.mean(entry["losses"][0] for entry in done.values())
     lines = [
-        f"held-out nats per byte at the start {statistics.mean(start):.3f}; after all "
-        f"rounds, ten honest ones: clip {cell('', 0, True)}, no clip "
-        f"{cell('', 0, False)}; the honest ones alone, with clip: "
-        + ", ".join(f"{LEARNERS - count}: {cell('', count, True)}" for count in liars),
+        f"held-out nats per byte; {start:.3f} at the start",
         "",
-        "| attack | "
-        + " | ".join(f"{h}, clip" for h in head)
-        + " | "
-        + " | ".join(f"{h}, no clip" for h in head)
+        "| who lies | "
+        + " | ".join(f"{how}, {n}" for how, n in columns)
         + " | refused |",
-        "| --- |" + " --- |" * (2 * len(liars) + 1),
+        "| --- |" + " --- |" * (len(columns) + 1),
+        f"| {NOBODY} | "
+        + " | ".join(cell(NOBODY, how, 0) for how, _ in columns)
+        + " | - |",
     ]
     for name in names:
-        cells = [cell(name, count, clip) for clip in (True, False) for count in liars]
-        refused: dict[str, int] = {}
-        for (row_name, _, clip, _), entry in done.items():
-            if row_name == name and clip:
-                refused |= entry["refused"]  # type: ignore[operator]
-        lines.append(
-            f"| {name} | " + " | ".join(cells) + f" | {', '.join(refused) or '-'} |"
-        )
+        cells = [cell(name, how, count) for how, count in columns]
+        refused = {
+            why
+            for (attack, _, how, _), entry in done.items()
+            if attack == name and how != PLAIN
+            for why in entry["refused"]
+        }
+        why = ", ".join(sorted(refused)) or "-"
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {why} |")
     return "\n".join(lines)
 
 
@@ -159,36 +171,37 @@ def main() -> None:
     parser.add_argument(
         "--all", action="store_true", help="every attack of the library"
     )
+    parser.add_argument("--robust", action="store_true", help="more ways to sum")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="*", default=[1])
     parser.add_argument("--only", nargs="*", help="these attacks")
     parser.add_argument("--out", type=Path, help="a folder for what is done")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    names = options.only or (SIX + MORE if options.all else SIX)
-    liars, rounds, warm = LIARS, options.rounds, WARM_STEPS
+    names = (AWAY, *(options.only or (SIX + MORE if options.all else SIX)))
+    columns = COLUMNS + ROBUST if options.robust else COLUMNS
+    rounds, warm = options.rounds, WARM_STEPS
     if options.quick:
-        names, liars, rounds, warm = ("sign flip", "scaling"), (4,), 3, 50
+        names, columns, rounds, warm = ("sign flip", "scaling"), COLUMNS[1:], 3, 50
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / f"attackers-{rounds}-{warm}.jsonl"
-        done: dict[Row, dict[str, object]] = {}
+        done: dict[Row, dict[str, Any]] = {}
         if log.exists():
             for line in log.read_text().splitlines():
                 entry = json.loads(line)
                 done[tuple(entry["row"])] = entry
-        for row in rows(options.seeds, names, liars):
+        wanted = rows(options.seeds, names, columns)
+        for row in wanted:
             if row not in done:
-                done[row] = played(row, rounds, warm, folder)
+                made = done[row] = played(row, rounds, warm, folder)
                 with log.open("a") as file:
-                    file.write(json.dumps(done[row]) + "\n")
-                seconds = done[row]["seconds"]
-                print(
-                    f"{row}: {done[row]['losses'][-1]:.4f}, {seconds:.0f} s", flush=True
-                )  # type: ignore[index]
-        wanted = set(rows(options.seeds, names, liars))
-        print(table({row: done[row] for row in done if row in wanted}, liars))
+                    file.write(json.dumps(made) + "\n")
+                told = f"{made['losses'][-1]:.4f}, {made['seconds']:.0f} s"
+                print(f"{row}: {told}", flush=True)
+        chosen = {row: done[row] for row in wanted}
+        print(table(chosen, names, columns, options.seeds))
 
 
 if __name__ == "__main__":

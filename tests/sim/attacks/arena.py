@@ -29,14 +29,17 @@ from blyan_proto.types import Role, bitmap
 from blyan_tile.batches import held_out_windows
 from blyan_tile.corpus import Archive
 from blyan_tile.create import initial_parameters, write_tile
-from blyan_tile.delta import TileState
+from blyan_tile.delta import TileState, decode_group
 from blyan_tile.layout import Group, join, layout_of, split
 from blyan_tile.learner import GroupFiles, LearnJob, LearnResult, learn
 from blyan_tile.model.training import held_out_loss
+from blyan_tile.outer import step
 from blyan_tile.residual import Settled
 from blyan_tile.tblock import open_array
 from blyand.rules.records import RunRecord, Schedule, Seat
 from blyand.training import membership, tiles
+from blyand.training.tiles import Listed
+from tests.sim.attacks.aggregators import Aggregator, Values
 from tests.sim.attacks.liars import Attack, Scene
 
 NETWORK = bytes(32)
@@ -51,9 +54,20 @@ class Arena:
     """A model, its text, and the learners of every round."""
 
     def __init__(
-        self, model: Model, run: Run, archive: Path, folder: Path, seed: int = 1
+        self,
+        model: Model,
+        run: Run,
+        archive: Path,
+        folder: Path,
+        seed: int = 1,
+        aggregator: Aggregator | None = None,
     ) -> None:
-        """`archive`: the packed text as a TBLOCK file; beside it `flipped`, if there."""
+        """`archive`: the packed text as a TBLOCK file; beside it `flipped`, if there.
+
+        `aggregator`: instead of the network's sum, to compare.
+        """
+        self._aggregator = aggregator
+        self._aggregates: dict[int, Values] = {}
         self.model, self.run, self.folder = model, run, folder
         self.layout = layout_of(model)
         self.archive = archive
@@ -210,7 +224,9 @@ class Arena:
         listing = membership.listing(heard, record, schedule, median)
         self.medians[group.index] = listing.median
         parts = membership.parts_of(heard, listing.contributions)
-        if parts:
+        if parts and self._aggregator is not None:
+            self.state[group.index] = self._otherwise(group, parts)
+        elif parts:
             self.state[group.index] = tiles.stepped(
                 group, self.state[group.index], parts, self.run
             )
@@ -221,6 +237,21 @@ class Arena:
             self.settled[learner].append(
                 Settled(round, group.index, clip is not None, clip or PPM)
             )
+
+    def _otherwise(self, group: Group, parts: Sequence[Listed]) -> list[TileState]:
+        """Make the next version with a robust sum of the clipped deltas."""
+        assert self._aggregator is not None
+        deltas = [
+            [tile * (part.clip_ppm / PPM) for tile in decode_group(group, part.tiles)]
+            for part in parts
+        ]
+        made = self._aggregator(deltas, self._aggregates.get(group.index))
+        self._aggregates[group.index] = made
+        rates = self.run.outer_rate_ppm, self.run.outer_momentum_ppm
+        return [
+            step(weights, momentum, gradient.astype(np.float32), *rates)
+            for (weights, momentum), gradient in zip(self.state[group.index], made)
+        ]
 
     def _record(self) -> RunRecord:
         return RunRecord(bytes(32), self.run, account(0), 0, (), False)

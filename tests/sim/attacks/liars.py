@@ -48,7 +48,7 @@ class Scene:
 Attack = Callable[[Scene, int], Sequence[bytes] | None]  # liar -> its encoded tiles
 
 
-def honest(scene: Scene, liar: int) -> Sequence[bytes] | None:
+def none(scene: Scene, liar: int) -> Sequence[bytes] | None:
     """No attack."""
     return scene.own.get(liar)
 
@@ -85,6 +85,17 @@ def ipm(scene: Scene, liar: int) -> Sequence[bytes] | None:
     usual = float(np.median([_norm(values) for values in scene.values]))
     factor = -usual / max(_norm(mean), 1e-30)
     return scene.encoded([tile * factor for tile in mean])
+
+
+def ipm_apart(scene: Scene, liar: int) -> Sequence[bytes] | None:
+    """IPM with noise of half its norm, so that no liar looks like a copy of another."""
+    raw = ipm(scene, liar)
+    if raw is None:
+        return None
+    values = decode_group(scene.group, raw)
+    noise = [scene.source.standard_normal(tile.shape) for tile in values]
+    factor = 0.5 * _norm(values) / max(_norm(noise), 1e-30)
+    return scene.encoded([x + factor * y for x, y in zip(values, noise)])
 
 
 def random(scene: Scene, liar: int) -> Sequence[bytes] | None:
@@ -154,12 +165,12 @@ def _norm(values: Values) -> float:
 
 # Label flip is not here: it is an honest learner on other text (`Arena.flipped`).
 ATTACKS: dict[str, Attack] = {
-    "honest": honest,
     "sign flip": sign_flip,
     "scaling": scaling,
     "ALIE": alie,
     "IPM": ipm,
-    "label flip": honest,
+    "IPM apart": ipm_apart,
+    "label flip": none,
     "copycat": copycat,
     "disguised copy": disguised,
     "random": random,
