@@ -64,6 +64,23 @@ def batch_digest(tokens: np.ndarray) -> bytes:
     return leaf_digest(np.ascontiguousarray(tokens, "<u4").tobytes())
 
 
+def drawn_windows(
+    parts: list[np.ndarray], sequence: int, count: int, seed: bytes
+) -> np.ndarray:
+    """Return at most `count` windows (N, sequence + 1) int64 that a seed draws.
+
+    They are cut from the held-out side without overlap, and none is drawn twice.
+    LimitExceeded for less text than two.
+    """
+    cut = (sum(len(part) for part in parts) - 1) // sequence
+    if cut < 2:
+        raise LimitExceeded(f"less held-out text than {2 * sequence + 1} bytes")
+    philox = np.random.Philox(key=int.from_bytes(seed[:16], "little"))
+    order = np.argsort(philox.random_raw(cut), kind="stable")  # (cut,)
+    starts = np.sort(order[:count]) * sequence  # (N,)
+    return gather(parts, starts, sequence + 1)
+
+
 def held_out_windows(
     parts: list[np.ndarray], sequence: int, tokens: int = JUDGED_TOKENS
 ) -> np.ndarray:

@@ -10,6 +10,7 @@ from blyan_proto.rpc import (
     data,
     demand,
     expert,
+    gating,
     infer,
     key,
     ledger,
@@ -501,7 +502,10 @@ class Train:
         deadline_s: float | None = ...,
         adopt_every: int | None = ...,
         snapshot_every: int | None = ...,
-        seed: int | None = ...
+        seed: int | None = ...,
+        gate: int | None = ...,
+        gate_margin: float | None = ...,
+        gate_windows: int | None = ...
     ) -> train.Started:
         """Start a training run, or join the one under way."""
 
@@ -527,6 +531,9 @@ class Train:
     ) -> Answer[auditing.AuditStep, auditing.Audited]:
         """Look at the log of a learner's round: batches derived again, steps repeated."""
 
+    def gate(self, *, run: bytes | None = ...) -> gating.GateStand:
+        """Tell how drawn validators judged a run's newest version before its adoption."""
+
     def report(self, *, run: bytes | None = ...) -> train.Reported:
         """Report a whole run: every round, who took part, its settings; as an HTML page."""
 
@@ -551,7 +558,10 @@ class TaskTrain:
         deadline_s: float | None = ...,
         adopt_every: int | None = ...,
         snapshot_every: int | None = ...,
-        seed: int | None = ...
+        seed: int | None = ...,
+        gate: int | None = ...,
+        gate_margin: float | None = ...,
+        gate_windows: int | None = ...
     ) -> train.Started:
         """Start a training run, or join the one under way."""
 
@@ -576,6 +586,9 @@ class TaskTrain:
         repeat: int = ...
     ) -> TaskAnswer[auditing.AuditStep, auditing.Audited]:
         """Look at the log of a learner's round: batches derived again, steps repeated."""
+
+    async def gate(self, *, run: bytes | None = ...) -> gating.GateStand:
+        """Tell how drawn validators judged a run's newest version before its adoption."""
 
     async def report(self, *, run: bytes | None = ...) -> train.Reported:
         """Report a whole run: every round, who took part, its settings; as an HTML page."""

@@ -31,6 +31,7 @@ from blyand.rpc import (
     data,
     expert,
     explorer,
+    gate,
     history,
     infer,
     level,
@@ -342,6 +343,7 @@ def bind_all(
         origins=Origins(stores.blocks, stores.checkpoints),
         lane=base.disk_lane,
     )
+    gate.bind(answers, ordering=ordering)
     audit.bind(
         answers, account=base.key.account, ordering=ordering, inspector=inspector
     )

@@ -41,6 +41,7 @@ from blyand.endpoints import serve_streams
 from blyand.errors import ComputeFault, Unavailable
 from blyand.events import Broadcast
 from blyand.foundation import Base
+from blyand.gatekeeping import gatekeeping
 from blyand.guard.forks import Forks
 from blyand.home import Home, read_or_none, replace_file
 from blyand.http.place import Place
@@ -74,12 +75,9 @@ from blyand.protocols.reach import open_reach
 from blyand.protocols.votes import Mesh
 from blyand.replica import Replica, build_replica
 from blyand.rpc.server import serve
-from blyand.rules.chain.validators import signers, turn_of
 from blyand.rules.net.relay import RelayLimits
-from blyand.rules.view import View
 from blyand.stores import open_stores
 from blyand.supervise import Backoff, Service, supervise
-from blyand.training.adopter import Adopter
 from blyand.training.crew import open_crew
 from blyand.upkeep import build_upkeep
 
@@ -302,17 +300,11 @@ async def run(home: Home, config: Config) -> None:
                 Service("watch", watch.run),
             ]
             if voter is not None:
-                adopter = Adopter(
-                    lambda: replica.view,
-                    replica.author.make,
-                    events,
-                    functools.partial(_turn_of, base),
-                )
                 services.append(Service("mesh", mesh.run))
                 services.append(
                     Service("voter", settling.once_settled(base, voter.run))
                 )
-                services.append(Service("adopter", adopter.run))
+                services += gatekeeping(base, replica, models)
                 services.append(Service("judge", models.judge.run))
             if learns:
                 custody = Custody(
@@ -379,12 +371,6 @@ async def _run_services(
             farewell.start_soon(trio.sleep, FAREWELL_S)
             farewell.start_soon(base.host.drain, DRAIN_S)
         nursery.cancel_scope.cancel()
-
-
-def _turn_of(base: Base, view: View, height: int) -> int | None:
-    """Return how many validators come before this node for a duty of all of them."""
-    own = base.key_in(signers(view))
-    return turn_of(own.public, view, height) if own else None
 
 
 def _socket(base: Base) -> Path:

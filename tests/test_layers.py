@@ -31,6 +31,7 @@ LEVELS = {
     **dict.fromkeys(
         [
             "auditing",
+            "gatekeeping",
             "foundation",
             "hosting",
             "learning",

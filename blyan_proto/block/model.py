@@ -7,6 +7,7 @@ import enum
 import re
 from typing import Annotated
 
+from blyan_proto.block.gate import Gate
 from blyan_proto.codec import U8, U16, U32, U64, Size, encode, message
 from blyan_proto.constants import (
     MAX_CONTRIBUTIONS,
@@ -228,6 +229,7 @@ class Run:
     first_checkpoint: U64 = 0  # round 0 opens at this height; 0: as soon as ordered
     aggregation: Aggregation = Aggregation.SUM
     from_residual: bool = False  # inner steps start at base - e, not at the base
+    gate: Gate | None = None  # none: heads are adopted by schedule, unjudged
 
 
 @message

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from blyan_proto.block import data, economy, ledger, model
+from blyan_proto.block import data, economy, gate, ledger, model
 from blyan_proto.codec import decode, encode
 from blyan_proto.constants import FORMAT_VERSION, MAX_PAYLOAD_BYTES
 from blyan_proto.digest import Domain, digest
@@ -28,6 +28,7 @@ _TABLE = (
     Kind(2, "run", Chain.META, model.Run),
     Kind(3, "adoption", Chain.META, model.Adoption),
     Kind(4, "placement", Chain.META, model.Placement),
+    Kind(5, "score", Chain.META, gate.Score),
     Kind(16, "weights", Chain.PARAMETERS, model.Weights),
     Kind(17, "tile_update", Chain.PARAMETERS, model.TileUpdate),
     Kind(18, "snapshot", Chain.PARAMETERS, model.Snapshot),

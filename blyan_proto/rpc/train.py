@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blyan_proto.rpc import auditing
+from blyan_proto.rpc import auditing, gating
 from blyan_proto.rpc.errors import (
     DATASET_AMBIGUOUS,
     DATASET_UNKNOWN,
@@ -60,6 +60,24 @@ class Start:
         high=10_000,
     )
     seed: int | None = arg("seed of the run", default=None, low=0, high=2**63)
+    gate: int | None = arg(
+        "validators drawn to judge a version before it is adopted; 0: by schedule",
+        default=None,
+        low=0,
+        high=64,
+    )
+    gate_margin: float | None = arg(
+        "by which loss may rise at the gate, nats per token; 0: it has to fall",
+        default=None,
+        low=0,
+        high=16,
+    )
+    gate_windows: int | None = arg(
+        "held-out sequences that are drawn for the gate",
+        default=None,
+        low=2,
+        high=65_535,
+    )
 
 
 @record
@@ -274,6 +292,7 @@ watch = declare(
 )
 
 audit = auditing.audit
+gate = gating.gate
 
 
 @record

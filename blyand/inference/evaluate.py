@@ -89,36 +89,62 @@ class Evaluation:
         `deadline_s`: trio time.
         """
         sequence = min(sequence, heads.architecture.context)
-        lane, tally = self._parts.lane, Tally()
-        windows = await lane.run(
+        windows = await self._parts.lane.run(
             held_out_windows, [tokens], sequence, count or len(tokens)
         )  # (N, T + 1)
+        tally = Tally()
+        sums = await self.losses(heads, windows, tally, deadline_s)  # (N,)
+        measured = windows[:, 1:].size
+        return Measured(
+            loss=math.fsum(sums.tolist()) / measured,
+            tokens=measured,
+            height=heads.height,
+            calls=tally.calls,
+            retries=tally.retries,
+            repinned=repinned,
+        )
+
+    async def losses(
+        self,
+        heads: Heads,
+        windows: np.ndarray,
+        tally: Tally,
+        deadline_s: float = float("inf"),
+    ) -> np.ndarray:
+        """windows (N, T + 1) int64 -> the sum of each one's losses (N,) float64, nats.
+
+        Fails as `measure`.
+        """
+        lane = self._parts.lane
         rows = min(ROWS, most_rows(heads.architecture.width))
-        batches = np.array_split(windows, -(-len(windows) * sequence // rows))
+        length = windows.shape[1] - 1
+        parts = np.array_split(
+            np.arange(len(windows)), -(-len(windows) * length // rows)
+        )
         trunk = await lane.run(self._parts.trunks.get, heads)
-        overtaken = partial(self._is_overtaken, heads)
         run = Pass(
             heads,
             trunk,
             None,
             tally,
             deadline_s,
-            overtaken,
+            partial(self._is_overtaken, heads),
             Numerics.REFERENCE,  # of the masters, whatever the node serves with
             OWNER,
         )
-        sums: list[float] = []
+        found = np.zeros(len(windows))  # (N,)
         failure: Unavailable | None = None
-        todo = iter(batches)
+        todo = iter(parts)
 
         async def work() -> None:
             nonlocal failure
-            for batch in todo:  # (B, T + 1); shared, so each batch is taken once
-                finish = partial(_loss, batch[:, 1:])
+            for part in todo:  # (B,) indices; shared, so each part is taken once
+                batch = windows[part]  # (B, T + 1)
+                finish = partial(_losses, batch[:, 1:])
                 try:
                     ids = torch.from_numpy(batch[:, :-1])  # (B, T)
                     made = await run_pass(self._parts.scatter, lane, run, ids, finish)
-                    sums.append(made)
+                    found[part] = made
                 except Unavailable as error:
                     failure = failure or error
                     nursery.cancel_scope.cancel()
@@ -129,24 +155,17 @@ class Evaluation:
                     nursery.start_soon(work)
         if failure is not None:
             raise failure
-        measured = windows[:, 1:].size
-        return Measured(
-            loss=math.fsum(sums) / measured,
-            tokens=measured,
-            height=heads.height,
-            calls=tally.calls,
-            retries=tally.retries,
-            repinned=repinned,
-        )
+        return found
 
     def _is_overtaken(self, heads: Heads) -> bool:
         newest = (self._parts.pins.newest(heads.model, which) for which in Which)
         return all(one.roots != heads.roots for one in newest)
 
 
-def _loss(targets: np.ndarray, trunk: Trunk, hidden: Tensor) -> float:
-    """targets (B, T), hidden (B, T, d) -> the sum of their losses."""
+def _losses(targets: np.ndarray, trunk: Trunk, hidden: Tensor) -> np.ndarray:
+    """targets (B, T), hidden (B, T, d) -> the sum of each row's losses (B,) float64."""
     logits = trunk.logits(hidden).flatten(0, 1).float()  # (n, V)
     wanted = torch.from_numpy(targets).flatten().to(logits.device)  # (n,)
     losses = F.cross_entropy(logits, wanted, reduction="none")  # (n,)
-    return float(losses.double().sum())
+    sums: np.ndarray = losses.double().view(targets.shape).sum(1).cpu().numpy()
+    return sums

@@ -27,7 +27,7 @@ from blyand.inference.remote import Spans
 from blyand.inference.room import Room
 from blyand.inference.routes import Routes
 from blyand.inference.runs import Runs
-from blyand.inference.scatter import Scatter
+from blyand.inference.scatter import Scatter, Tally
 from blyand.inference.serve import ExpertServer
 from blyand.inference.spans import SpanServer
 from blyand.inference.trunks import Trunks
@@ -177,6 +177,12 @@ class Serving:
             heads_of(pinned), tokens, sequence=sequence
         )
         return measured.loss
+
+    async def losses(self, pinned: Pinned, windows: np.ndarray) -> np.ndarray:
+        """windows (N, T + 1) -> nats per token of each (N,), by one whole version."""
+        sums = await self.evaluation.losses(heads_of(pinned), windows, Tally())
+        means: np.ndarray = sums / (windows.shape[1] - 1)
+        return means
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from blyan_proto.block import sending
+from blyan_proto.block.gate import Gate
 from blyan_proto.block.model import RateStep, Run
 from blyan_proto.constants import PPM
 from blyan_proto.rpc.errors import PRESET_UNKNOWN, RUN_INVALID, RpcError
@@ -18,6 +19,10 @@ from blyand.rules.model.schedule import live_seats
 from blyand.rules.records import NODES, ModelRecord
 from blyand.rules.verdict import Reject
 from blyand.rules.view import View
+
+GATE_WINDOWS = 128  # 16,384 tokens of the demo preset
+GATE_BOUND_MILLI = 1645  # 95 %, one-sided
+GATE_MARGIN_MICRO = 2_000  # tests/bench/bench_gate.py says what it costs
 
 ROUNDS = {"demo": 30, "tiny": 6}  # presets, and how long their runs are by default
 
@@ -74,7 +79,26 @@ def changed(run: Run, params: Start) -> Run:
             changes["codecs"] = sending.chosen(params.codec, run.codecs)
         except ValueError as error:
             raise RpcError(RUN_INVALID, str(error)) from error
+    changes["gate"] = _gate(run.gate, params)
     return replace(run, **changes)  # type: ignore[arg-type]
+
+
+def _gate(gate: Gate | None, params: Start) -> Gate | None:
+    """Return the gate that a caller asks for: the run's own, with other numbers."""
+    if params.gate == 0:
+        return None
+    if params.gate is None and gate is None:
+        if params.gate_margin is not None or params.gate_windows is not None:
+            raise RpcError(RUN_INVALID, "give --gate, the validators to draw, too")
+        return None
+    gate = gate or Gate(1, GATE_WINDOWS, GATE_BOUND_MILLI, GATE_MARGIN_MICRO)
+    margin = _scaled(params.gate_margin, PPM)
+    return replace(
+        gate,
+        validators=params.gate or gate.validators,
+        windows=params.gate_windows or gate.windows,
+        margin_micro=gate.margin_micro if margin is None else margin,
+    )
 
 
 def _scaled(value: float | None, unit: int) -> int | None:

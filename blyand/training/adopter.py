@@ -1,6 +1,6 @@
 """Adopting trained heads at the run's pace: the validator's automatic rule (DEC-B8).
 
-The proof-of-learning gate takes this place; until then a network adopts by schedule.
+Of runs without a gate; `scorer` is what validators do for the others.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class Adopter:
 
     async def _adopt(self, record: RunRecord, height: int) -> None:
         view = self._view()
+        if record.run.gate is not None:
+            return  # its gate adopts
         round = next(
             (r for r in reversed(range(record.closed)) if is_adoptable(record.run, r)),
             None,

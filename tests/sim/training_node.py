@@ -35,7 +35,7 @@ from blyand.events import HeadMoved
 from blyand.protocols.cosign import Answer, check_answer, check_draft
 from blyand.protocols.delta import check_bundle
 from blyand.protocols.fetch import Fetcher
-from blyand.rules.model.model import layout_for, require_model
+from blyand.rules.model.model import heads_root, layout_for, require_model
 from blyand.rules.records import GROUPS, NODES, RUNS, Group, RunRecord
 from blyand.store.blobs import BlobStore
 from blyand.store.medium import Medium
@@ -53,8 +53,11 @@ from blyand.training.learner import Learner
 from blyand.training.logbook import Logbook
 from blyand.training.primary import Primary
 from blyand.training.receipting import Receipting
+from blyand.training.scorer import Scorer
 from blyand.training.waiting import Blocks
 from tests.sim.network import InlineLane, SimNode, registration
+
+Judged = Callable[[bytes, np.ndarray], np.ndarray]  # heads root, windows
 
 
 class Unsynced(Medium):
@@ -152,6 +155,7 @@ class TrainNode(SimNode):
         folder = self.home / "blobs"
         self.blobs = BlobStore(folder, medium=Unsynced(folder))
         self.trainer = Trainer()
+        self.judged: Judged = lambda root, windows: windows[:, 0] * 1e-3
         self.make = self.author.make  # what the primary makes blocks with
         self.moves: list[HeadMoved] = []
         self.not_ordered: set[bytes] = set()  # updates that this validator leaves out
@@ -275,6 +279,12 @@ class TrainNode(SimNode):
         )
         self._scope = trio.CancelScope()
 
+    async def losses(self, pinned: Any, windows: np.ndarray) -> np.ndarray:
+        """Return what each window costs a version: half a nat, and what `judged` says."""
+        await trio.lowlevel.checkpoint()
+        root = heads_root(list(pinned.tiles))
+        return 0.5 + self.judged(root, windows)
+
     async def _evaluate(self, pinned: Any, text: Any, length: int) -> float:
         await trio.lowlevel.checkpoint()
         return 5.0
@@ -391,6 +401,16 @@ class TrainNode(SimNode):
         ]
         if self.is_validator if votes is None else votes:
             services.append(Adopter(view, self.author.make, self.events).run)
+            scorer = Scorer(
+                self.key.account,
+                view,
+                self.journal.held_out,
+                self.losses,
+                InlineLane(),  # type: ignore[arg-type]
+                lambda *a, **more: self.make(*a, **more),
+                self.events,
+            )
+            services.append(scorer.run)
         with self._scope:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._run_chain, votes)

@@ -18,7 +18,7 @@ from typing import Any
 from blake3 import blake3
 
 from blyan_proto import merkle
-from blyan_proto.block import data, economy, ledger, model
+from blyan_proto.block import data, economy, gate, ledger, model
 from blyan_proto.block.block import Block, encode_block
 from blyan_proto.block.header import INLINE, NO_LAYER, Header, SignedHeader
 from blyan_proto.block.payload import encode_payload, kind_of, payload_digest
@@ -158,6 +158,7 @@ RUN = model.Run(
     snapshot_every=5,
     rounds_ahead=2,
     seed=7,
+    gate=gate.Gate(5, 256, 1645, 2_000),
 )
 
 
@@ -307,6 +308,18 @@ PAYLOADS: tuple[Any, ...] = (
         ),
     ),
     economy.Censure(1, OTHER.account, "transfers of 0x12 since checkpoint 400"),
+    gate.Score(
+        1,
+        MODEL_ID,
+        RUN_ID,
+        2,
+        hash_of("heads 0"),
+        hash_of("heads"),
+        64,
+        320_000_000,
+        319_500_000,
+        5_000_000_000,
+    ),
 )
 INDEX = data.ArchiveIndex(
     1,

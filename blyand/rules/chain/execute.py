@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from blyan_proto.block import data, economy, ledger, model
+from blyan_proto.block import data, economy, gate, ledger, model
 from blyan_proto.block.block import Block
 from blyan_proto.checkpoint import next_beacon
 from blyan_proto.constants import MAX_PARENTS
@@ -26,6 +26,7 @@ from blyand.rules.economy import supply
 from blyand.rules.economy import transfer as transfers
 from blyand.rules.economy import usage, vesting
 from blyand.rules.model import adoption, dispute
+from blyand.rules.model import gate as gates
 from blyand.rules.model import model as models
 from blyand.rules.model import run, update
 from blyand.rules.posting import Posting
@@ -124,6 +125,9 @@ EFFECTS: dict[type, Effect] = {
     ),
     model.Adoption: lambda view, block, payload, at: adoption.adopt(
         view, block, payload, at.height, set(appointment.voters(view))
+    ),
+    gate.Score: lambda view, block, payload, at: gates.score(
+        view, block, payload, at.height
     ),
     data.Dataset: lambda view, block, payload, at: datasets.register(
         view, block, payload
@@ -226,11 +230,17 @@ def _end_epoch(view: Overlay, at: Moment) -> None:
         epochs.follow(view, epoch, at.height, at.time_ms)
 
 
+def _close_rounds(view: Overlay, at: Moment) -> None:
+    gated = gates.open_before(view)  # before: a run may end with its last round
+    run.close_rounds(view, at.genesis.parameters.liveness_span_ms)
+    gates.advance(view, gated, at.height)
+
+
 # What happens after the blocks of every checkpoint, in this order.
 ENDINGS: tuple[Ending, ...] = (
     _turn_year,
     lambda view, at: ledger_end.end(view, at.genesis, at.time_ms),
-    lambda view, at: run.close_rounds(view, at.genesis.parameters.liveness_span_ms),
+    _close_rounds,
     lambda view, at: dispute.drop_old(view, at.genesis.setting("dispute_span_ms")),
     lambda view, at: slashing.apply_offences(view, at.height, at.time_ms),
     _vest,

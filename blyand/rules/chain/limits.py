@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from blyan_proto.block import data, model
+from blyan_proto.block import data, gate, model
 from blyan_proto.block.block import Block
 from blyan_proto.block.payload import KINDS
 from blyan_proto.genesis import Parameters
@@ -23,6 +23,7 @@ _HEAVY = {
     model.Placement: 2_000,
     model.Run: 2_000,
     model.Adoption: 500,
+    gate.Score: 500,
     model.TileUpdate: 50,
     model.Weights: 50,
     data.Dataset: 20,

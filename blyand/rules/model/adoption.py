@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from blyan_proto.block.block import Block
@@ -10,7 +11,14 @@ from blyand.rules.model.dispute import is_doubted
 from blyand.rules.model.model import heads_root, require_model
 from blyand.rules.model.run import is_adoptable
 from blyand.rules.model.standing import credit
-from blyand.rules.records import GROUPS, MODELS, RUNS, VERSIONS, Version
+from blyand.rules.records import (
+    GROUPS,
+    MODELS,
+    RUNS,
+    VERSIONS,
+    ModelRecord,
+    Version,
+)
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay, View
 
@@ -25,6 +33,8 @@ def adopt(
     run = RUNS.get(view, payload.run)
     if run is None or run.run.model != payload.model:
         raise Reject("unknown run")
+    if run.run.gate is not None:
+        raise Reject("heads of this run are adopted by its gate alone")
     newest = record.adopted_run == payload.run and record.adopted_round
     if payload.round < newest:
         raise Reject(f"round {payload.round} or a later one is adopted")
@@ -37,21 +47,34 @@ def adopt(
         raise Reject(f"the versions of round {payload.round} are no longer held")
     if heads_root([version.tiles for version in versions]) != payload.heads_root:
         raise Reject("the adoption names other heads")
-    groups = list(GROUPS.scan(view, payload.model))
-    if any(group.run != payload.run for group in groups):
+    if any(group.run != payload.run for group in GROUPS.scan(view, payload.model)):
         raise Reject("a later run has moved the model's heads")
-    for index, (group, version) in enumerate(zip(groups, versions, strict=True)):
+    move_heads(view, record, payload.run, payload.round, versions, height)
+
+
+def move_heads(
+    view: Overlay,
+    record: ModelRecord,
+    run: bytes,
+    round: int,
+    versions: Sequence[Version],
+    height: int,
+) -> None:
+    """Let every group's version after a round be the adopted one."""
+    for index, version in enumerate(versions):
+        group = GROUPS.get(view, record.id, index)
+        assert group is not None
         adopted = replace(group, adopted=version.tiles, adopted_head=version.update)
-        GROUPS.put(view, adopted, payload.model, index)
+        GROUPS.put(view, adopted, record.id, index)
     credit(view, versions[0].learners)
     MODELS.put(
         view,
         replace(
             record,
-            adopted_run=payload.run,
-            adopted_round=payload.round + 1,
+            adopted_run=run,
+            adopted_round=round + 1,
             adopted_height=height,
-            heads_root=payload.heads_root,
+            heads_root=heads_root([version.tiles for version in versions]),
         ),
         record.id,
     )

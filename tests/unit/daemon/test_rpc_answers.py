@@ -13,6 +13,7 @@ from blyan_proto.block import sending
 from blyan_proto.block.block import Block
 from blyan_proto.block.data import Dataset, Tier
 from blyan_proto.block.economy import Hardware, Registration, Transfer
+from blyan_proto.block.gate import Gate
 from blyan_proto.block.header import INLINE, NO_LAYER, Header
 from blyan_proto.block.model import (
     Codec,
@@ -1337,6 +1338,12 @@ def test_settings_that_make_no_run(world):
     refuse(errors.RUN_INVALID, codec=["LR4:0"])
     refuse(errors.RUN_INVALID, codec=["matrix=LR4:4", "LR4:8"])
     refuse(errors.RUN_INVALID, rounds=2_000_000)
+    refuse(errors.RUN_INVALID, gate_margin=0.1)
+    assert runs.run_of(start(preset="tiny", gate=0), record, bytes(32)).gate is None
+    gated = runs.run_of(start(preset="tiny", gate=5, gate_margin=0), record, bytes(32))
+    assert gated.gate == Gate(5, 128, 1645, 0)
+    again = runs.changed(gated, start(preset="tiny"))
+    assert again == gated  # left out, it is no other run
     texts = ["matrix=LR4:8@2", "matrix=SC:64/1@5", "embedding=ROWS:Q/4"]
     run = runs.run_of(start(preset="tiny", codec=texts), record, bytes(32))
     sent = [

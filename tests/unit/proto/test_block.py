@@ -9,7 +9,7 @@ import pytest
 
 from blyan_proto import checkpoint, genesis, validators
 from blyan_proto.block import block as block_module
-from blyan_proto.block import data, economy, header, ledger, model
+from blyan_proto.block import data, economy, gate, header, ledger, model
 from blyan_proto.block.block import (
     Block,
     check_block_signature,
@@ -122,6 +122,7 @@ def test_the_largest_header_leaves_room_for_the_largest_payload():
 MODULES = (
     header,
     block_module,
+    gate,
     model,
     data,
     economy,

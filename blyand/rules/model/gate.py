@@ -1,0 +1,287 @@
+"""The gate before adoption: drawn validators measure a round's heads against the adopted
+ones on windows that nobody could know while they were trained (POL-01, POL-06, POL-07).
+
+Everything is a sum of integers, so that every node decides alike. A version passes when
+the bound of the mean difference of the median score stays below the run's margin.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Annotated
+
+from blyan_proto.block.block import Block
+from blyan_proto.block.gate import Gate, Score
+from blyan_proto.codec import U8, U32, U64, Size, message
+from blyan_proto.constants import MAX_VALIDATORS
+from blyan_proto.digest import Domain, digest
+from blyan_proto.types import Account, BlockId, Hash
+from blyand.rules.chain.appointment import voters
+from blyand.rules.model.adoption import move_heads, versions_of
+from blyand.rules.model.dispute import is_doubted
+from blyand.rules.model.model import heads_root, require_model
+from blyand.rules.model.places import open_runs
+from blyand.rules.model.run import is_adoptable
+from blyand.rules.records import (
+    CLOCK,
+    GROUPS,
+    RUNS,
+    VERSIONS_KEPT,
+    RunRecord,
+    Version,
+)
+from blyand.rules.table import Table
+from blyand.rules.verdict import Reject
+from blyand.rules.view import Overlay, View
+
+PATIENCE = 2  # deadlines of the run without a quorum; then others are drawn, too
+MAX_DRAWS = 4
+MOST_DRAWS = 64  # of one validator, whatever its weight
+OUTLIER_MICRO = 1_000  # from the median, nats per token: more than devices explain
+
+
+class Stand(enum.IntEnum):
+    """Where a version stands before the gate."""
+
+    OPEN = 0
+    PASSED = 1  # adopted
+    FAILED = 2
+    EXPIRED = 3  # no quorum in time, or overtaken
+
+
+@message
+class Scored:
+    """One validator's sums."""
+
+    account: Account
+    windows: U32
+    before_micro: U64
+    after_micro: U64
+    squares: U64
+
+    @property
+    def rise_micro(self) -> int:
+        """Mean difference, after less before, micro-nats per token."""
+        return (self.after_micro - self.before_micro) // self.windows
+
+
+@message
+class Gated:
+    """A version before the gate, and what was said about it."""
+
+    run: BlockId
+    round: U32
+    model: BlockId
+    beacon: Hash  # draws windows and validators; younger than every update of the round
+    before: Hash
+    after: Hash
+    opened_ms: U64
+    drawn_ms: U64  # when validators were drawn last
+    draws: U8
+    drawn: Annotated[tuple[Account, ...], Size(0, MAX_VALIDATORS)]
+    scores: Annotated[tuple[Scored, ...], Size(0, MAX_VALIDATORS)]
+    stand: Stand
+    median: Account | None  # whose score decided
+    outliers: Annotated[tuple[Account, ...], Size(0, MAX_VALIDATORS)]
+
+
+OPEN_GATES = Table(b"open-gate", Gated)  # run id
+GATES = Table(b"gate", Gated)  # run id: the last one that was decided
+
+
+def passes(rule: Gate, scored: Scored) -> bool:
+    """True when mean + bound * standard error of the difference is at most the margin.
+
+    With S the sum and Q the sum of squares of n differences, the squared standard error
+    is (n Q - S^2) / (n^2 (n - 1)); both sides are multiplied out.
+    """
+    n, rise = scored.windows, scored.after_micro - scored.before_micro
+    room = n * rule.margin_micro - rise
+    spread = n * scored.squares - rise * rise
+    return room >= 0 and rule.bound_milli**2 * spread <= 10**6 * room**2 * (n - 1)
+
+
+def quorum_of(rule: Gate) -> int:
+    """Return how many scores decide: more than two thirds of those drawn."""
+    return 2 * rule.validators // 3 + 1
+
+
+def committee(
+    weights: dict[bytes, int], taken: Collection[bytes], count: int, *place: bytes
+) -> tuple[bytes, ...]:
+    """Draw `count` accounts that are not taken: best of weight draws, ascending."""
+
+    def best(account: bytes) -> bytes:
+        return max(
+            digest(Domain.ELECTION, b"gate", *place, account, turn.to_bytes(2, "big"))
+            for turn in range(min(weights[account], MOST_DRAWS))
+        )
+
+    free = [one for one, weight in weights.items() if weight and one not in taken]
+    return tuple(sorted(sorted(free, key=best, reverse=True)[:count]))
+
+
+def advance(view: Overlay, runs: Collection[bytes], height: int) -> None:
+    """At the end of a checkpoint: open gates of `runs`, decide, draw anew, give up."""
+    for gated in list(OPEN_GATES.scan(view)):
+        _look_at(view, gated, height)
+    for run in runs:
+        _open_next(view, run)
+
+
+def open_before(view: View) -> tuple[bytes, ...]:
+    """Return the runs with a gate that are open, or have a version before it."""
+    opened = (record.id for record in open_runs(view) if record.run.gate)
+    waiting = (gated.run for gated in OPEN_GATES.scan(view))
+    return tuple(sorted({*opened, *waiting}))
+
+
+def _open_next(view: Overlay, run: bytes) -> None:
+    """Open the gate for the newest closed round that is up, unless one waits there."""
+    record = RUNS.get(view, run)
+    if record is None or record.run.gate is None or OPEN_GATES.get(view, run):
+        return
+    last = GATES.get(view, run)
+    after = -1 if last is None else last.round
+    for round in range(record.closed - 1, after, -1):
+        if is_adoptable(record.run, round):
+            _open(view, record, record.run.gate, round)
+            return
+
+
+def _open(view: Overlay, record: RunRecord, rule: Gate, round: int) -> None:
+    model = require_model(view, record.run.model)
+    versions = versions_of(view, record.id, round, model.groups)
+    clock = CLOCK.get(view)
+    assert clock is not None
+    if versions is None or model.heads_root is None:
+        return
+    beacon, place = clock.beacons[-1], (record.id, round.to_bytes(4, "big"))
+    gated = Gated(
+        run=record.id,
+        round=round,
+        model=model.id,
+        beacon=beacon,
+        before=model.heads_root,
+        after=heads_root([version.tiles for version in versions]),
+        opened_ms=clock.time_ms,
+        drawn_ms=clock.time_ms,
+        draws=1,
+        drawn=committee(voters(view), (), rule.validators, beacon, *place),
+        scores=(),
+        stand=Stand.OPEN,
+        median=None,
+        outliers=(),
+    )
+    OPEN_GATES.put(view, gated, record.id)
+
+
+def score(view: Overlay, block: Block, payload: Score, height: int) -> None:
+    """Execute a validator's score; the one that makes the quorum decides."""
+    gated = OPEN_GATES.get(view, payload.run)
+    if gated is None or gated.round != payload.round:
+        raise Reject("no version of that round waits before the gate")
+    if (payload.model, payload.before, payload.after) != (
+        gated.model,
+        gated.before,
+        gated.after,
+    ):
+        raise Reject("it scores other heads")
+    account, rule = block.header.account, _rule(view, gated)
+    if account not in gated.drawn:
+        raise Reject("only a validator that was drawn scores")
+    if any(one.account == account for one in gated.scores):
+        raise Reject("this validator has scored")
+    if payload.windows > rule.windows:
+        raise Reject(f"the run asks for {rule.windows} windows")
+    said = Scored(
+        account,
+        payload.windows,
+        payload.before_micro,
+        payload.after_micro,
+        payload.squares,
+    )
+    gated = replace(gated, scores=(*gated.scores, said))
+    OPEN_GATES.put(view, gated, gated.run)
+    _look_at(view, gated, height)
+
+
+def _look_at(view: Overlay, gated: Gated, height: int) -> None:
+    """Decide a version once enough was said; draw anew or give up after a while."""
+    rule, clock, record = _rule(view, gated), CLOCK.get(view), _run(view, gated)
+    assert clock is not None
+    if len(gated.scores) >= quorum_of(rule):
+        if not is_doubted(view, gated.run, gated.round):
+            _decide(view, gated, rule, height)
+        return
+    is_late = clock.time_ms - gated.drawn_ms > PATIENCE * record.run.deadline_ms
+    is_forgotten = gated.round < record.closed - VERSIONS_KEPT
+    if is_forgotten or is_late and gated.draws >= MAX_DRAWS:
+        _close(view, gated, Stand.EXPIRED)
+    elif is_late:
+        place = gated.run, gated.round.to_bytes(4, "big"), bytes([gated.draws])
+        more = committee(
+            voters(view), gated.drawn, rule.validators, gated.beacon, *place
+        )
+        again = replace(
+            gated,
+            drawn=tuple(sorted((*gated.drawn, *more)))[:MAX_VALIDATORS],
+            drawn_ms=clock.time_ms,
+            draws=gated.draws + 1,
+        )
+        OPEN_GATES.put(view, again, gated.run)
+
+
+def _versions(view: View, gated: Gated) -> list[Version] | None:
+    """Return the versions to adopt; None when others are adopted, or came meanwhile."""
+    model = require_model(view, gated.model)
+    versions = versions_of(view, gated.run, gated.round, model.groups)
+    if versions is None or model.heads_root != gated.before:
+        return None
+    is_past = any(g.run != gated.run for g in GROUPS.scan(view, gated.model))
+    root = heads_root([version.tiles for version in versions])
+    return versions if root == gated.after and not is_past else None
+
+
+def _decide(view: Overlay, gated: Gated, rule: Gate, height: int) -> None:
+    """The median score decides; of two in the middle the worse one."""
+    versions = _versions(view, gated)
+    if versions is None:
+        _close(view, gated, Stand.EXPIRED)
+        return
+    order = sorted(gated.scores, key=lambda one: (one.rise_micro, one.account))
+    median = order[len(order) // 2]
+    outliers = tuple(
+        sorted(
+            one.account
+            for one in gated.scores
+            if abs(one.rise_micro - median.rise_micro) > OUTLIER_MICRO
+        )
+    )
+    told = replace(gated, median=median.account, outliers=outliers)
+    if not passes(rule, median):
+        _close(view, told, Stand.FAILED)
+        return
+    model = require_model(view, gated.model)
+    move_heads(view, model, gated.run, gated.round, versions, height)
+    _close(view, told, Stand.PASSED)
+
+
+def _close(view: Overlay, gated: Gated, stand: Stand) -> None:
+    OPEN_GATES.remove(view, gated.run)
+    GATES.put(view, replace(gated, stand=stand), gated.run)
+    _open_next(view, gated.run)  # a run that ended has its last round before it yet
+
+
+def _run(view: View, gated: Gated) -> RunRecord:
+    record = RUNS.get(view, gated.run)
+    assert record is not None  # runs are never forgotten
+    return record
+
+
+def _rule(view: View, gated: Gated) -> Gate:
+    rule = _run(view, gated).run.gate
+    assert rule is not None  # only such runs open gates
+    return rule

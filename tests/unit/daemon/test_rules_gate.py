@@ -1,0 +1,235 @@
+"""The gate before adoption: who scores, what decides, and what happens when nobody does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blyan_proto.block.gate import MOST_MICRO, Gate, Score
+from blyan_proto.signing import SigningKey
+from blyan_proto.validators import Validator
+from blyand.rules.model import gate as rules
+from blyand.rules.model.gate import GATES, OPEN_GATES, Gated, Scored, Stand
+from blyand.rules.records import MODELS
+from blyand.training.scorer import micro_of, score_of
+from tests.unit.daemon.chain_world import (
+    Training,
+    genesis_of,
+)
+
+RULE = Gate(validators=3, windows=64, bound_milli=1645, margin_micro=2_000)
+RUN = dict(rounds=6, adopt_every=1, gate=RULE)
+
+
+class Gatekeeping(Training):
+    """Five validators, a model, a dataset."""
+
+    def __init__(self) -> None:
+        super().__init__(nodes=5)
+
+    def opened(self, run: bytes) -> Gated:
+        found = OPEN_GATES.get(self.view, run)
+        assert found is not None
+        return found
+
+    def decided(self, run: bytes) -> Gated:
+        assert OPEN_GATES.get(self.view, run) is None
+        found = GATES.get(self.view, run)
+        assert found is not None
+        return found
+
+    def score(self, gated: Gated, rise: float, noise: float = 0.01) -> Score:
+        """Return a score by which the mean loss rises by so much."""
+        source = np.random.default_rng(1)
+        before = source.uniform(1, 4, 64)
+        drawn = source.normal(0, 1, 64)
+        after = before + rise + noise * (drawn - drawn.mean())
+        return score_of(gated, micro_of(before), micro_of(after))
+
+    def says(self, gated: Gated, *rises: float, **changed: object) -> list[str | None]:
+        """Let the drawn validators score one after the other; return what came of it."""
+        errors = []
+        for account, rise in zip(gated.drawn, rises):
+            author = next(key for key in self.keys if key.account == account)
+            payload = replace(self.score(gated, rise), **changed)
+            errors += self.errors(self.block(payload, author))
+        return errors
+
+    @property
+    def adopted_round(self) -> int:
+        record = MODELS.get(self.view, self.model)
+        assert record is not None
+        return record.adopted_round
+
+
+@pytest.fixture
+def world(monkeypatch) -> Gatekeeping:
+    from tests.unit.daemon import chain_world
+
+    def five(keys: list[SigningKey], tail: bytes, **changed):
+        voters = tuple(Validator(one.public, 1, tail) for one in keys)
+        return genesis_of(keys, tail, validators=voters, **changed)
+
+    monkeypatch.setattr(chain_world, "genesis_of", five)
+    return Gatekeeping()
+
+
+def test_a_better_round_passes_and_is_adopted_by_the_quorum_s_score(world):
+    run = world.open(**RUN)
+    assert OPEN_GATES.get(world.view, run) is None
+    world.move(run)
+    gated = world.opened(run)
+    assert gated.round == 0 and len(gated.drawn) == 3 and gated.draws == 1
+    assert world.says(gated, -0.02, -0.0201) == [None, None]
+    assert world.adopted_round == 0 and world.opened(run).scores
+    rest = [a for a in gated.drawn if a not in gated.drawn[:2]]
+    author = next(key for key in world.keys if key.account == rest[0])
+    assert world.errors(world.block(world.score(gated, -0.0199), author)) == [None]
+    decided = world.decided(run)
+    assert decided.stand is Stand.PASSED and not decided.outliers
+    assert world.adopted_round == 1
+    assert all(
+        world.group(g).adopted == world.group(g).tiles for g in range(world.groups)
+    )
+    assert MODELS.get(world.view, world.model).heads_root == gated.after
+
+
+def test_a_worse_round_fails_and_nothing_is_adopted(world):
+    run = world.open(**RUN)
+    world.move(run)
+    before = MODELS.get(world.view, world.model).heads_root
+    world.says(world.opened(run), 0.05, 0.05, 0.05)
+    assert world.decided(run).stand is Stand.FAILED
+    assert world.adopted_round == 0
+    assert MODELS.get(world.view, world.model).heads_root == before
+
+
+def test_one_liar_of_three_changes_nothing_and_is_recorded(world):
+    run = world.open(**RUN)
+    world.move(run)
+    gated = world.opened(run)
+    world.says(gated, 3.0, -0.02, -0.02)
+    decided = world.decided(run)
+    assert decided.stand is Stand.PASSED
+    assert decided.outliers == (gated.drawn[0],)
+    world.move(run)
+    gated = world.opened(run)
+    world.says(gated, -1.0, 0.5, 0.5)
+    decided = world.decided(run)
+    assert (decided.round, decided.stand) == (1, Stand.FAILED)
+    assert decided.outliers == (gated.drawn[0],) and decided.median != gated.drawn[0]
+
+
+def test_the_newest_round_comes_before_the_gate_once_it_is_free(world):
+    run = world.open(**RUN)
+    for _ in range(3):
+        world.move(run)
+    first = world.opened(run)
+    assert first.round == 0
+    world.says(first, -0.02, -0.02, -0.02)
+    world.checkpoint()
+    assert world.opened(run).round == 2
+    for _ in range(3):
+        world.move(run)
+    world.says(world.opened(run), -0.02, -0.02, -0.02)
+    world.checkpoint()
+    last = world.opened(run)  # of a run that is finished by now
+    assert last.round == 5
+    world.says(last, -0.02, -0.02, -0.02)
+    world.checkpoint()
+    assert world.decided(run).stand is Stand.PASSED and world.adopted_round == 6
+    assert not list(OPEN_GATES.scan(world.view))
+
+
+def test_who_may_score_and_what(world):
+    run = world.open(**RUN)
+    world.move(run)
+    gated = world.opened(run)
+    outside = next(key for key in world.keys if key.account not in gated.drawn)
+    (error,) = world.errors(world.block(world.score(gated, 0.0), outside))
+    assert "was drawn" in error
+    assert "other heads" in world.says(gated, 0.0, after=bytes(32))[0]
+    assert "no version" in world.says(gated, 0.0, round=3)[0]
+    many = np.full(65, 1_000_000)
+    author = next(key for key in world.keys if key.account == gated.drawn[0])
+    (error,) = world.errors(world.block(score_of(gated, many, many), author))
+    assert "64 windows" in error
+    assert world.says(gated, 0.0) == [None]
+    assert "has scored" in world.says(gated, 0.0)[0]
+    (error,) = world.errors(world.block(world.adoption(run, 0)))
+    assert "by its gate alone" in error
+
+
+def test_silent_validators_are_joined_by_others_and_then_it_expires(world):
+    run = world.open(**RUN)
+    world.move(run)
+    gated = world.opened(run)
+    world.says(gated, -0.02)
+    late_ms = rules.PATIENCE * 10_000 + 1
+    world.checkpoint(step_ms=late_ms)
+    again = world.opened(run)
+    assert again.draws == 2 and len(again.drawn) == 5 and len(again.scores) == 1
+    fresh = [account for account in again.drawn if account not in gated.drawn]
+    for account in fresh:
+        author = next(key for key in world.keys if key.account == account)
+        assert world.errors(world.block(world.score(again, -0.02), author)) == [None]
+    assert world.decided(run).stand is Stand.PASSED
+    world.move(run)
+    for _ in range(rules.MAX_DRAWS + 1):
+        world.checkpoint(step_ms=late_ms)
+    assert world.decided(run).stand is Stand.EXPIRED and world.adopted_round == 1
+
+
+def test_the_draw_is_by_weight_and_by_beacon():
+    weights = {bytes([n]) * 20: 1 for n in range(1, 9)} | {bytes([9]) * 20: 8}
+    count = dict.fromkeys(weights, 0)
+    for turn in range(400):
+        drawn = rules.committee(weights, (), 3, turn.to_bytes(4, "big"))
+        assert len(set(drawn)) == 3 and list(drawn) == sorted(drawn)
+        for one in drawn:
+            count[one] += 1
+    heavy = count.pop(bytes([9]) * 20)
+    assert heavy > 1.8 * max(count.values()) and min(count.values()) > 60
+    assert rules.committee(weights, list(weights)[:8], 3, b"x") == (bytes([9]) * 20,)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 17), st.floats(0, 17)), min_size=2, max_size=40),
+    st.integers(0, 100_000),
+    st.integers(0, 4_000),
+)
+def test_the_integers_decide_as_the_formula_does(pairs, margin_micro, bound_milli):
+    before, after = (micro_of(np.array(side)) for side in zip(*pairs))
+    assert after.max() <= MOST_MICRO
+    rise = (after - before).astype(float)
+    made = Scored(
+        bytes(20),
+        len(rise),
+        int(before.sum()),
+        int(after.sum()),
+        int((rise**2).sum()),
+    )
+    rule = Gate(1, 64, bound_milli, margin_micro)
+    error = rise.std(ddof=1) / len(rise) ** 0.5
+    upper = rise.mean() + bound_milli / 1000 * error
+    if abs(upper - margin_micro) > 1e-3 * (1 + abs(upper)):
+        assert rules.passes(rule, made) == (upper <= margin_micro)
+
+
+def test_sums_that_no_differences_have_are_refused():
+    fine = dict(version=1, model=bytes(32), run=bytes(32), round=0)
+    fine |= dict(before=bytes(32), after=bytes(32), windows=2)
+    Score(**fine, before_micro=10, after_micro=20, squares=50)
+    with pytest.raises(ValueError, match="squares"):
+        Score(**fine, before_micro=10, after_micro=20, squares=49)
+    with pytest.raises(ValueError, match="bound"):
+        Score(**fine, before_micro=0, after_micro=3 * MOST_MICRO, squares=2**63)
+
+
+def test_more_than_two_thirds_of_the_drawn_decide():
+    quorums = [rules.quorum_of(Gate(n, 2, 0, 0)) for n in range(1, 8)]
+    assert quorums == [1, 2, 3, 3, 4, 5, 5]
