@@ -128,7 +128,7 @@ class Scorer:
 
 def seed_of(gated: Gated) -> bytes:
     """Return what draws the windows of a version."""
-    place = gated.run, gated.round.to_bytes(4, "big")
+    place = gated.run, gated.round.to_bytes(4, "little")
     return digest(Domain.SEED, b"gate", gated.beacon, *place)
 
 

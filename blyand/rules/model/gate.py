@@ -109,13 +109,25 @@ def quorum_of(rule: Gate) -> int:
 
 
 def committee(
-    weights: dict[bytes, int], taken: Collection[bytes], count: int, *place: bytes
+    weights: dict[bytes, int],
+    taken: Collection[bytes],
+    count: int,
+    beacon: bytes,
+    run: bytes,
+    round: int,
+    draws: int,
 ) -> tuple[bytes, ...]:
-    """Draw `count` accounts that are not taken: best of weight draws, ascending."""
+    """Draw `count` accounts that are not taken: best of weight numbers; ascending.
+
+    `draws`: how often was drawn before.
+    """
+    place = beacon, run, round.to_bytes(4, "little"), draws.to_bytes(1, "little")
 
     def best(account: bytes) -> bytes:
         return max(
-            digest(Domain.ELECTION, b"gate", *place, account, turn.to_bytes(2, "big"))
+            digest(
+                Domain.ELECTION, b"gate", *place, account, turn.to_bytes(1, "little")
+            )
             for turn in range(min(weights[account], MOST_DRAWS))
         )
 
@@ -158,7 +170,7 @@ def _open(view: Overlay, record: RunRecord, rule: Gate, round: int) -> None:
     assert clock is not None
     if versions is None or model.heads_root is None:
         return
-    beacon, place = clock.beacons[-1], (record.id, round.to_bytes(4, "big"))
+    beacon = clock.beacons[-1]
     gated = Gated(
         run=record.id,
         round=round,
@@ -169,7 +181,7 @@ def _open(view: Overlay, record: RunRecord, rule: Gate, round: int) -> None:
         opened_ms=clock.time_ms,
         drawn_ms=clock.time_ms,
         draws=1,
-        drawn=committee(voters(view), (), rule.validators, beacon, *place),
+        drawn=committee(voters(view), (), rule.validators, beacon, record.id, round, 0),
         scores=(),
         stand=Stand.OPEN,
         median=None,
@@ -221,9 +233,14 @@ def _look_at(view: Overlay, gated: Gated, height: int) -> None:
     if is_forgotten or is_late and gated.draws >= MAX_DRAWS:
         _close(view, gated, Stand.EXPIRED)
     elif is_late:
-        place = gated.run, gated.round.to_bytes(4, "big"), bytes([gated.draws])
         more = committee(
-            voters(view), gated.drawn, rule.validators, gated.beacon, *place
+            voters(view),
+            gated.drawn,
+            rule.validators,
+            gated.beacon,
+            gated.run,
+            gated.round,
+            gated.draws,
         )
         again = replace(
             gated,

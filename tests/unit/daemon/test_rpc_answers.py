@@ -69,12 +69,14 @@ from blyand.net.standing import Standing
 from blyand.poison import PoisonBox
 from blyand.protocols.meeting import Met
 from blyand.rpc import (
+    audit,
     cache,
     chain,
     checkpoint,
     data,
     expert,
     explorer,
+    gate,
     history,
     level,
     model,
@@ -1365,6 +1367,10 @@ def test_every_spec_of_these_nouns_has_its_answer(world):
     )
     plan.bind(world.answers, around=None, lane=None)
     bind_training(world, None)
+    gate.bind(world.answers, ordering=world.ordering)
+    audit.bind(
+        world.answers, account=KEY.account, ordering=world.ordering, inspector=None
+    )
     data.bind(
         world.answers,
         ordering=world.ordering,

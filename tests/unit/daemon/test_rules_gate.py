@@ -188,13 +188,15 @@ def test_the_draw_is_by_weight_and_by_beacon():
     weights = {bytes([n]) * 20: 1 for n in range(1, 9)} | {bytes([9]) * 20: 8}
     count = dict.fromkeys(weights, 0)
     for turn in range(400):
-        drawn = rules.committee(weights, (), 3, turn.to_bytes(4, "big"))
+        drawn = rules.committee(weights, (), 3, bytes(32), b"run", turn, 0)
         assert len(set(drawn)) == 3 and list(drawn) == sorted(drawn)
         for one in drawn:
             count[one] += 1
     heavy = count.pop(bytes([9]) * 20)
     assert heavy > 1.8 * max(count.values()) and min(count.values()) > 60
-    assert rules.committee(weights, list(weights)[:8], 3, b"x") == (bytes([9]) * 20,)
+    assert rules.committee(weights, list(weights)[:8], 3, b"x", b"y", 1, 1) == (
+        bytes([9]) * 20,
+    )
 
 
 @given(
