@@ -774,6 +774,13 @@ def bind_models(world, publishing=None):
         publishing=publishing,
         fetcher=None,
     )
+    packing.bind(
+        world.answers,
+        holders=world.holders,
+        ordering=world.ordering,
+        publishing=publishing,
+        fetcher=None,
+    )
 
 
 def test_models_and_experts_with_their_holders(world):
@@ -925,13 +932,6 @@ def test_a_model_begins_with_the_packed_weights_of_another(world, tmp_path):
         lambda overlay, block, one: effect[type(one)](overlay, block, one, 1),
     )
     bind_models(world, publishing)
-    packing.bind(
-        world.answers,
-        holders=world.holders,
-        ordering=world.ordering,
-        publishing=publishing,
-        fetcher=None,
-    )
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
 
     async def main():
