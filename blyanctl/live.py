@@ -246,6 +246,9 @@ def ending(method: str, result: JsonObject, streamed: bool) -> tuple[str, str] |
         shown = {k: v for k, v in result.items() if k not in ("value", "proof")}
         note = "With --json it is printed whole, for `blyanctl verify`."
         return render(shown), note
+    if method == "train.explain":
+        text = render({name: _shown(value) for name, value in result.items()})
+        return text, "With --json it comes with the digests and signatures."
     if method == "chain.log" and result["blocks"]:
         return draw(result["blocks"]), ""
     if method == "expert.usage":
@@ -257,6 +260,19 @@ def ending(method: str, result: JsonObject, streamed: bool) -> tuple[str, str] |
     if not streamed:
         return printable(result["text"]), ""
     return "", generated(result)
+
+
+EVIDENCE = frozenset(
+    "update delta manifest learner_key learner_signature primary_key "
+    "receipt_signature".split()
+)
+
+
+def _shown(value: Any) -> Any:
+    """Return a list of records without what only a program compares."""
+    if not isinstance(value, list):
+        return value
+    return [{k: v for k, v in one.items() if k not in EVIDENCE} for one in value]
 
 
 # What a person reads for the reason that a generation ended.

@@ -10,6 +10,7 @@ from blyan_proto.rpc import (
     data,
     demand,
     expert,
+    explaining,
     gating,
     infer,
     key,
@@ -531,6 +532,11 @@ class Train:
     ) -> Answer[auditing.AuditStep, auditing.Audited]:
         """Look at the log of a learner's round: batches derived again, steps repeated."""
 
+    def explain(
+        self, peer: str, round: int, *, run: bytes | None = ...
+    ) -> explaining.RoundExplained:
+        """Explain a learner's round: received, weighted, clipped, refused, and why. What a node knows: the updates of the chain, what was handed in to it as a rank, and the receipts that it got itself."""
+
     def gate(self, *, run: bytes | None = ...) -> gating.GateStand:
         """Tell how drawn validators judged a run's newest version before its adoption."""
 
@@ -586,6 +592,11 @@ class TaskTrain:
         repeat: int = ...
     ) -> TaskAnswer[auditing.AuditStep, auditing.Audited]:
         """Look at the log of a learner's round: batches derived again, steps repeated."""
+
+    async def explain(
+        self, peer: str, round: int, *, run: bytes | None = ...
+    ) -> explaining.RoundExplained:
+        """Explain a learner's round: received, weighted, clipped, refused, and why. What a node knows: the updates of the chain, what was handed in to it as a rank, and the receipts that it got itself."""
 
     async def gate(self, *, run: bytes | None = ...) -> gating.GateStand:
         """Tell how drawn validators judged a run's newest version before its adoption."""

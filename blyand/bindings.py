@@ -52,6 +52,7 @@ from blyand.rpc import (
     verify,
 )
 from blyand.rpc.bind import Answers
+from blyand.rpc.fates import Kept
 from blyand.rpc.holders import Holders
 from blyand.rpc.ordering import Ordering
 from blyand.rpc.origins import Origins
@@ -351,7 +352,8 @@ def bind_all(
     train.bind(
         answers,
         account=base.key.account,
-        peer_id=base.host.peer_id,
+        key=base.key.public,
+        kept=Kept(stores.blocks, stores.rounds),
         clock=base.clock,
         ordering=ordering,
         make=replica.author.make,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blyan_proto.rpc import auditing, gating
+from blyan_proto.rpc import auditing, explaining, gating
 from blyan_proto.rpc.errors import (
     DATASET_AMBIGUOUS,
     DATASET_UNKNOWN,
@@ -292,6 +292,7 @@ watch = declare(
 )
 
 audit = auditing.audit
+explain = explaining.explain
 gate = gating.gate
 
 

@@ -21,6 +21,7 @@ from blyand.training.audit import Report
 from blyand.training.inspector import Inspector
 
 TOLD_EVERY_S = 0.5
+LEAST_CHARACTERS = 6  # of the end of a peer id
 
 
 def bind(
@@ -63,10 +64,15 @@ def bind(
 
 
 def learner_called(view: View, name: str, own: bytes) -> bytes:
-    """Return the account that a caller means: also by a peer id. RpcError."""
-    for node in NODES.scan(view):
-        if peer_id_of(node.key) == name:
-            return node.account
+    """Return the account that a caller means: also by a peer id, or its end. RpcError."""
+    end = name.lstrip("…")
+    ends = [
+        node.account
+        for node in NODES.scan(view)
+        if peer_id_of(node.key).endswith(end) and len(end) >= LEAST_CHARACTERS
+    ]
+    if len(ends) == 1:
+        return ends[0]
     try:
         return account_called(name, own)
     except RpcError as error:

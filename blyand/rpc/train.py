@@ -7,14 +7,19 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from blyan_proto.block.block import Block
+from blyan_proto.rpc import explaining
 from blyan_proto.rpc import train as spec
 from blyan_proto.rpc.errors import RUN_ACTIVE, RUN_INVALID, RpcError
 from blyan_proto.types import Role
 from blyand.clock import Clock
 from blyand.errors import TooSlow, Unavailable
+from blyand.net.identity import peer_id_of
+from blyand.rpc.audit import learner_called
 from blyand.rpc.bind import Answers, Emit
+from blyand.rpc.fates import Kept, explained, known_of
 from blyand.rpc.ordering import Ordering
 from blyand.rpc.report import reported
+from blyand.rpc.reports import names_of
 from blyand.rpc.resolve import dataset_called, model_called, newest_run, run_called
 from blyand.rpc.rounds import Watching, follow
 from blyand.rpc.runs import changed, is_spread, missing, run_of
@@ -47,7 +52,8 @@ def bind(
     answers: Answers,
     *,
     account: bytes,
-    peer_id: str,
+    key: bytes,
+    kept: Kept,
     clock: Clock,
     ordering: Ordering,
     make: Callable[..., Awaitable[Block]],
@@ -130,7 +136,17 @@ def bind(
     @answers(spec.report)
     async def report(params: spec.GetReport) -> spec.Reported:
         record = run_called(ordering.view, params.run, ordering.place_of)
-        return await reported(watching, record, peer_id, clock.now_ms())
+        return await reported(watching, record, peer_id_of(key), clock.now_ms())
+
+    @answers(spec.explain)
+    async def explain(params: explaining.ExplainRound) -> explaining.RoundExplained:
+        view, round = ordering.view, params.round - 1
+        record = run_called(view, params.run, ordering.place_of)
+        learner = learner_called(view, params.peer, account)
+        known = await watching.lane.run(
+            known_of, view, kept, record, round, learner, account
+        )
+        return explained(known, names_of(view, record), record, round, key)
 
 
 def open_run(view: View) -> RunRecord | None:

@@ -36,6 +36,7 @@ from blyan_proto.checkpoint import (
 from blyan_proto.codec import decode
 from blyan_proto.errors import BadSignature, DecodeError
 from blyan_proto.genesis import DEVNET, Balance, Genesis
+from blyan_proto.protocols.delta import Entry, EntryVerdict, Manifest, Verdict
 from blyan_proto.protocols.hello import Greeting
 from blyan_proto.rpc import chain as chain_spec
 from blyan_proto.rpc import data as data_spec
@@ -67,6 +68,7 @@ from blyand.net.host import PeerInfo
 from blyand.net.identity import peer_id_of
 from blyand.net.standing import Standing
 from blyand.poison import PoisonBox
+from blyand.protocols.delta import signed_receipt
 from blyand.protocols.meeting import Met
 from blyand.rpc import (
     audit,
@@ -94,6 +96,7 @@ from blyand.rpc import (
     verify,
 )
 from blyand.rpc.bind import Answers
+from blyand.rpc.fates import Kept
 from blyand.rpc.holders import Holders
 from blyand.rpc.ordering import Ordering
 from blyand.rpc.publishing import Publishing
@@ -111,10 +114,13 @@ from blyand.rules.records import (
     MODELS,
     NODES,
     RUNS,
+    SCHEDULES,
     TIPS,
     VERSIONS,
     DatasetRecord,
     RunRecord,
+    Schedule,
+    Seat,
     Tip,
     Tips,
     Version,
@@ -125,7 +131,18 @@ from blyand.store.blocks import BlockStore
 from blyand.store.budget import Budget
 from blyand.store.checkpoints import CheckpointStore
 from blyand.store.memory import MemoryStore
-from blyand.store.rounds import Led, Part, Report, Takeover, micro
+from blyand.store.rounds import (
+    Heard,
+    Led,
+    Moved,
+    Moves,
+    Outcome,
+    Part,
+    Report,
+    Rounds,
+    Takeover,
+    micro,
+)
 from blyand.store.sets import SetStore
 from blyand.store.state import State
 from blyand.training import birth
@@ -1117,11 +1134,12 @@ def watching_of(world, journal, paused=lambda: False):
     return rounds.Watching(lambda: world.view, journal, world.lane, lambda: 3, paused)
 
 
-def bind_training(world, journal, make=None, learner=None):
+def bind_training(world, journal, make=None, learner=None, kept=None):
     train.bind(
         world.answers,
         account=KEY.account,
-        peer_id="me",
+        key=KEY.public,
+        kept=Kept(world.blocks, kept or Rounds(MemoryStore())),
         clock=ManualClock(7),
         ordering=world.ordering,
         make=make,
@@ -1258,6 +1276,107 @@ def test_a_watcher_may_ask_for_the_round_under_way(world):
         assert (now.doing, now.step, now.steps) == ("training, loss 2.5", 3, 20)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.05))
+
+
+def fates_of(explained):
+    return {one.group: (one.fate, one.why) for one in explained.fates}
+
+
+def test_explaining_says_what_became_of_every_delta_and_keeps_the_signatures(world):
+    record, network = with_model(world), GENESIS.id
+    run = open_run(world, record, with_dataset(world))
+    them = SigningKey(b"\x05" * 32)
+    layout = layout_of(record.model)
+    embed, trunk, router, expert, other = layout.groups[:5]
+    every = range(len(layout.groups) - 1)
+    seat = Seat(
+        them.account, them.public, int(Role.LEARN), 1, bitmap(every, len(layout.groups))
+    )
+    clipped = Contribution(them.account, bytes(32), 0, 9, 7, 250_000, 500_000, 3 << 24)
+    ours = Contribution(KEY.account, bytes(32), 0, 9, 7, 1_000_000, 1_000_000)
+    whole = dataclasses.replace(clipped, clip_ppm=1_000_000)
+
+    def update(group, *parts):
+        tiles = tuple(TileRoots(bytes(32), None) for _ in group.tiles)
+        payload = TileUpdate(
+            1, record.id, run.id, group.index, 0, 1, 0, bytes(32), tiles, parts, tiles,
+            bytes(32), (Cosignature(KEY.public, bytes(64)),),
+        )  # fmt: skip
+        return world.block(payload, subject=group.name)
+
+    made = [
+        update(embed, whole),
+        update(trunk, clipped),
+        update(router, ours),
+        update(expert, ours),
+    ]
+
+    def change(overlay):
+        schedule = Schedule(run.id, 0, 1, bytes(32), (seat,))
+        SCHEDULES.put(overlay, schedule, run.id, 0)
+        RUNS.put(overlay, dataclasses.replace(run, closed=1), run.id)
+        node = NODES.get(overlay, KEY.account)
+        theirs = dataclasses.replace(node, account=them.account, key=them.public)
+        NODES.put(overlay, theirs, them.account)
+
+    world.order(*made, change=change)
+    manifest = Manifest(
+        run.id,
+        0,
+        them.account,
+        (Entry(router.index, bytes(32)), Entry(expert.index, None)),
+        bytes(32),
+        bytes(32),
+    )
+    signature = them.sign(Purpose.DELTA_BUNDLE, network, manifest)
+    verdicts = [
+        EntryVerdict(router.index, Verdict.NOT_FINITE),
+        EntryVerdict(expert.index, Verdict.TAKEN),
+    ]
+    receipt = signed_receipt(KEY, network, manifest, verdicts)
+    outcomes = tuple(Outcome(one.group, one.verdict, 7, 9, "") for one in verdicts)
+    kept = Rounds(MemoryStore())
+    moved = [Moved(b.content.group, b.id) for b in made]
+    kept.put_moves(run.id, 0, Moves(tuple(moved)))
+    kept.hear(Heard(5, manifest, them.public, signature, outcomes, receipt.signature))
+
+    async def main():
+        bind_training(world, FakeJournal(run.id), kept=kept)
+        found = await world.ask("train.explain", peer=them.account.hex(), round=1)
+        fates = fates_of(found)
+        assert fates[embed.name] == ("listed", "it weighs 25.00 % of the sum")
+        assert fates[trunk.name][0] == "clipped" and "50.0 %" in fates[trunk.name][1]
+        assert fates[router.name] == ("refused", "it holds numbers that are not finite")
+        assert fates[expert.name][0] == "nothing"
+        assert fates[other.name][0] == "open"
+        assert layout.groups[-1].name not in fates
+        by_group = {one.group: one for one in found.fates}
+        assert by_group[trunk.name].norm == 3.0 and by_group[trunk.name].signers == 1
+        assert "1 refused" in found.summary and "1 clipped" in found.summary
+        (bundle,) = found.bundles
+        check_signature(
+            Purpose.DELTA_BUNDLE,
+            network,
+            manifest,
+            bundle.learner_key,
+            bundle.learner_signature,
+        )
+        check_signature(
+            Purpose.DELTA_RECEIPT,
+            network,
+            receipt.claim,
+            bundle.primary_key,
+            bundle.receipt_signature,
+        )
+        assert bundle.verdicts == "1 taken, 1 not finite"
+        end = peer_id_of(them.public)[-8:]
+        assert await world.ask("train.explain", peer="…" + end, round=1) == found
+        nothing = await world.ask("train.explain", peer="me", round=1)
+        assert {one.fate for one in nothing.fates} == {"listed"}
+        with pytest.raises(NotHere, match="not open yet"):
+            await world.ask("train.explain", peer="me", round=9)
+
+    trio.run(main)
 
 
 def test_watching_ends_when_this_node_stops_learning(world):
