@@ -129,12 +129,12 @@ class Audit:
         Unavailable when the round is no longer known, or nobody answers; ProtocolError
         for an answer that is not the learner's, ComputeFault when the worker fails.
         """
+        case = self._case(record, round, learner)
         if repeat and round and record.run.from_residual:
             raise NotHere(
                 "learners of this run begin with residuals that only they hold; audit "
                 "its rounds without repeating steps"
             )
-        case = self._case(record, round, learner)
         clock = CLOCK.get(self._view())
         assert clock is not None
         steps = record.run.inner_steps

@@ -160,7 +160,7 @@ def test_what_audits_find_on_a_network_that_trains(tmp_path: Path) -> None:
                     )
                 )
                 await net._nursery.start(drawn.run)
-            run = await net.begin(rounds=2, min_tokens=0)
+            run = await net.begin(rounds=2, min_tokens=0, from_residual=True)
             await net.closes(run, 2)
             await until(lambda: len(heard) >= 2)
             record, account = node.run_record(run), learner.key.account
@@ -176,6 +176,8 @@ def test_what_audits_find_on_a_network_that_trains(tmp_path: Path) -> None:
                 await look(lying(learner, each(), net.nodes[2].key))
             with pytest.raises(NotHere, match="not closed"):
                 await look(round=7)
+            with pytest.raises(NotHere, match="begin with residuals"):
+                await look(round=1)
             with pytest.raises(NotHere, match="no learner"):
                 await auditor_on(node).audit.look(record, 0, bytes(20), 1)
             own = await auditor_on(node).audit.look(record, 1, node.key.account, 1)
