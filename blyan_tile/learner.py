@@ -61,6 +61,7 @@ class LearnJob:
     rank: U8 = 0  # of this one; only rank 0 returns deltas
     meeting: Annotated[str, Size(0, 4096)] = ""  # a file that is not there yet
     sharded: bool = False  # each of them keeps a part of every parameter; experimental
+    steps: U16 = 0  # fewer than the run's: for who is slower than the others; 0: all
 
 
 @message
@@ -118,7 +119,7 @@ def learn(job: LearnJob, report: Callable[[Progress], None]) -> LearnResult:
     """Run the job. OSError and ProtocolError for files that cannot be used."""
     from blyan_tile.steps import device_class, run_steps
 
-    steps = run_steps(job, job.run.inner_steps, report)
+    steps = run_steps(job, job.steps or job.run.inner_steps, report)
     outcome = steps.outcome
     tokens = len(outcome.losses) * job.run.batch * job.run.sequence
     seen = {

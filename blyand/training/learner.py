@@ -17,13 +17,14 @@ from blyan_proto.block.model import TileUpdate
 from blyan_proto.constants import PPM
 from blyan_proto.errors import ProtocolError
 from blyan_proto.types import Role, bitmap, members
+from blyan_tile.jobs import Progress
 from blyan_tile.layout import Layout
 from blyan_tile.learner import GroupFiles, LearnJob, LearnResult
 from blyan_tile.residual import Settled
 from blyand.compute import GivenUp
 from blyand.errors import ComputeFault, Unavailable
 from blyand.events import Broadcast, CheckpointFinalised, HeadMoved
-from blyand.rules.model.election import seat_of
+from blyand.rules.model.election import contributors, seat_of
 from blyand.rules.model.model import layout_for, require_model
 from blyand.rules.model.places import open_runs
 from blyand.rules.model.schedule import next_round
@@ -40,6 +41,7 @@ from blyand.training.delivery import Delivery, Round
 from blyand.training.holder import Holder
 from blyand.training.journal import Journal
 from blyand.training.logbook import Logbook
+from blyand.training.pace import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +87,7 @@ class Learner:
         self._device = device
         self._threads = threads
         self.logbook = logbook
+        self._pace = Pace(account)
         self._nan_rounds = 0
         self._cancel: trio.CancelScope | None = None
         self._stopped = ""  # why this node does not train; empty while it does
@@ -143,9 +146,11 @@ class Learner:
             return
         try:
             result = NOTHING if turn.is_idle else await self._learn(turn)
+            learned = trio.current_time()
             await self._delivery.hand_in(
                 turn, result, self._say, lambda: self._is_current(turn)
             )
+            self._pace.waited(int((trio.current_time() - learned) * 1000))
         except GivenUp:
             logger.info("round %d went on without this node", turn.schedule.round)
         except (ComputeFault, ProtocolError, Unavailable) as error:
@@ -249,14 +254,22 @@ class Learner:
             residuals=str(self._residuals / turn.record.id.hex()[:16]),
             device=self._device,
             threads=self._threads,
+            steps=self._steps(turn),
         )
+
+        def step(at: Progress) -> None:
+            self._pace.done = at.done
+            self._journal.step(round, at.done, at.total, at.note)
+
         began = trio.current_time()
         over = trio.Event()
         self._nursery.start_soon(self._give_up_when_late, turn, over)
         try:
-            result: LearnResult = await self._worker.call(
-                job, lambda p: self._journal.step(round, p.done, p.total, p.note)
-            )
+            result: LearnResult = await self._worker.call(job, step)
+        except GivenUp:
+            if self._is_past(turn):
+                self._pace.gave_up()
+            raise
         finally:
             over.set()
         if not result.finite:
@@ -277,6 +290,7 @@ class Learner:
             result.shares,
         )
         worked_ms = int((trio.current_time() - began) * 1000)
+        self._pace.learned(worked_ms)
         await self.logbook.keep(turn, result, self._threads, worked_ms)
         return result
 
@@ -286,11 +300,23 @@ class Learner:
         Likewise one that begins anew, at another version or under another lease.
         """
         while not over.is_set():
-            is_past = all(self._delivery.is_past(turn, group) for group in turn.groups)
-            if is_past or not self._is_current(turn):
+            if self._is_past(turn) or not self._is_current(turn):
                 await self._worker.give_up()
             with trio.move_on_after(AGAIN_S):
                 await over.wait()
+
+    def _is_past(self, turn: Round) -> bool:
+        return all(self._delivery.is_past(turn, group) for group in turn.groups)
+
+    def _steps(self, turn: Round) -> int:
+        """Return how many inner steps there is time for."""
+        shared = turn.layout.shared_groups[0].index
+        made = self._block(turn.bases[shared].block)
+        update = made.content if made is not None else None
+        before = update if isinstance(update, TileUpdate) else None
+        learners = len(contributors(turn.schedule, shared, Role.LEARN))
+        round, record = turn.schedule.round, turn.record
+        return self._pace.steps(record.id, record.run, round, before, learners)
 
     def _files(self, turn: Round, group: int) -> GroupFiles:
         tiles = turn.bases[group].tiles

@@ -19,7 +19,7 @@ from tests.sim.training import Training
 from tests.sim.training_node import TrainNode
 
 LOSS = 0.3
-CALM_S = 3.0, 10.0  # between two things that go wrong
+CALM_S = 6.0, 20.0  # between two things that go wrong
 AWAY_S = 1.0, 12.0  # a node that was killed
 SPLIT_S = 2.0, 8.0
 POORER = 0.15  # of those killed lose their blobs

@@ -24,6 +24,7 @@ from blyan_proto.types import Role, members
 from blyan_tile import tblock
 from blyan_tile.create import CreateJob, create
 from blyan_tile.delta import encode_group
+from blyan_tile.jobs import Progress
 from blyan_tile.learner import GroupDelta, LearnJob, LearnResult
 from blyand.chain.orderable import Orderable
 from blyand.chain.receipts import Receipts
@@ -101,7 +102,10 @@ class BlobTalk:
 
 
 class Trainer:
-    """Stands for the worker process: seeded deltas after `pace_s`, unless given up."""
+    """Stands for the worker process: seeded deltas, unless given up.
+
+    All inner steps together take `pace_s`; a job of fewer takes less.
+    """
 
     def __init__(self) -> None:
         self.pace_s = 0.2
@@ -114,8 +118,11 @@ class Trainer:
         if isinstance(job, CreateJob):
             return create(job, lambda progress: None)
         self.jobs.append(job)
+        steps = job.steps or job.run.inner_steps
         with trio.CancelScope() as self._scope:
-            await trio.sleep(self.pace_s)
+            for step in range(steps):
+                await trio.sleep(self.pace_s / job.run.inner_steps)
+                report(Progress(step + 1, steps, ""))
             return self.learn(job, report)
         self.given_up += 1
         raise GivenUp("given up")
@@ -129,7 +136,8 @@ def made_up(job: LearnJob, report: Any) -> LearnResult:
     """Return a delta for every group of a job, drawn from (learner, round, group)."""
     layout = layout_for(job.model)
     deltas, held = [], members(job.held)
-    tokens = job.run.inner_steps * job.run.batch * job.run.sequence
+    steps = job.steps or job.run.inner_steps
+    tokens = steps * job.run.batch * job.run.sequence
     for group in layout.groups:
         if group.index not in held:
             continue
@@ -143,7 +151,7 @@ def made_up(job: LearnJob, report: Any) -> LearnResult:
         encoded, _ = encode_group(group, change, job.run, job.round, nothing)
         made = GroupDelta(group.index, tuple(encoded), tokens, bytes(32), bytes(32))
         deltas.append(made)
-    return LearnResult(tuple(deltas), True, job.run.inner_steps, tokens, 5_000_000, ())
+    return LearnResult(tuple(deltas), True, steps, tokens, 5_000_000, ())
 
 
 class TrainNode(SimNode):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from blyan_proto.block.model import Run
 from blyan_proto.constants import PPM
 
-LEAST_MS = 200  # what anybody who may still come is waited for
+PATIENCE = 4  # deadlines; then a quorum that does not come is not waited for
 TRIED_AGAIN = 4  # every so many rounds, who missed the last ones is waited for again
 
 
@@ -49,25 +49,26 @@ def closes_ms(
 
     `expected` learners may contribute; `came_ms` are the times at which some did,
     ascending; `missing` are the habits, None where there is none yet, of those of the
-    others who can still come.
+    others who can still come. Without a quorum the deadline is not the end while some
+    of them are still learning: one that is much faster must not close the round alone.
     """
     if len(came_ms) >= expected:
         return came_ms[-1] if came_ms else 0
     quorum = max(1, -(-expected * run.quorum_ppm // PPM))
-    if len(came_ms) < quorum:
-        return run.deadline_ms
-    reached = came_ms[quorum - 1]
-    latest = min(run.deadline_ms, reached + run.grace_ms)
     awaited = max((_patience_ms(run, habit) for habit in missing), default=0)
-    return max(reached, min(latest, awaited))
+    if len(came_ms) < quorum:
+        return max(run.deadline_ms, awaited)
+    reached = came_ms[quorum - 1]
+    return max(reached, min(reached + run.grace_ms, awaited))
 
 
 def _patience_ms(run: Run, habit: Habit | None) -> int:
     """Return for how long a learner is waited for."""
+    longest = PATIENCE * run.deadline_ms
     if habit is None:
-        return run.deadline_ms  # at first, as long as the run allows
+        return longest  # at first
     if habit.missed % TRIED_AGAIN:
         return 0
     if habit.missed:
-        return run.deadline_ms
-    return habit.lag_ms + habit.lag_ms // 2 + LEAST_MS
+        return longest
+    return min(longest, habit.lag_ms + habit.lag_ms // 2 + run.grace_ms // 2)

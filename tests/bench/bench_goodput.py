@@ -1,0 +1,115 @@
+"""What of the failure-free tokens is left when learners die or are slow.
+
+    python -m tests.bench.bench_goodput [--quick] [--seconds 600] [--real]
+
+Virtual time: eight learners of which one is killed every minute and back after three
+seconds; of which one or two are four times slower; rounds of five seconds. Only tokens
+inside accepted deltas count. `--real`: four daemons with the tiny model, one killed
+every minute, wall time; both halves of the measurement in one network, one after the
+other, and the share of each node's time that went into inner steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+import time
+from pathlib import Path
+
+import trio
+from trio.testing import MockClock
+
+from tests.functional.harness import Daemon, Network, network
+from tests.functional.killing import closed, resumed
+from tests.sim.goodput import ROUND_S, Yield, measured
+
+
+def simulated(seconds: float, **arms: object) -> Yield:
+    """Run one arm in virtual time."""
+
+    async def main() -> Yield:
+        with tempfile.TemporaryDirectory() as folder:
+            return await measured(Path(folder), seconds, **arms)  # type: ignore[arg-type]
+
+    return trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def table(seconds: float) -> None:
+    arms: dict[str, dict[str, object]] = {
+        "8 learners": {},
+        "one killed every minute": {"kill_every_s": 60.0},
+        "one killed every 20 s": {"kill_every_s": 20.0},
+        "7 learners": {"count": 7},
+        "8, one 4 x slower": {"slow": {7: 4.0}},
+        "6 learners": {"count": 6},
+        "8, two 4 x slower": {"slow": {6: 4.0, 7: 4.0}},
+    }
+    print(f"{seconds:g} s of virtual time, rounds of {ROUND_S:g} s")
+    print("| learners | rounds | s/round | tokens/s | of 8 | least of a learner |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    whole = None
+    for name, arm in arms.items():
+        got = simulated(seconds, **arm)
+        whole = whole or got
+        least = min(got.by_learner.values()) / max(got.by_learner.values())
+        print(
+            f"| {name} | {got.rounds} | {got.seconds / max(1, got.rounds):.2f} "
+            f"| {got.rate:.0f} | {100 * got.rate / whole.rate:.1f} % "
+            f"| {100 * least:.0f} % |",
+            flush=True,
+        )
+
+
+def accepted(net: Network, seconds: float, kill: bool, draw: random.Random) -> float:
+    """Return the tokens a second that ended in accepted deltas in a while."""
+    first, began = closed(net), time.monotonic()
+    until = began + seconds
+    while time.monotonic() < until:
+        if not kill:
+            time.sleep(max(0.0, until - time.monotonic()))
+            break
+        minute = time.monotonic() + min(60.0, seconds)
+        time.sleep(draw.uniform(0.0, min(50.0, seconds / 2)))
+        victim: Daemon = draw.choice(net.nodes)
+        victim.kill()
+        victim.start()
+        resumed(victim)
+        time.sleep(max(0.0, minute - time.monotonic()))
+    last, took = closed(net), time.monotonic() - began
+    rounds = net[0].call("train.rounds", limit=1000)["rounds"]
+    tokens = sum(one["tokens"] for one in rounds if first < one["round"] <= last)
+    return float(tokens / took)
+
+
+def real(seconds: float) -> None:
+    draw = random.Random(1)
+    with tempfile.TemporaryDirectory() as folder:
+        with network(Path(folder) / "net", 4) as net:
+            net.make_model()
+            net.start_run(rounds=100_000, deadline_s=2.0)
+            while closed(net) < 2:
+                time.sleep(0.5)
+            whole = accepted(net, seconds, False, draw)
+            busy = [node.call("train.status")["utilisation"] for node in net.nodes]
+            killed = accepted(net, seconds, True, draw)
+            net.end_runs()
+    print(f"four daemons, {seconds:g} s each; inner steps took {busy} of their time")
+    print(f"| without kills | {whole:.0f} tokens/s |\n| --- | --- |")
+    print(
+        f"| one killed a minute | {killed:.0f} tokens/s, {100 * killed / whole:.1f} % |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--quick", action="store_true", help="two minutes")
+    parser.add_argument("--real", action="store_true", help="with four daemons")
+    options = parser.parse_args()
+    seconds = 120.0 if options.quick else options.seconds
+    real(seconds) if options.real else table(seconds)
+
+
+if __name__ == "__main__":
+    main()
