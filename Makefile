@@ -8,6 +8,8 @@ MAKEFLAGS += --no-print-directory
 PY := .venv/bin/python
 CODE := blyan_proto blyan_tile blyand blyanctl tests
 ROUNDS ?= 10
+# beside a second process of tests, a second thread of BLAS only gets in the way
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 HIVEMIND := acb8f0cf2cdb085259feb1c0a092c530f1953287cbfa4a1ab5e14e8c65359a2c
 
 .PHONY: help setup demo seed check fmt layers unit sim test functional bench fuzz docs soak foreign clean
@@ -39,14 +41,14 @@ layers: setup ## who may import whom, and the other rules of the house
 	@$(PY) -m pytest tests/test_layers.py
 
 unit: setup ## one test file per module
-	@$(PY) -m pytest -n 2 tests/unit
+	@$(ONE_THREAD) $(PY) -m pytest -n 2 tests/unit
 
 sim: setup ## many nodes in one process, with faults
 	@$(PY) -m pytest tests/sim
 
 test: setup ## every test, the functional ones included
 	@failed=0
-	$(PY) -m pytest -n 2 tests --ignore=tests/bench --ignore=tests/functional || failed=1
+	$(ONE_THREAD) $(PY) -m pytest -n 2 tests --ignore=tests/bench --ignore=tests/functional || failed=1
 	$(PY) -m pytest tests/functional || failed=1
 	exit $$failed
 
