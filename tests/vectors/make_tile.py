@@ -181,6 +181,7 @@ def build_tblock() -> dict:
     return vectors
 
 
+CODECS = Path(__file__).with_name("tile_codecs.json")  # made first, by make_codecs.py
 CASES = {
     "1x1 r1": ((1, 1), 1, 0),
     "3x5 r3 odd": ((3, 5), 3, -10),
@@ -207,6 +208,13 @@ def build_delta() -> dict:
         }
         if len(raw) < 64:
             vectors[name]["raw"] = raw.hex()
+    for name, vector in json.loads(CODECS.read_text()).items():
+        raw, shape = bytes.fromhex(vector["raw"]), tuple(vector["shape"])
+        norm, scale = compress.norm_squared(raw, shape)
+        vectors[name] = {
+            "float64_blake3": digest_of(compress.decode(raw, shape)),
+            "norm_squared": [str(norm), scale],
+        }
     small = floats("dense", (7,), -26)
     vectors["7 dense"] = {
         "shape": [7],
