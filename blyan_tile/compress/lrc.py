@@ -32,9 +32,9 @@ _MAX_LOW = 7
 _LARGEST_SUM = 1 << 21  # of an element: exact as float32, its square sums as int64
 _COARSEST = 1.6  # step over the spread of a factor: beyond it a component is not sent
 _WIDER = 2  # components looked for, per rank of LR4
-_SAMPLE = 4  # every so many rows of the factors are enough to look for the step
+_ENOUGH = 512  # rows of the factors to look for the step with
 _TINY = np.float32(2.0**-126)
-_NEARER = 0.02  # logarithmic width of the bracket where the search ends
+_NEARER = 0.01  # logarithmic width of the bracket where the search ends
 
 
 Factors = tuple[np.ndarray, np.ndarray, np.ndarray]  # U (m, r), values (r,), V (n, r)
@@ -86,9 +86,10 @@ def encode(
 def _finest(factors: Factors, lift: int, most: int) -> _Coded | None:
     """Return the factors in the finest steps that fit into `most` bytes, None if none."""
     left, values, right = factors
-    few = left[::_SAMPLE], values, right[::_SAMPLE]
-    share = (len(left) + len(right)) / (len(few[0]) + len(few[2]))
     lengths = len(left), len(right)
+    stride = -(-sum(lengths) // _ENOUGH)
+    few = left[::stride], values, right[::stride]
+    share = sum(lengths) / (len(few[0]) + len(few[2]))
     fine, coarse = np.log(values[0] / 64), np.log(values[0] * _COARSEST)
     while coarse - fine > _NEARER:
         middle = (fine + coarse) / 2
