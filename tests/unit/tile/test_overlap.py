@@ -49,8 +49,9 @@ def test_what_only_goes_the_same_way_is_no_copy(share):
 def test_where_all_are_alike_nobody_is_a_copy_unless_it_stands_out():
     common = change(0)
     ours = [sketched(mixed(common, change(n), 0.1)) for n in range(1, 5)]
-    assert nearest(ours[0], ours[1:]) is None
+    assert nearest(ours[0], ours[1:]) is None and nearest(ours[0], ours[1:2]) is None
     assert nearest(ours[0], [ours[1], ours[2], ours[0], ours[3]]) == 2
+    assert nearest(ours[0], [ours[0]]) == 0
 
 
 def test_nothing_is_no_copy_of_nothing_and_the_opposite_none_of_the_original():
