@@ -47,6 +47,7 @@ from blyand.home import Home, read_or_none, replace_file
 from blyand.http.place import Place
 from blyand.inference import grammars, templates, vocabularies
 from blyand.language import build_language
+from blyand.learning import build_compactor
 from blyand.metrics import Metrics
 from blyand.net.calls import open_calls
 from blyand.net.dialer import WANTED_PEERS, Dialer
@@ -285,6 +286,7 @@ async def run(home: Home, config: Config) -> None:
                 Service("replication", models.replication.run),
                 Service("hardware", models.hardware.run),
                 Service("primary", settling.once_settled(base, models.primary.run)),
+                Service("compactor", build_compactor(base, replica, models.holder).run),
                 Service(
                     "receipting", settling.once_settled(base, models.receipting.run)
                 ),

@@ -10,6 +10,7 @@ from blyand.foundation import Base
 from blyand.protocols import delta as delta_ends
 from blyand.protocols.fetch import Fetcher
 from blyand.replica import Replica
+from blyand.training.compacting import Compactor
 from blyand.training.crew import Crew
 from blyand.training.delivery import Delivery, Reach
 from blyand.training.holder import Holder
@@ -53,4 +54,16 @@ def build_learner(
         choose_device(base.config.compute.device),
         base.threads,
         Logbook(base.home.podl, base.key, base.genesis.id, base.disk_lane),
+    )
+
+
+def build_compactor(base: Base, replica: Replica, holder: Holder) -> Compactor:
+    """Return what makes snapshots of groups whose chains grew long."""
+    return Compactor(
+        base.key.account,
+        lambda: replica.view,
+        replica.author.make,
+        base.disk_lane,
+        base.events,
+        holder.is_slow,
     )

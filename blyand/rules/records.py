@@ -78,6 +78,8 @@ class Group:
     earlier_snapshot: BlockId | None = None  # the one before it, kept too (DEC-B9)
     moved_ms: U64 = 0  # chain time at which the trained head came to be
     median: U64 = 0  # running median norm of the run's deltas (DEC-B15); 0: none yet
+    updates: U32 = 0  # since the snapshot
+    delta_bytes: U64 = 0  # that they list
 
 
 @message
@@ -95,6 +97,7 @@ class Version:
     median: U64 = 0  # the group's running median norm before it
     # Whose deltas it lists; of group 0 alone, which everybody trains.
     learners: Annotated[tuple[Account, ...], Size(0, MAX_CONTRIBUTIONS)] = ()
+    delta_bytes: U64 = 0  # that the update lists
 
 
 @message

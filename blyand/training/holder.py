@@ -98,6 +98,10 @@ class Holder:
         """True while a version that is held here stands on the blob. From any thread."""
         return self._trails.uses(root)
 
+    def is_slow(self, model: bytes, group: int) -> bool:
+        """True when loading the group by replay took too long here. From any thread."""
+        return (model, group) in self._replay.slow
+
     def desired(self, record: ModelRecord) -> frozenset[int]:
         """Return the groups that placement gives to this node (DEC-A8), and more."""
         placed = placement.placed_on(self._account, self._blocks.view(), record)

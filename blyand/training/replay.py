@@ -32,6 +32,7 @@ from blyand.training.waiting import Blocks
 logger = logging.getLogger(__name__)
 
 MAX_RESULTS = 256  # updates whose results are known to be right
+LOAD_MS = 50  # a load by replay that takes longer asks for a snapshot (COMPACT-01)
 MAX_UPDATES = 64  # replayed, before fetching tiles instead
 
 
@@ -70,6 +71,7 @@ class Replay:
         self._trails = trails
         self._peer_of = peer_of
         self._doubt = doubt
+        self.slow: set[Key] = set()  # groups whose last load took longer than LOAD_MS
         self._results: OrderedDict[Work, TileRootsList] = OrderedDict()
 
     async def reach(self, record: GroupRecord, group: Group, key: Key) -> Version:
@@ -83,8 +85,11 @@ class Replay:
             record.median,
         )
         if not await self._is_here(record.tiles):
+            began = trio.current_time()
             try:
                 await self._replay(record, group, key)
+                took_ms = (trio.current_time() - began) * 1000
+                (self.slow.add if took_ms > LOAD_MS else self.slow.discard)(key)
             except (Unavailable, ProtocolError, Reject) as error:
                 logger.info("%s: no replay (%s); fetching tiles", group.name, error)
                 durable = record.head == record.snapshot

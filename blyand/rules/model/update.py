@@ -9,7 +9,7 @@ from blyan_proto.block.block import Block
 from blyan_proto.block.model import Run, Snapshot, TileUpdate
 from blyan_proto.constants import PPM
 from blyan_proto.types import Role, members
-from blyand.rules.model import clip, standing
+from blyand.rules.model import clip, compaction, standing
 from blyand.rules.model.election import contributors, ranks
 from blyand.rules.model.run import count_update
 from blyand.rules.model.schedule import next_round
@@ -60,6 +60,8 @@ def apply(view: Overlay, block: Block, update: TileUpdate, liveness_ms: int) -> 
             tiles=update.result,
             moved_ms=clock.time_ms,
             median=update.median,
+            updates=group.updates + 1,
+            delta_bytes=group.delta_bytes + compaction.listed_bytes(update),
         ),
         update.model,
         update.group,
@@ -73,6 +75,7 @@ def apply(view: Overlay, block: Block, update: TileUpdate, liveness_ms: int) -> 
         is_single=signed < 2,
         median=before,
         learners=_learners(update) if update.group == 0 else (),
+        delta_bytes=compaction.listed_bytes(update),
     )
     VERSIONS.put(view, version, update.run, update.round, update.group)
 
@@ -192,7 +195,10 @@ def contribution_weights(
 
 
 def keep_snapshot(view: Overlay, payload: Snapshot) -> None:
-    """Execute a snapshot block: this version of the group is kept durable (DEC-B3)."""
+    """Execute a snapshot block: this version of the group is kept durable (DEC-B3).
+
+    Updates that were ordered before it and made later versions stand on it (COMPACT-05).
+    """
     group = require_group(view, payload.model, payload.group)
     if group.run is None:
         raise Reject("the group has not been trained")
@@ -207,9 +213,18 @@ def keep_snapshot(view: Overlay, payload: Snapshot) -> None:
     )
     if any(known is not None and known.update == group.snapshot for known in later):
         raise Reject("this version or a later one is the group's snapshot already")
+    updates, listed = compaction.after(view, group, payload.round)
+    superseded = group.updates - updates, group.delta_bytes - listed
+    compaction.check_need(view, group, *superseded)
     GROUPS.put(
         view,
-        replace(group, snapshot=payload.update, earlier_snapshot=group.snapshot),
+        replace(
+            group,
+            snapshot=payload.update,
+            earlier_snapshot=group.snapshot,
+            updates=updates,
+            delta_bytes=listed,
+        ),
         payload.model,
         payload.group,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from blyand.rules.model import compaction
 from blyand.rules.model.model import heads_root, require_model
 from blyand.rules.model.schedule import write_schedule
 from blyand.rules.records import (
@@ -30,6 +31,7 @@ def void(
     false = VERSIONS.get(view, run, round, index)
     group = GROUPS.get(view, model, index)
     assert false is not None and group is not None and group.run == run
+    updates, listed = compaction.after(view, group, round - 1)
     gone = _void_rounds(view, group, round, false)
     clock = CLOCK.get(view)
     assert clock is not None
@@ -39,12 +41,23 @@ def void(
         tiles=false.base,
         moved_ms=clock.time_ms,
         median=false.median,
+        updates=max(0, group.updates - updates),
+        delta_bytes=max(0, group.delta_bytes - listed),
     )
     if group.snapshot in gone:
         earlier = group.earlier_snapshot
+        # what lies between is not counted any more: long enough to be superseded soon
+        since = compaction.LONGEST + 1
         if earlier is None or earlier in gone:
             earlier = false.parent  # holders make it durable when they go back to it
-        group = replace(group, snapshot=earlier, earlier_snapshot=None)
+            since = 0
+        group = replace(
+            group,
+            snapshot=earlier,
+            earlier_snapshot=None,
+            updates=since,
+            delta_bytes=0,
+        )
     is_adopted = group.adopted_head in gone
     if is_adopted:
         group = replace(group, adopted=false.base, adopted_head=false.parent)

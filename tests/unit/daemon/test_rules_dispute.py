@@ -83,7 +83,7 @@ def test_who_may_doubt_what(world):
 
 
 def test_a_false_update_goes_and_what_stands_on_it(world):
-    run = world.open(rounds=9, adopt_every=1)
+    run = world.open(rounds=9, adopt_every=1, snapshot_every=1)
     before = world.group(GROUP)
     world.move(run)
     lie = VERSIONS.get(world.view, run, 0, GROUP)

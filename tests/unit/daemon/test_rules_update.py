@@ -213,7 +213,7 @@ def test_the_run_counts_each_group_once(world):
 
 
 def test_snapshots_name_a_version_that_state_knows(world):
-    run = world.open()
+    run = world.open(snapshot_every=1)
     world.move(run, 3)
     group = world.group(3)
     good = Snapshot(1, world.model, 3, group.head, 0, group.tiles)
