@@ -124,6 +124,12 @@ def moves(preset: str) -> list[Arm]:
         Arm("shared mask 256", control="mask 256"),
         Arm("Muon inside, DENSE", inner="muon"),
         Arm(f"Muon inside, {middle}", (middle,), inner="muon"),
+        Arm(
+            f"Muon inside, LRC:{unit} ahead",
+            (f"LRC:{unit}",),
+            inner="muon",
+            ahead=True,
+        ),
         Arm("Muon inside, Q:2", ("Q:2",), inner="muon"),
     ]
 
