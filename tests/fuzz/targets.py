@@ -77,6 +77,7 @@ from tests.fuzz import (
     expert_targets,
     http_targets,
     language_targets,
+    membership_targets,
     packed_targets,
     span_targets,
     state_targets,
@@ -512,5 +513,6 @@ TARGETS: dict[str, Target] = {
     **{name: Target(*parts) for name, parts in packed_targets.TARGETS.items()},
     **{name: Target(*parts) for name, parts in span_targets.TARGETS.items()},
     **{name: Target(*parts) for name, parts in language_targets.TARGETS.items()},
+    **{name: Target(*parts) for name, parts in membership_targets.TARGETS.items()},
     **{f"payload {kind.name}": payload(code) for code, kind in KINDS.items()},
 }
