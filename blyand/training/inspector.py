@@ -23,7 +23,7 @@ from blyand.protocols.delta import signed_receipt
 from blyand.rules.model import audit as rules
 from blyand.rules.model.audit import Finding
 from blyand.rules.model.places import open_runs
-from blyand.rules.records import CLOCK, SCHEDULES, RunRecord
+from blyand.rules.records import CLOCK, RUNS, SCHEDULES, RunRecord
 from blyand.rules.view import View
 from blyand.training.audit import Audit, Report
 
@@ -81,11 +81,15 @@ class Inspector:
         with self._events.subscribe(CheckpointFinalised) as facts:
             task_status.started()
             async for _ in facts:
-                records = list(open_runs(self._view()))
-                for record in records:
+                records = {record.id: record for record in open_runs(self._view())}
+                for run in closed.keys() - records.keys():  # it ended: its last round
+                    ended = RUNS.get(self._view(), run)
+                    if ended is not None and closed[run] < ended.closed:
+                        await self._look(ended, ended.closed - 1)
+                for record in records.values():
                     if closed.get(record.id, 0) < record.closed:
                         await self._look(record, record.closed - 1)
-                closed = {record.id: record.closed for record in records}
+                closed = {record.id: record.closed for record in records.values()}
 
     async def _look(self, record: RunRecord, round: int) -> None:
         for learner in self._drawn(record, round):

@@ -73,7 +73,7 @@ def test_an_answer_streams_and_is_the_same_on_every_node(net: Network):
 
 
 def test_training_lowers_the_loss_and_leaves_equal_roots(net: Network):
-    net[0].call("train.start", preset="tiny", rounds=3)
+    net[0].call("train.start", preset="tiny", rounds=3, gate=1)
     with net[0].client() as client:
         stream = client.stream("train.watch", {})
         rounds = list(stream)
@@ -83,7 +83,10 @@ def test_training_lowers_the_loss_and_leaves_equal_roots(net: Network):
     assert ended["outcome"] == "finished"
     assert ended["held_out_loss"] < ended["first_held_out_loss"] - 0.5
     net.wait_for_equal_roots(*net.nodes)
-    assert adopted(net[2]) == 3
+    wait_for(lambda: adopted(net[2]) == 3, "the gate has adopted the last round")
+    judged = net[1].call("train.gate")
+    assert judged["state"] == "passed" and judged["round"] == 3, judged
+    assert judged["scores"][0]["bound"] < -0.1, judged
     found = net[2].call("train.audit", learner=net[1].peer_id, round=2, repeat=5)
     assert found["finding"] == "sound" and found["groups"] > 3, found
     assert found["exact"] and found["repeated"] == 5, found

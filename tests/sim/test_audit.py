@@ -162,7 +162,7 @@ def test_what_audits_find_on_a_network_that_trains(tmp_path: Path) -> None:
                 await net._nursery.start(drawn.run)
             run = await net.begin(rounds=2, min_tokens=0, from_residual=True)
             await net.closes(run, 2)
-            await until(lambda: len(heard) >= 2)
+            await until(lambda: len(heard) >= 4)  # two of each round, the last one too
             record, account = node.run_record(run), learner.key.account
 
             async def look(ask: Any = None, round: int = 0, **more: Any) -> Report:

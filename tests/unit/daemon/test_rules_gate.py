@@ -9,16 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blyan_proto.block.economy import Dispute
 from blyan_proto.block.gate import MOST_MICRO, Gate, Score
 from blyan_proto.signing import SigningKey
 from blyan_proto.validators import Validator
 from blyand.rules.model import gate as rules
 from blyand.rules.model.gate import GATES, OPEN_GATES, Gated, Scored, Stand
-from blyand.rules.records import MODELS
+from blyand.rules.records import MODELS, VERSIONS
+from blyand.rules.view import Overlay
 from blyand.training.scorer import micro_of, score_of
 from tests.unit.daemon.chain_world import (
     Training,
     genesis_of,
+    roots,
 )
 
 RULE = Gate(validators=3, windows=64, bound_milli=1645, margin_micro=2_000)
@@ -235,3 +238,29 @@ def test_sums_that_no_differences_have_are_refused():
 def test_more_than_two_thirds_of_the_drawn_decide():
     quorums = [rules.quorum_of(Gate(n, 2, 0, 0)) for n in range(1, 8)]
     assert quorums == [1, 2, 3, 3, 4, 5, 5]
+
+
+def test_a_disputed_round_waits_for_the_verdict(world):
+    run = world.open(**RUN)
+    world.move(run)
+    gated = world.opened(run)
+    update = VERSIONS.get(world.view, run, 0, 1).update
+    computed = roots("another", 1, momentum=True)[0]
+    world.ordered(Dispute(1, run, 1, 0, update, 0, computed), world.keys[1])
+    world.says(gated, -0.02, -0.02, -0.02)
+    assert len(world.opened(run).scores) == 3 and world.adopted_round == 0
+    world.checkpoint(step_ms=world.genesis.setting("dispute_span_ms") + 1)
+    world.checkpoint()
+    assert world.decided(run).stand is Stand.PASSED and world.adopted_round == 1
+
+
+def test_heads_that_were_adopted_meanwhile_end_it(world):
+    run = world.open(**RUN)
+    world.move(run)
+    gated = world.opened(run)
+    record = MODELS.get(world.view, world.model)
+    overlay = Overlay(world.view)
+    MODELS.put(overlay, replace(record, heads_root=bytes(32)), world.model)
+    world.view.apply(overlay.changes)
+    world.says(gated, -0.02, -0.02, -0.02)
+    assert world.decided(run).stand is Stand.EXPIRED and world.adopted_round == 0
