@@ -48,7 +48,7 @@ def repeat(job: RepeatJob, report: Callable[[Progress], None]) -> Repeated:
 
     steps = run_steps(job.learn, job.steps, report)
     changes: tuple[Change, ...] = ()
-    if len(steps.log) == job.learn.run.inner_steps:
+    if len(steps.log) == (job.learn.steps or job.learn.run.inner_steps):
         changes = tuple(
             Change(group.index, digest_of(change_of(steps, group)))
             for group in steps.trained

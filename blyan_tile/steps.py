@@ -42,7 +42,11 @@ def run_steps(job: LearnJob, count: int, report: Callable[[Progress], None]) -> 
     for group in trained:
         if group.layer is not None and group.expert is not None:
             held[group.layer].append(group.expert)
-    total, log, batches = job.run.inner_steps, list[LoggedStep](), list[bytes]()
+    total, log, batches = (
+        job.steps or job.run.inner_steps,
+        list[LoggedStep](),
+        list[bytes](),
+    )
 
     def noted() -> Iterator[Tensor]:
         for tokens in islice(_batches(job), count):  # (B, T + 1)

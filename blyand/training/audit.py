@@ -55,9 +55,9 @@ class Report:
 
     finding: Finding
     reason: str  # a sentence
-    steps: int  # of the log
-    checked: int  # steps whose batches were derived again
-    confidence_ppm: int  # that this shows a lie in a tenth of the steps
+    steps: int = 0  # of the log
+    checked: int = 0  # steps whose batches were derived again
+    confidence_ppm: int = 0  # that this shows a lie in a tenth of the steps
     repeated: int = 0
     worst_micro: int = 0  # largest difference of a loss among them
     statement: LogStatement | None = None
@@ -82,7 +82,7 @@ class _Case:
     record: RunRecord
     schedule: Schedule
     seat: Seat
-    listed: tuple[tuple[int, bytes], ...]  # group, digest of its delta
+    listed: tuple[tuple[int, bytes, int], ...]  # group, digest of its delta, tokens
 
 
 class Audit:
@@ -137,16 +137,9 @@ class Audit:
             )
         clock = CLOCK.get(self._view())
         assert clock is not None
-        steps = record.run.inner_steps
-        repeat = min(repeat, steps)
-        seed = rules.seed_of(clock.beacons[-1], record.id, round, learner)
-        drawn = rules.drawn_steps(seed, steps, count)
-        shown = await self._shown(case, sorted({*drawn, *range(repeat)}))
+        shown = await self._shown(case, [0])
         if shown is None:
-            if not case.listed:
-                raise NotHere("it has no log of that round, and nothing of it counted")
-            reason = "its delta counted in that round, and it shows no log of it"
-            return Report(Finding.ABSENT, reason, 0, 0, 0, listed=len(case.listed))
+            return self._absent(case)
         statement, log = shown
         if statement.lease_epoch != case.schedule.epoch:
             raise NotHere("its log is of another schedule of that round")
@@ -154,15 +147,27 @@ class Audit:
             Finding.SOUND,
             "",
             statement.steps,
-            len(log),
-            rules.confidence_ppm(steps, len(log)),
             statement=statement,
             listed=len(case.listed),
         )
-        if rules.lacks(statement, steps):
-            reason = f"its log has {statement.steps} steps, the run prescribes {steps}"
+        counted = [tokens for _, _, tokens in case.listed]
+        if rules.lacks(statement, record.run, counted):
+            reason = f"its log has {statement.steps} steps, and more tokens counted"
             return replace(found, finding=Finding.SHORT, reason=reason)
-        group = rules.hides(statement, case.listed)
+        repeat = min(repeat, statement.steps)
+        seed = rules.seed_of(clock.beacons[-1], record.id, round, learner)
+        drawn = rules.drawn_steps(seed, statement.steps, count)
+        wanted = sorted({*drawn, *range(repeat)} - {0})
+        more = await self._shown(case, wanted, statement)
+        if more is None:
+            return self._absent(case)
+        log |= more[1]
+        # Only what was drawn could not be known; of what is all, nothing can hide.
+        is_all = len(log) == statement.steps
+        checked = statement.steps if is_all else len(drawn)
+        confidence = rules.confidence_ppm(statement.steps, checked)
+        found = replace(found, checked=len(log), confidence_ppm=confidence)
+        group = rules.hides(statement, ((at, delta) for at, delta, _ in case.listed))
         if group is not None:
             reason = (
                 f"the chain counts a delta of group {group} that its log does not name"
@@ -175,7 +180,9 @@ class Audit:
         if repeat:
             first = [log[index] for index in range(repeat)]
             found = await self._repeated(case, found, first, report)
-        reason = found.reason or f"{len(log)} of {steps} steps are as they should be"
+        reason = found.reason or (
+            f"{len(log)} of {statement.steps} steps are as they should be"
+        )
         return replace(found, reason=reason)
 
     def _case(self, record: RunRecord, round: int, learner: bytes) -> _Case:
@@ -196,18 +203,31 @@ class Audit:
             if made is not None and isinstance(made.content, TileUpdate):
                 for part in made.content.contributions:
                     if part.learner == learner and made.content.round == round:
-                        listed.append((group.index, part.delta))
+                        listed.append((group.index, part.delta, part.tokens))
         return _Case(record, schedule, seat, tuple(listed))
 
+    def _absent(self, case: _Case) -> Report:
+        """Return the finding about a learner without a log; NotHere: it owes none."""
+        if not case.listed:
+            raise NotHere("it has no log of that round, and nothing of it counted")
+        reason = "its delta counted in that round, and it shows no log of it"
+        return Report(Finding.ABSENT, reason, listed=len(case.listed))
+
     async def _shown(
-        self, case: _Case, indices: Sequence[int]
+        self,
+        case: _Case,
+        indices: Sequence[int],
+        statement: LogStatement | None = None,
     ) -> tuple[LogStatement, dict[int, LoggedStep]] | None:
-        """Return the signed part and the steps; None where the learner has no log."""
+        """Return the signed part and the steps; None where the learner has no log.
+
+        `statement`: the signed part that was shown before. UnexpectedMessage if this
+        one is another.
+        """
         peer = self._logs.peer_of(case.seat.account)
         is_own = case.seat.account == self._account
         if peer is None and not is_own:
             raise NotHere("its node is not known here")
-        statement: LogStatement | None = None
         log: dict[int, LoggedStep] = {}
         for start in range(0, len(indices), MAX_ASKED):
             part = tuple(indices[start : start + MAX_ASKED])
@@ -222,7 +242,7 @@ class Audit:
                 raise UnexpectedMessage("two logs of one round")
             statement = answer.log.statement
             log |= {one.index: one.step for one in answer.steps}
-        assert statement is not None  # at least one step is asked for
+        assert statement is not None  # at least one step is asked for at first
         return statement, log
 
     async def _archives(self, case: _Case) -> list[bytes]:
@@ -334,5 +354,6 @@ class Audit:
             residuals="-",
             device=DEVICE,
             threads=min(statement.threads, 64),
+            steps=statement.steps,
         )
         return job, new

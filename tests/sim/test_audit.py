@@ -32,7 +32,7 @@ from blyan_proto.protocols.delta import (
     Verdict,
 )
 from blyan_proto.signing import Purpose, SigningKey
-from blyan_tile.learner import learn
+from blyan_tile.learner import LearnJob, LearnResult, learn
 from blyan_tile.reexecution import RepeatJob, repeat
 from blyand.errors import NotHere
 from blyand.protocols.delta import signed_receipt
@@ -55,6 +55,11 @@ class Repeater:
     async def call(self, job: RepeatJob, report: Any = None) -> Any:
         await trio.lowlevel.checkpoint()
         return repeat(job, lambda progress: None)
+
+
+def slowly(job: LearnJob, report: Any) -> LearnResult:
+    """Learn half of the steps, as slow nodes do."""
+    return learn(replace(job, steps=1), report)
 
 
 def auditor_on(node: TrainNode, ask: Any = None) -> Inspector:
@@ -152,7 +157,7 @@ def test_what_audits_find_on_a_network_that_trains(tmp_path: Path) -> None:
         async with net.running():
             node, learner = net.nodes[:2]
             for one in net.nodes:
-                one.trainer.learn = learn
+                one.trainer.learn = learn if one is not net.nodes[2] else slowly
                 drawn = auditor_on(one)
                 drawn.note = (  # type: ignore[method-assign]
                     lambda account, report, name=one.name: heard.append(
@@ -170,6 +175,8 @@ def test_what_audits_find_on_a_network_that_trains(tmp_path: Path) -> None:
                 return await audit.look(record, round, account, 1, STEPS, **more)
 
             found["honest"] = await look()
+            slow = net.nodes[2].key.account
+            found["slow"] = await auditor_on(node).audit.look(record, 0, slow, 9, 9)
             for name, (change, _) in LIES.items():
                 found[name] = await look(lying(learner, change))
             with pytest.raises(BadSignature):
@@ -200,6 +207,8 @@ def test_what_audits_find_on_a_network_that_trains(tmp_path: Path) -> None:
     assert (honest.steps, honest.repeated, honest.worst_micro) == (STEPS, STEPS, 0)
     assert honest.is_exact and honest.listed >= 3
     assert honest.checked == STEPS and honest.confidence_ppm == 10**6
+    assert found["slow"].finding is Finding.SOUND
+    assert found["slow"].repeated == found["slow"].steps == 1
     assert {name: found[name].finding for name in LIES} == {
         name: finding for name, (_, finding) in LIES.items()
     }

@@ -9,6 +9,7 @@ import enum
 from collections.abc import Iterable, Sequence
 from math import comb
 
+from blyan_proto.block.model import Run
 from blyan_proto.constants import PPM
 from blyan_proto.digest import Domain, digest
 from blyan_proto.protocols.audit import MAX_ASKED, LoggedStep, LogStatement
@@ -25,7 +26,7 @@ class Finding(enum.Enum):
 
     SOUND = "sound"
     ABSENT = "absent"  # its delta counted, and it has no log
-    SHORT = "short"  # the log has other steps than the run prescribes
+    SHORT = "short"  # the log has fewer steps than its tokens, or too many
     OTHER_DELTA = "other delta"  # the chain lists a delta that the log does not
     FALSE_BATCH = "false batch"  # a step learned from other text than was assigned
     FALSE_STATE = "false state"  # repeated on the same class of device: other bits
@@ -91,9 +92,14 @@ def pairs_of(
     return pairs
 
 
-def lacks(statement: LogStatement, steps: int) -> bool:
-    """True when a log has other steps than its run prescribes."""
-    return statement.steps != steps
+def lacks(statement: LogStatement, run: Run, counted: Iterable[int]) -> bool:
+    """True when a log has no steps, too many, or too few for the tokens that counted.
+
+    A slow learner takes fewer than the run prescribes, and counts fewer tokens.
+    """
+    tokens = statement.steps * run.batch * run.sequence
+    is_possible = 0 < statement.steps <= run.inner_steps
+    return not is_possible or any(count > tokens for count in counted)
 
 
 def hides(statement: LogStatement, listed: Iterable[tuple[int, bytes]]) -> int | None:
