@@ -108,7 +108,7 @@ class Scorer:
             [text],
             min(record.run.sequence, before.model.architecture.context),
             record.run.gate.windows,
-            seed_of(gated),
+            seed_for(gated.beacon, gated.run, gated.round),
         )  # (N, T + 1)
         first = micro_of(await self._losses(before, windows))  # (N,)
         second = micro_of(await self._losses(after, windows))  # (N,)
@@ -126,10 +126,9 @@ class Scorer:
         return before, Pinned(model.id, model.model, clock.height, tiles)
 
 
-def seed_of(gated: Gated) -> bytes:
+def seed_for(beacon: bytes, run: bytes, round: int) -> bytes:
     """Return what draws the windows of a version."""
-    place = gated.run, gated.round.to_bytes(4, "little")
-    return digest(Domain.SEED, b"gate", gated.beacon, *place)
+    return digest(Domain.SEED, b"gate", beacon, run, round.to_bytes(4, "little"))
 
 
 def micro_of(losses: np.ndarray) -> np.ndarray:

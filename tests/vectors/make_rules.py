@@ -1,5 +1,5 @@
-"""Regenerates rules.json: placement, ranks and contribution weights, which every node
-must compute alike.
+"""Regenerates rules.json: placement, ranks, contribution weights and draws before a gate,
+which every node must compute alike.
 
     python -m tests.vectors.make_rules           writes the file beside this one
     python -m tests.vectors.make_rules rules     prints it
@@ -15,15 +15,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from blake3 import blake3
 
+from blyan_proto.block.gate import Gate
 from blyan_proto.block.model import Architecture, Dtype, Model
 from blyan_proto.types import bitmap
+from blyan_tile.batches import drawn_windows
 from blyan_tile.layout import layout_of
 from blyand.rules.model.election import ranks
+from blyand.rules.model.gate import Scored, committee, passes
 from blyand.rules.model.placement import place
 from blyand.rules.model.update import contribution_weights
 from blyand.rules.records import Schedule, Seat
+from blyand.training.scorer import seed_for
 
 HERE = Path(__file__).parent
 MODEL = blake3(b"vector model").digest()
@@ -90,6 +95,37 @@ def election(weights: list[int], round: int, group: int) -> Any:
     }
 
 
+def before_a_gate(weights: list[int], round: int, draws: int, count: int) -> Any:
+    """Return who is drawn before a run's gate, and of 40 windows those that are drawn."""
+    voters = {account(index): weight for index, weight in enumerate(weights)}
+    drawn = committee(voters, (), count, BEACON, RUN, round, draws)
+    seed = seed_for(BEACON, RUN, round)
+    text = np.arange(40 * 5 + 3, dtype=np.uint8)
+    windows = drawn_windows([text], 5, 7, seed)  # (7, 6)
+    return {
+        "beacon": BEACON.hex(),
+        "run": RUN.hex(),
+        "round": round,
+        "draws": draws,
+        "weights": {one.hex(): weight for one, weight in voters.items()},
+        "count": count,
+        "drawn": [one.hex() for one in drawn],
+        "windows": [int(first) // 5 for first in windows[:, 0]],
+    }
+
+
+def passing(rise: list[int], bound_milli: int, margin_micro: int) -> Any:
+    """Return whether a version passes whose windows' losses rise so."""
+    squares = sum(one * one for one in rise)
+    scored = Scored(bytes(20), len(rise), 10**8, 10**8 + sum(rise), squares)
+    return {
+        "rise": rise,
+        "bound_milli": bound_milli,
+        "margin_micro": margin_micro,
+        "passes": passes(Gate(1, len(rise), bound_milli, margin_micro), scored),
+    }
+
+
 def build() -> dict[str, Any]:
     """Return the whole file."""
     tokens = [[], [7], [100, 300], [1, 2, 900], [4, 4, 4, 4_000_000_000], [0, 0, 5]]
@@ -111,6 +147,16 @@ def build() -> dict[str, Any]:
         ],
         "weights": [
             {"tokens": one, "ppm": contribution_weights(list(one))} for one in tokens
+        ],
+        "gate": [
+            before_a_gate([1, 1, 1, 1, 1], 0, 0, 3),
+            before_a_gate([16, 4, 0, 1, 2, 80], 7, 2, 2),
+            before_a_gate([1, 2], 70_000, 0, 5),
+        ],
+        "passes": [
+            passing(rise, bound, margin)
+            for rise in ([0, 0], [-900, -1_100, -1_000], [-3_000, 1_000, 500, 900])
+            for bound, margin in ((0, 0), (1645, 0), (1645, 2_000))
         ],
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from blake3 import blake3
 
@@ -90,3 +91,41 @@ def test_placement_follows_from_the_text_of_the_rule(case):
             if group and (group - 1) % (2 + case["experts"]) >= 2
         }
         assert experts_held == held[node]
+
+
+@pytest.mark.parametrize("case", GOLDEN["gate"])
+def test_who_and_what_is_drawn_before_a_gate_follows_from_the_text(case):
+    place = [bytes.fromhex(case[name]) for name in ("beacon", "run")]
+    round = case["round"].to_bytes(4, "little")
+    best = {
+        account: max(
+            digest(
+                "blyan 1 election",
+                b"gate",
+                *place,
+                round,
+                bytes([case["draws"]]),
+                bytes.fromhex(account),
+                bytes([turn]),
+            )
+            for turn in range(min(64, weight))
+        )
+        for account, weight in case["weights"].items()
+        if weight
+    }
+    drawn = sorted(best, key=lambda one: best[one], reverse=True)[: case["count"]]
+    assert sorted(drawn) == case["drawn"]
+    key = digest("blyan 1 seed", b"gate", *place, round)[:16]
+    words = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(40)
+    smallest = sorted(range(40), key=lambda place: (int(words[place]), place))[:7]
+    assert sorted(smallest) == case["windows"]
+
+
+@pytest.mark.parametrize("case", GOLDEN["passes"])
+def test_who_passes_follows_from_the_text(case):
+    n, margin = len(case["rise"]), case["margin_micro"]
+    total, squares = sum(case["rise"]), sum(one * one for one in case["rise"])
+    room, bound = n * margin - total, case["bound_milli"]
+    left = bound**2 * (n * squares - total**2)
+    right = 10**6 * room**2 * (n - 1)
+    assert case["passes"] == (room >= 0 and left <= right)
