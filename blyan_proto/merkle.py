@@ -22,16 +22,20 @@ def root(leaves: Sequence[bytes]) -> bytes:
     """Return the root of `leaves` (each 32 bytes); EMPTY for none."""
     if not leaves:
         return EMPTY
-    level = list(leaves)
-    while len(level) > 1:  # pairing level by level gives RFC 6962's shape
+    return _levels(leaves)[-1][0]
+
+
+def _levels(leaves: Sequence[bytes]) -> list[list[bytes]]:
+    """Return the tree from the leaves up; pairing by levels gives RFC 6962's shape."""
+    levels = [list(leaves)]
+    while len(levels[-1]) > 1:
+        level = levels[-1]
         paired = [
             digest(Domain.NODE, level[i], level[i + 1])
             for i in range(0, len(level) - 1, 2)
         ]
-        if len(level) % 2:
-            paired.append(level[-1])
-        level = paired
-    return level[0]
+        levels.append(paired + level[len(level) - len(level) % 2 :])
+    return levels
 
 
 def prove(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
@@ -44,6 +48,24 @@ def prove(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
     if index < split:
         return (*prove(leaves[:split], index), root(leaves[split:]))
     return (*prove(leaves[split:], index - split), root(leaves[:split]))
+
+
+def prove_all(
+    leaves: Sequence[bytes], indices: Sequence[int]
+) -> list[tuple[bytes, ...]]:
+    """Return `prove` of each of `indices`; every node of the tree is made once."""
+    levels = _levels(leaves)
+    proofs = []
+    for index in indices:
+        if not 0 <= index < len(leaves):
+            raise ValueError(f"leaf {index} of {len(leaves)}")
+        proof = []
+        for level in levels[:-1]:
+            if index ^ 1 < len(level):  # else it goes up alone
+                proof.append(level[index ^ 1])
+            index //= 2
+        proofs.append(tuple(proof))
+    return proofs
 
 
 def verify(

@@ -76,6 +76,7 @@ def serve_streams(
     host.handle(
         audit_proto.PROTOCOL_ID,
         audit_ends.serve(models.learner.logbook.show),
+        concurrency=audit_proto.MAX_AT_ONCE,
         deadline_s=audit_proto.DEADLINE_S,
         bulk=True,
     )

@@ -19,6 +19,7 @@ MAX_ASKED = 64  # steps of one request
 MAX_PROOF = 16  # hashes from a step to the root of MAX_STEPS
 MAX_REQUEST_BYTES = 1024
 MAX_ANSWER_BYTES = 8 * MIB  # a model of MAX_GROUPS groups
+MAX_AT_ONCE = 2  # requests of one peer: a log of many steps is read as a whole
 DEADLINE_S = 30.0
 KEPT_ROUNDS = 16  # how long a learner has to keep the log of a round
 MARKS = 4  # steps of a round whose state is logged, the last among them

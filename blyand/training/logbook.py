@@ -120,12 +120,12 @@ class Logbook:
             logger.warning("the log of round %d is lost: %s", ask.round, error)
             return Absent(ask.round)
         leaves = [step.leaf for step in kept.steps]
-        shown = tuple(
-            ShownStep(index, kept.steps[index], merkle.prove(leaves, index))
-            for index in ask.steps
-            if index < len(leaves)
+        asked = [index for index in ask.steps if index < len(leaves)]
+        shown = (
+            ShownStep(index, kept.steps[index], proof)
+            for index, proof in zip(asked, merkle.prove_all(leaves, asked))
         )
-        return Shown(kept.log, shown)
+        return Shown(kept.log, tuple(shown))
 
     def _path(self, run: bytes, round: int) -> Path:
         return self._directory / run.hex()[:16] / f"{round}.log"

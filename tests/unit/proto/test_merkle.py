@@ -51,6 +51,15 @@ def test_every_leaf_proves():
             merkle.verify(leaf, index, count, proof, top)
 
 
+def test_many_proofs_at_once_are_those_one_by_one():
+    for count in (1, 2, 3, 5, 8, 13, 31, 64, 70):
+        leaves = leaves_of(count)
+        every = merkle.prove_all(leaves, range(count))
+        assert every == [merkle.prove(leaves, index) for index in range(count)]
+    with pytest.raises(ValueError):
+        merkle.prove_all(leaves, [70])
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(2, 200), st.data())
 def test_nothing_else_proves(count, data):
