@@ -615,9 +615,19 @@ class Tile:
         """Tell one digest over all tiles held, and one root per group, at a finalised round. Two nodes that hold the same groups at the same round answer the same digest."""
 
     def replay(
-        self, group: str, *, model: str | None = ..., from_genesis: bool = ...
+        self,
+        group: str,
+        *,
+        model: str | None = ...,
+        from_genesis: bool = ...,
+        version: bytes | None = ...
     ) -> Answer[parts.Progress, tile.Replayed]:
-        """Prove a group's head: compute it again from the oldest snapshot held here. Every update is made again from its base and its deltas, and must give its roots."""
+        """Prove a version of a group: compute it again from the oldest snapshot held here. Every update is made again from its base and its deltas, and must give its roots."""
+
+    def history(
+        self, group: str, *, model: str | None = ..., limit: int = ...
+    ) -> tile.History:
+        """Tell every version of a group that the chain knows, newest first."""
 
 class TaskTile:
     async def list(
@@ -636,9 +646,19 @@ class TaskTile:
         """Tell one digest over all tiles held, and one root per group, at a finalised round. Two nodes that hold the same groups at the same round answer the same digest."""
 
     def replay(
-        self, group: str, *, model: str | None = ..., from_genesis: bool = ...
+        self,
+        group: str,
+        *,
+        model: str | None = ...,
+        from_genesis: bool = ...,
+        version: bytes | None = ...
     ) -> TaskAnswer[parts.Progress, tile.Replayed]:
-        """Prove a group's head: compute it again from the oldest snapshot held here. Every update is made again from its base and its deltas, and must give its roots."""
+        """Prove a version of a group: compute it again from the oldest snapshot held here. Every update is made again from its base and its deltas, and must give its roots."""
+
+    async def history(
+        self, group: str, *, model: str | None = ..., limit: int = ...
+    ) -> tile.History:
+        """Tell every version of a group that the chain knows, newest first."""
 
 class Pin:
     def add(self, kind: str, name: str) -> pin.Pin:

@@ -326,6 +326,7 @@ def bind_all(
             fetcher.get,
             base.tile_lane,
         ),
+        lane=base.disk_lane,
     )
     infer.bind(
         answers,

@@ -138,7 +138,7 @@ roots = declare(
 
 @record
 class ReplayGroup:
-    """Prove a group's head: compute it again from the oldest snapshot held here.
+    """Prove a version of a group: compute it again from the oldest snapshot held here.
 
     Every update is made again from its base and its deltas, and must give its roots.
     """
@@ -148,6 +148,10 @@ class ReplayGroup:
     from_genesis: bool = arg(
         "begin at the first weights; needs a reachable archive where they are pruned",
         default=False,
+    )
+    version: Id | None = arg(
+        "prove this version, a block id of `tile history`; default: the head",
+        default=None,
     )
 
 
@@ -160,7 +164,7 @@ class Replayed:
     group: str = arg("group name")
     start: Id = arg("block that made the version it began at")
     from_genesis: bool = arg("these were the first weights")
-    head: Id = arg("block that made the finalised head")
+    head: Id = arg("block that made the version: the finalised head by default")
     updates: int = arg("updates computed again")
     tiles: int = arg("tiles of the group")
     sound: bool = arg("every update gave the roots that it names")
@@ -174,6 +178,58 @@ replay = declare(
         Replayed,
         errors=(TILE_UNKNOWN, MODEL_UNKNOWN, MODEL_AMBIGUOUS),
         streams=Progress,
+        deadline_s=LONG_DEADLINE_S,
+    )
+)
+
+
+@record
+class GetHistory:
+    """Tell every version of a group that the chain knows, newest first."""
+
+    group: str = arg("group name, as layer0.expert3", positional=True)
+    model: str | None = arg(MODEL_HELP, default=None)
+    limit: int = arg("most versions", default=50, low=1, high=10_000)
+
+
+@record
+class HistoryLine:
+    """One version of a group, and the update that made it."""
+
+    round: int = arg("rounds of its run behind it; 0: first weights")
+    block: Id = arg("block that made it")
+    kind: str = arg("weights or update")
+    run: Id | None = arg("run that it is of; null: first weights")
+    rank: int | None = arg("rank that published it")
+    deltas: int = arg("deltas that it lists")
+    bytes: int = arg("of those deltas")
+    snapshot: bool = arg("holders keep its tiles durable, as one of the last two")
+    here: bool = arg("its tiles are on this disk now")
+    root: Id = arg("digest over the roots of its tiles")
+
+
+@record
+class History:
+    """A group's versions, newest first."""
+
+    model: str = arg("model name")
+    model_id: Id = arg("model block id")
+    group: str = arg("group name")
+    from_genesis: bool = arg("the list ends at the first weights")
+    pruned: bool = arg(
+        "older payloads went here; a node with the role archive has them"
+    )
+    since_snapshot: int = arg("updates since the newest snapshot")
+    since_snapshot_bytes: int = arg("bytes of their deltas")
+    versions: list[HistoryLine] = arg("versions, newest first")
+
+
+history = declare(
+    Method(
+        "tile.history",
+        GetHistory,
+        History,
+        errors=(TILE_UNKNOWN, MODEL_UNKNOWN, MODEL_AMBIGUOUS),
         deadline_s=LONG_DEADLINE_S,
     )
 )

@@ -54,7 +54,7 @@ class Start:
         "rounds between adoptions; 0: only the last", default=None, low=0, high=10_000
     )
     snapshot_every: int | None = arg(
-        "rounds between snapshots, of which every holder keeps two; 0: none",
+        "rounds between snapshots, of which every holder keeps two; 0: by need",
         default=None,
         low=0,
         high=10_000,

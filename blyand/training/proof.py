@@ -6,8 +6,9 @@ update's result roots are compared with those that its deltas give (DEC-B1, B9).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from blyan_proto.block.block import Block
 from blyan_proto.block.model import TileRoots, TileRootsList, TileUpdate, Weights
@@ -36,6 +37,15 @@ class Path:
     tiles: TileRootsList  # of the first version
     is_first: bool  # these are the first weights
     updates: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Made:
+    """One version, and the block that made it."""
+
+    block: Block
+    tiles: TileRootsList
+    is_here: bool  # its tiles are on this disk
 
 
 class Proof:
@@ -102,6 +112,38 @@ class Proof:
     def _is_here(self, roots: TileRootsList) -> bool:
         every = (root for tile in roots for root in (tile.weights, tile.momentum))
         return all(root is None or self._blobs.has(root) for root in every)
+
+    def is_behind(self, head: bytes, version: bytes) -> bool:
+        """True when `version` made a version from which `head` came. Blocking.
+
+        Pruned when the way back ends here before it can tell.
+        """
+        return any(block.id == version for block in self._back(head))
+
+    def versions(self, head: bytes, limit: int) -> tuple[list[Made], bool]:
+        """Return the versions from a head back, and whether a pruned one ended the list.
+
+        Blocking; reads one block per version.
+        """
+        found: list[Made] = []
+        try:
+            for block in islice(self._back(head), limit):
+                content = block.content
+                is_first = isinstance(content, Weights)
+                made = content.tiles if is_first else content.result
+                found.append(Made(block, made, self._is_here(made)))
+        except Pruned:
+            return found, True
+        return found, False
+
+    def _back(self, head: bytes) -> Iterator[Block]:
+        """Yield the blocks that made a group's versions, newest first. Pruned."""
+        block = self._blocks.get(head)
+        while block is not None and isinstance(block.content, TileUpdate):
+            yield block
+            block = self._blocks.get(block.content.parent)
+        if block is not None and isinstance(block.content, Weights):
+            yield block
 
     async def replay(self, path: Path, group: Group, report: Report) -> str | None:
         """Compute all updates of a path; return what did not follow, None if all did.

@@ -22,6 +22,7 @@ from blyand.net.stream import CODES
 from blyand.retention import pruner as pruner_module
 from blyand.retention.duty import Duty
 from blyand.retention.service import Retention
+from blyand.rpc.proof import check_version, line_of
 from blyand.rules.model.model import layout_for
 from blyand.rules.records import MODELS
 from blyand.store import retained as retained_module
@@ -436,6 +437,38 @@ def test_the_service_prunes_and_an_archive_fetches_instead(world: Kept):
 
     trio.run(main)
     world.check()
+
+
+def test_history_goes_back_to_the_first_weights_or_says_that_it_is_pruned(world: Kept):
+    trained(world)
+    lane: Any = InlineLane()
+    proof = Proof(world.blocks, world.blobs, lambda: world.view, None, lane)  # type: ignore[arg-type]
+    head = world.group(2).head
+    found, pruned = proof.versions(head, 100)
+    rounds = [getattr(one.block.content, "round", None) for one in found]
+    assert not pruned and rounds == [*range(len(found) - 2, -1, -1), None]
+    assert found[0].block.id == head and len(proof.versions(head, 3)[0]) == 3
+    for made in found:
+        line = line_of(made, False)
+        assert line.kind == ("weights" if made is found[-1] else "update")
+        assert (line.bytes > 0) == (line.deltas > 0)
+    assert all(proof.is_behind(head, one.block.id) for one in found)
+    assert not proof.is_behind(head, bytes(32))
+    middle = found[2].block.id
+
+    async def main() -> None:
+        path = await proof.path_to(middle, from_genesis=False)
+        assert path.updates[-1].id == middle
+
+    trio.run(main)
+    world.pass_time()
+    world.prune()
+    left, pruned = proof.versions(head, 100)
+    assert pruned and 0 < len(left) < len(found)
+    heads: Any = world.group(2)
+    check_version(proof, heads, left[-1].block.id)
+    with pytest.raises(Unavailable, match="role archive"):
+        check_version(proof, heads, found[-1].block.id)
 
 
 def test_a_replay_names_what_does_not_follow(world: Kept):

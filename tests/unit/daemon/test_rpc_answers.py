@@ -1479,7 +1479,7 @@ def test_every_spec_of_these_nouns_has_its_answer(world):
     bind_chain(world)
     bind_history(world)
     bind_tiles(world)
-    proof.bind(world.answers, ordering=world.ordering, proof=None)
+    proof.bind(world.answers, ordering=world.ordering, proof=None, lane=None)
     bind_models(world)
     usage.bind(
         world.answers, holders=world.holders, usage=None, replication=None, lane=None
