@@ -111,9 +111,7 @@ def _run(arguments: argparse.Namespace, directory: Path) -> int:
 
 def first_weights(arguments: argparse.Namespace) -> Path | None:
     """Return the file that the model begins with; None: random weights."""
-    if arguments.scratch or arguments.preset != PRESET or not WEIGHTS.exists():
-        return None
-    return WEIGHTS
+    return None if arguments.scratch or arguments.preset != PRESET else WEIGHTS
 
 
 def _fewest(nodes: list[devnet.Node]) -> devnet.Node:

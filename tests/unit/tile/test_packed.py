@@ -20,6 +20,7 @@ from blyan_tile.quantised import int8_of
 
 MODEL = model_of("tiny", "tiny")
 LAYOUT = layout_of(MODEL)
+ROUNDS = 48  # of the run that made the seed
 # Another number means that committed files are read or made otherwise.
 ROOT = "15658d5304c55dc090d0f0f86e8bc5780b86ea8ef55e3acd612a8d4449d29b53"
 
@@ -91,8 +92,15 @@ def test_a_model_begins_with_packed_weights(tmp_path: Path) -> None:
         create(other, lambda progress: None)
 
 
-def test_the_demo_model_fits_into_six_megabytes() -> None:
-    assert packed.packed_bytes(layout_of(model_of("demo", "demo"))) < 5_500_000
+def test_the_seed_of_the_demo_is_one() -> None:
+    path = Path(__file__).parents[3] / "blyanctl" / "demo.weights"
+    assert path.stat().st_size < 6_000_000
+    seed, _ = packed.read(path)
+    assert seed.index.architecture == model_of("demo", "demo").architecture
+    assert seed.index.run is not None and seed.index.round == ROUNDS
+    assert sum(len(tiles) for _, tiles in seed.groups()) == sum(
+        len(group.tiles) for group in seed.layout.groups
+    )
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
