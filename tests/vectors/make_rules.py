@@ -23,6 +23,7 @@ from blyan_proto.block.model import Architecture, Dtype, Model
 from blyan_proto.types import bitmap
 from blyan_tile.batches import drawn_windows
 from blyan_tile.layout import layout_of
+from blyand.rules.model import clip
 from blyand.rules.model.election import ranks
 from blyand.rules.model.gate import Scored, committee, passes
 from blyand.rules.model.placement import place
@@ -126,6 +127,40 @@ def passing(rise: list[int], bound_milli: int, margin_micro: int) -> Any:
     }
 
 
+NEWCOMERS = (
+    ([100] * 6, [False, False, True, True, True, True], 200_000),
+    ([100, 900, 50], [True, False, True], 200_000),
+    ([100, 100], [True, True], 200_000),
+    ([5, 5, 5], [False, True, False], 0),
+    ([0, 0, 7], [False, True, True], 333_333),
+)
+CLIPPED = (
+    ([], 0, 3_000_000),
+    ([100, 400], 0, 3_000_000),
+    ([100, 400], 200, 3_000_000),
+    ([1_000], 100, 3_000_000),
+    ([0, 7, 0, 9, 11], 8, 2_000_000),
+    ([2**64 - 1, 2**63, 5], 2**62, 1_000_000),
+    ([900, 900, 900], 100, 3_000_000),
+    ([1, 1, 1], 2, 1_000_000_000),
+)
+
+
+def newcomers(tokens: list[int], new: list[bool], share: int) -> dict:
+    ppm = contribution_weights(tokens, new, share)
+    return {"tokens": tokens, "new": new, "share_ppm": share, "ppm": ppm}
+
+
+def clipped(norms: list[int], running: int, most: int) -> dict:
+    return {
+        "norms": norms,
+        "running": running,
+        "most_ppm": most,
+        "ppm": clip.factors(norms, running, most),
+        "median": clip.running_after(norms, running, most),
+    }
+
+
 def build() -> dict[str, Any]:
     """Return the whole file."""
     tokens = [[], [7], [100, 300], [1, 2, 900], [4, 4, 4, 4_000_000_000], [0, 0, 5]]
@@ -158,6 +193,8 @@ def build() -> dict[str, Any]:
             for rise in ([0, 0], [-900, -1_100, -1_000], [-3_000, 1_000, 500, 900])
             for bound, margin in ((0, 0), (1645, 0), (1645, 2_000))
         ],
+        "newcomers": [newcomers(*case) for case in NEWCOMERS],
+        "clip": [clipped(*case) for case in CLIPPED],
     }
 
 

@@ -129,3 +129,40 @@ def test_who_passes_follows_from_the_text(case):
     left = bound**2 * (n * squares - total**2)
     right = 10**6 * room**2 * (n - 1)
     assert case["passes"] == (room >= 0 and left <= right)
+
+
+def lower_median(values: list[int]) -> int:
+    return sorted(values)[(len(values) - 1) // 2]
+
+
+@pytest.mark.parametrize("case", GOLDEN["newcomers"])
+def test_newcomers_share_follows_from_the_text_of_the_rule(case):
+    tokens, new, share = case["tokens"], case["new"], case["share_ppm"]
+    cap = 2 * lower_median(tokens)
+    counts = [min(n, cap) if cap else 1 for n in tokens]
+    known = sum(n for n, is_new in zip(counts, new) if not is_new)
+    fresh = sum(counts) - known
+    if known and fresh * 10**6 > share * (known + fresh):
+        counts = [
+            n * share * known if is_new else n * (10**6 - share) * fresh
+            for n, is_new in zip(counts, new)
+        ]
+    assert case["ppm"] == [max(1, n * 10**6 // sum(counts)) for n in counts]
+
+
+@pytest.mark.parametrize("case", GOLDEN["clip"])
+def test_clips_follow_from_the_text_of_the_rule(case):
+    norms, running, most = case["norms"], case["running"], case["most_ppm"]
+    values = [norm for norm in norms if norm]
+    if running and len(values) % 2 == 0:
+        values.append(running)
+    reference = lower_median(values) if values else 0
+    limit = min(reference, running * most // 10**6) if running else reference
+    assert case["ppm"] == [
+        10**6 if norm <= limit else limit * 10**6 // norm for norm in norms
+    ]
+    median = reference or running
+    if running and reference:
+        near = max(running * 10**6 // most, min(reference, running * most // 10**6))
+        median = max(1, (3 * running + near) // 4)
+    assert case["median"] == median
