@@ -19,6 +19,8 @@ from collections import Counter
 
 from tests.sim.elections import Network
 
+CHURN_S = {"none": 0.0, "one a minute": 60.0, "one in 10 s": 10.0, "one in 3 s": 3.0}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
