@@ -25,7 +25,7 @@ from blyanctl.render import duration
 PRESET = "demo"
 WEIGHTS = Path(__file__).with_name("demo.weights")  # what `blyanctl seed` made
 ROUNDS = 16
-TUNING_RATE = 0.0006  # inner rate of a model that can write already
+TUNING_RATE = 0.0002  # inner rate of a model that can write already
 PROMPT = "def "
 TEMPERATURE, SEED = 0.6, 7
 TOKENS = 96
