@@ -217,7 +217,7 @@ def show(items: Iterable[JsonObject], out: TextIO) -> None:
                 board.take(item, time.monotonic())
                 columns, rows = shutil.get_terminal_size()
                 lines = board.screen(columns, rows, time.monotonic())
-                text = (REST_OF_LINE + "\r\n").join(lines)
+                text = (REST_OF_LINE + "\n").join(lines)
                 out.write(HOME + text + REST_OF_LINE + REST_OF_SCREEN)
                 out.flush()
     finally:

@@ -24,7 +24,9 @@ class Fate:
     """What became of one group's delta."""
 
     group: str = arg("group name")
-    fate: str = arg("listed, clipped, left out, refused, nothing, open or pruned")
+    fate: str = arg(
+        "listed, clipped, left out, refused, nothing, unknown, open or pruned"
+    )
     why: str = arg("in a sentence")
     weight_ppm: int | None = arg("share in the sum, before the clip; null: not listed")
     clip_ppm: int | None = arg("factor on the delta; a million: not clipped")

@@ -219,8 +219,8 @@ class History:
     pruned: bool = arg(
         "older payloads went here; a node with the role archive has them"
     )
-    since_snapshot: int = arg("updates since the newest snapshot")
-    since_snapshot_bytes: int = arg("bytes of their deltas")
+    chain_updates: int = arg("updates since the newest snapshot")
+    chain_bytes: int = arg("bytes of their deltas")
     versions: list[HistoryLine] = arg("versions, newest first")
 
 

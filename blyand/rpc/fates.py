@@ -210,7 +210,7 @@ def _left_out(
     manifests += [one.manifest for one in known.answered]
     if any(entry.group == group for one in manifests for entry in one.entries):
         return "nothing", "it said that it has none: too few tokens reached the expert"
-    return "left out", "nothing about it came to this node; ask the rank that published"
+    return "unknown", "not listed, and nothing about it came to this node; ask the rank"
 
 
 def _summary(known: Known, fates: Sequence[spec.Fate]) -> str:

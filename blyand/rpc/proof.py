@@ -60,8 +60,8 @@ def bind(answers: Answers, *, ordering: Ordering, proof: Proof, lane: Threads) -
             group=group.name,
             from_genesis=bool(found) and isinstance(found[-1].block.content, Weights),
             pruned=pruned,
-            since_snapshot=heads.updates,
-            since_snapshot_bytes=heads.delta_bytes,
+            chain_updates=heads.updates,
+            chain_bytes=heads.delta_bytes,
             versions=[line_of(made, made.block.id in kept) for made in found],
         )
 
