@@ -84,7 +84,7 @@ def test_who_announced_first_is_the_original_whoever_shows_it_first(tmp_path):
         delivery = victim.learner._delivery
         delivery._reach = replace(delivery._reach, push=late(push), take=late(take))
         async with net.running():
-            run = await net.begin(2, grace_ms=2_000)
+            run = await net.begin(2, quorum_ppm=PPM)  # who is slow is waited for
             await net.closes(run, 2)
             await net.settles()
             net.check()
