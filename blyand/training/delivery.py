@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 AGAIN_S = 0.3
 BUNDLE_BYTES = MAX_BUNDLE_BYTES // 2  # of deltas; the rest of a bundle is small
-ANNOUNCE_S = 0.5  # at most, until deltas are sent all the same
+ANNOUNCE_S = 0.3  # at most, until deltas are sent all the same
 ROUND_S = 2.0  # after every rank refused or was gone, until the first is asked again
 
 

@@ -71,4 +71,4 @@ def _patience_ms(run: Run, habit: Habit | None) -> int:
         return 0
     if habit.missed:
         return longest
-    return min(longest, habit.lag_ms + habit.lag_ms // 2 + run.grace_ms // 2)
+    return min(longest, habit.lag_ms + habit.lag_ms // 2 + run.grace_ms)
