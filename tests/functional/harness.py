@@ -184,7 +184,10 @@ class Network:
         """Have a run under way, in which all nodes take part; return its rounds."""
         joined = [node.call("train.status") for node in self.nodes]
         if any(
-            told["state"] in ("off", "finished") or not told["run"] for told in joined
+            told["state"] in ("off", "finished")
+            or not told["run"]
+            or told["finalised_round"] >= told["rounds"]
+            for told in joined
         ):
             asked = {"preset": "tiny", "dataset": "corpus", **settings}
             started = self.nodes[0].call("train.start", **asked)

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from tests.functional.harness import Daemon, Network, wait_for
+from tests.functional.harness import Network, wait_for
 from tests.functional.killing import train_and_kill
 
 pytestmark = pytest.mark.functional
@@ -16,6 +16,14 @@ pytestmark = pytest.mark.functional
 @pytest.fixture
 def net(unspared: Network) -> Network:
     return unspared
+
+
+def test_ten_rounds_with_kills_leave_the_same_bytes_everywhere(net: Network):
+    killed = train_and_kill(net, 10, every=2, rng=random.Random(1), deadline_s=2.0)
+    assert len(killed) == 4
+    for node in net.nodes:
+        told = node.call("chain.verify")
+        assert told["sound"], told["problems"][:10]
 
 
 def test_an_answer_survives_the_death_of_a_node_that_computes_it(net: Network):
@@ -58,36 +66,3 @@ def test_damaged_blobs_are_noticed_and_fetched_again(net: Network):
 
     # A checkpoint may adopt the last round between two of the calls.
     wait_for(agree, "all nodes give one answer")
-
-
-def test_ten_rounds_with_kills_leave_the_same_bytes_everywhere(net: Network):
-    killed = train_and_kill(net, 10, every=2, rng=random.Random(1), deadline_s=2.0)
-    assert len(killed) == 4
-    for node in net.nodes:
-        told = node.call("chain.verify")
-        assert told["sound"], told["problems"][:10]
-
-
-def closed(node: Daemon) -> int:
-    rounds: int = node.call("train.status")["finalised_round"]
-    return rounds
-
-
-def tokens(node: Daemon) -> int:
-    learnt: int = node.call("train.status")["tokens"]
-    return learnt
-
-
-def holds_experts(node: Daemon) -> bool:
-    experts = node.call("expert.list")["experts"]
-    return any(expert["local"] for expert in experts)
-
-
-def is_holder(node: Daemon, of: Daemon) -> bool:
-    """True when `node` counts `of` among the holders of what `of` holds."""
-    names = [one["name"] for one in of.call("expert.list")["experts"] if one["local"]]
-    for name in names:
-        holders = node.call("expert.show", name=name)["holders"]
-        if of.peer_id not in {holder["peer_id"] for holder in holders}:
-            return False
-    return bool(names)

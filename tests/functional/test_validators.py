@@ -31,7 +31,7 @@ def test_without_a_quorum_serving_goes_on_and_training_pauses(net: Network):
     net.end_runs()
     others, serves = spared(net)
     victims = [node for node in net.nodes if node not in others]
-    rounds = net.start_run(rounds=200, deadline_s=2.0)
+    rounds = net.start_run(rounds=200, deadline_s=1.0)
     wait_for(lambda: finalised(others[0]) >= 2, "two rounds")
     for node in victims:
         node.kill()
