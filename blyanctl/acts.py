@@ -116,3 +116,12 @@ def _is_placed(node: devnet.Node) -> bool:
 def _has_corpus(node: devnet.Node) -> bool:
     datasets = call(node, "data.list")["datasets"]
     return any(one["local"] for one in datasets)
+
+
+def options(params: dict[str, Any]) -> str:
+    """Return params as one would type them."""
+    return " ".join(
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for name, given in params.items()
+        for value in (given if isinstance(given, list) else [given])
+    )

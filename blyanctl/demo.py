@@ -25,7 +25,14 @@ from blyanctl.render import duration
 PRESET = "demo"
 WEIGHTS = Path(__file__).with_name("demo.weights")  # what `blyanctl seed` made
 ROUNDS = 16
-TUNING_RATE = 0.0002  # inner rate of a model that can write already
+# Of a run on a model that can write already: small steps and plain averages. Learners
+# know half of the experts each, and what suits those halves is not what suits the whole.
+TUNING: dict[str, Any] = {
+    "inner_rate": 0.0001,
+    "outer_rate": 1.0,
+    "outer_momentum": 0.0,
+    "from_residual": True,
+}
 PROMPT = "def "
 TEMPERATURE, SEED = 0.6, 7
 TOKENS = 96
@@ -170,14 +177,9 @@ def _train(
     acts.say("measuring held-out loss before training")
     before = acts.call(node, "infer.evaluate", {"tokens": acts.JUDGED_TOKENS})
     marks = [_traffic(each) for each in nodes]
-    params = {"rounds": arguments.rounds, "preset": arguments.preset}
-    rate = ""
-    if first_weights(arguments):
-        params["inner_rate"] = TUNING_RATE
-        rate = f" --inner-rate {TUNING_RATE}"
-    acts.step(
-        f"blyanctl train start --rounds {arguments.rounds}{rate}; blyanctl train watch"
-    )
+    tuning = TUNING if first_weights(arguments) else {}
+    params = {"rounds": arguments.rounds, "preset": arguments.preset, **tuning}
+    acts.step(f"blyanctl train start {acts.options(params)}; blyanctl train watch")
     acts.call(node, "train.start", params)
     began = time.monotonic()
     watched = acts.call(node, "train.watch", {}, live.rounds)

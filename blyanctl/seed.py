@@ -91,20 +91,13 @@ def _train(node: devnet.Node, arguments: argparse.Namespace) -> None:
     """Have the run finished: begin it, or look on."""
     if acts.call(node, "train.status")["run"] is None:
         params = {**RECIPE, "preset": arguments.preset, "rounds": arguments.rounds}
-        acts.step(f"blyanctl train start --model {arguments.preset} {options(params)}")
+        acts.step(
+            f"blyanctl train start --model {arguments.preset} {acts.options(params)}"
+        )
         acts.call(node, "train.start", {**params, "model": arguments.preset})
     acts.step("blyanctl train watch")
     watched = acts.call(node, "train.watch", {}, live.rounds)
     acts.say(f"{watched['tokens']:,} tokens")
-
-
-def options(params: dict[str, Any]) -> str:
-    """Return params as one would type them."""
-    return " ".join(
-        f"--{name.replace('_', '-')} {value}"
-        for name, given in params.items()
-        for value in (given if isinstance(given, list) else [given])
-    )
 
 
 def _loss(node: devnet.Node, model: str) -> float:
