@@ -193,7 +193,7 @@ def _listed(part: Contribution) -> tuple[str, str]:
     if part.clip_ppm >= PPM:
         return "listed", share
     cut = f"{part.clip_ppm / 10_000:.1f} %"
-    return "clipped", f"{share}, at {cut} of its length: it was far longer than usual"
+    return "clipped", f"{share}, at {cut} of its length: it was longer than the median"
 
 
 def _left_out(

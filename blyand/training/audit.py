@@ -37,6 +37,7 @@ from blyand.rules.records import (
     DATASETS,
     SCHEDULES,
     VERSIONS,
+    VERSIONS_KEPT,
     RunRecord,
     Schedule,
     Seat,
@@ -190,8 +191,8 @@ class Audit:
         schedule = SCHEDULES.get(view, record.id, round)
         if schedule is None or round >= record.closed:
             raise NotHere(
-                f"round {round + 1} is not closed, or too old: the newest that can be "
-                f"audited is {record.closed}"
+                f"round {round + 1} cannot be audited: rounds "
+                f"{max(1, record.closed - VERSIONS_KEPT + 1)} to {record.closed} can"
             )
         seat = seat_of(schedule, learner)
         if seat is None or not seat.roles & Role.LEARN:

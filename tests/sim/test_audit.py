@@ -181,7 +181,7 @@ def test_what_audits_find_on_a_network_that_trains(tmp_path: Path) -> None:
                 found[name] = await look(lying(learner, change))
             with pytest.raises(BadSignature):
                 await look(lying(learner, each(), net.nodes[2].key))
-            with pytest.raises(NotHere, match="not closed"):
+            with pytest.raises(NotHere, match="cannot be audited: rounds 1 to"):
                 await look(round=7)
             with pytest.raises(NotHere, match="begin with residuals"):
                 await look(round=1)
