@@ -28,7 +28,7 @@ ROUNDS = 16
 # Of a run on a model that can write already: small steps and plain averages. Learners
 # know half of the experts each, and what suits those halves is not what suits the whole.
 TUNING: dict[str, Any] = {
-    "inner_rate": 0.0001,
+    "inner_rate": 0.00003,
     "outer_rate": 1.0,
     "outer_momentum": 0.0,
     "from_residual": True,
