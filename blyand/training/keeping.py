@@ -6,6 +6,7 @@ and what became of it, can be shown to anybody.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from blyan_proto.codec import encode
@@ -13,9 +14,12 @@ from blyan_proto.protocols.delta import Bundle, Receipt
 from blyan_proto.signing import account_of
 from blyand.clock import Clock
 from blyand.compute import Threads
+from blyand.errors import DiskFull
 from blyand.rules.records import NODES, RUNS
 from blyand.rules.view import View
 from blyand.store.rounds import MAX_WHY_BYTES, Answered, Heard, Outcome, Rounds
+
+logger = logging.getLogger(__name__)
 
 NEAR = 16  # rounds from the run's front in which bundles are noted
 
@@ -46,28 +50,10 @@ class Keeping:
             return
         if NODES.get(self._view(), manifest.learner) is None:
             return
-        sent = {delta.group: delta for delta in bundle.deltas}
-        outcomes = []
-        for one in receipt.verdicts:
-            delta = sent.get(one.group)
-            outcomes.append(
-                Outcome(
-                    group=one.group,
-                    verdict=one.verdict,
-                    tokens=delta.tokens if delta else 0,
-                    bytes=len(encode(delta)) if delta else 0,
-                    why=_shortened(why.get(one.group, "")),
-                )
-            )
-        heard = Heard(
-            self._clock.now_ms(),
-            manifest,
-            bundle.signer,
-            bundle.signature,
-            tuple(outcomes),
-            receipt.signature,
+        at_ms = self._clock.now_ms()
+        await self._keep(
+            lambda: self._rounds.hear(heard_of(bundle, receipt, why, at_ms))
         )
-        await self._lane.run(self._rounds.hear, heard)
 
     def pushing(self, push: Push) -> Push:
         """Return `push` that keeps the receipts it gets."""
@@ -76,10 +62,44 @@ class Keeping:
             receipt = await push(peer, bundle)
             primary = account_of(receipt.signer)
             answered = Answered(self._clock.now_ms(), primary, bundle.manifest, receipt)
-            await self._lane.run(self._rounds.answered, answered)
+            await self._keep(lambda: self._rounds.answered(answered))
             return receipt
 
         return pushed
+
+    async def _keep(self, write: Callable[[], None]) -> None:
+        """Write in the lane. What was said to a peer stands, though the disk be full."""
+        try:
+            await self._lane.run(write)
+        except DiskFull as error:
+            logger.warning("a receipt is not kept: %s", error)
+
+
+def heard_of(
+    bundle: Bundle, receipt: Receipt, why: Mapping[int, str], at_ms: int
+) -> Heard:
+    """Return what is kept of a bundle. Encodes its deltas anew, for their length."""
+    sent = {delta.group: delta for delta in bundle.deltas}
+    outcomes = []
+    for one in receipt.verdicts:
+        delta = sent.get(one.group)
+        outcomes.append(
+            Outcome(
+                group=one.group,
+                verdict=one.verdict,
+                tokens=delta.tokens if delta else 0,
+                bytes=len(encode(delta)) if delta else 0,
+                why=_shortened(why.get(one.group, "")),
+            )
+        )
+    return Heard(
+        at_ms,
+        bundle.manifest,
+        bundle.signer,
+        bundle.signature,
+        tuple(outcomes),
+        receipt.signature,
+    )
 
 
 def _shortened(text: str) -> str:
