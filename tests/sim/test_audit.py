@@ -134,6 +134,10 @@ def another_entry(**changes: Any) -> Change:
     return change
 
 
+def under_another_lease(said: LogStatement, steps: tuple[LoggedStep, ...]) -> Any:
+    return replace(said, lease_epoch=said.lease_epoch + 1), steps
+
+
 LIES: dict[str, tuple[Change, Finding]] = {
     "learned from other text": (each(batch=bytes(32)), Finding.FALSE_BATCH),
     "steps that were not made": (each(state=bytes(32)), Finding.FALSE_STATE),
@@ -143,6 +147,10 @@ LIES: dict[str, tuple[Change, Finding]] = {
         Finding.OTHER_DELTA,
     ),
     "a round cut short": (lambda said, steps: (said, steps[:1]), Finding.SHORT),
+    "more steps than a round has": (
+        lambda said, steps: (said, steps + steps[:1]),
+        Finding.SHORT,
+    ),
     "another device": (off_by(400), Finding.SOUND),
     "another device, far off": (off_by(90_000), Finding.FAR),
 }
@@ -179,6 +187,13 @@ def test_what_audits_find_on_a_network_that_trains(tmp_path: Path) -> None:
             found["slow"] = await auditor_on(node).audit.look(record, 0, slow, 9, 9)
             for name, (change, _) in LIES.items():
                 found[name] = await look(lying(learner, change))
+            text = lying(learner, LIES["learned from other text"][0])
+            unrepeated = await auditor_on(node, text).audit.look(
+                record, 0, account, STEPS
+            )
+            assert unrepeated.finding is Finding.FALSE_BATCH
+            with pytest.raises(NotHere, match="another schedule"):
+                await look(lying(learner, under_another_lease))
             with pytest.raises(BadSignature):
                 await look(lying(learner, each(), net.nodes[2].key))
             with pytest.raises(NotHere, match="cannot be audited: rounds 1 to"):
