@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from math import prod
 from pathlib import Path
 
@@ -90,9 +91,7 @@ def bind(
         dtype = None if params.dtype is None else Dtype[params.dtype.upper()]
         if dtype is None and record.adopted_run is not None:
             dtype = Dtype.F32
-        fetched: list[bytes] = []
-        try:
-            await fetch_version(pinned, publishing, fetcher, holders, fetched, emit)
+        async with version_here(pinned, publishing, fetcher, holders, emit):
             job = await publishing.lane.run(
                 _job,
                 publishing,
@@ -102,9 +101,6 @@ def bind(
                 params.shard_mib << 20,
             )
             wrote = await _written(publishing, job, emit)
-        finally:
-            for root in fetched:
-                publishing.blobs.forget_derived(root)
         return exported_of(record, params.directory, wrote)
 
 
@@ -175,27 +171,34 @@ def _check_target(directory: str) -> None:
     raise RpcError(EXPORT_REFUSED, f"{directory!r} {why}")
 
 
-async def fetch_version(
+@asynccontextmanager
+async def version_here(
     pinned: Pinned,
     publishing: Publishing,
     fetcher: Fetcher,
     holders: Holders,
-    fetched: list[bytes],
     emit: Emit,
-) -> None:
-    """Have all blobs of a version; `fetched` are those that came for this alone."""
+) -> AsyncIterator[None]:
+    """Have all blobs of a version; those that came for this alone go afterwards."""
     layout, blobs, lane = layout_for(pinned.model), publishing.blobs, publishing.lane
-    nodes = holders.of(pinned.id)
-    for group in layout.groups:
-        hints = [holders.peer_id(node) for node in nodes.get(group.index, [])]
-        for tile, root in zip(group.tiles, pinned.weights(group.index), strict=True):
-            if not await lane.run(blobs.has, root):
-                most = 4 * prod(tile.shape)
-                await fetcher.get(root, hints, most_bytes=most, durable=False)
-                fetched.append(root)
-        await emit(Progress("fetching", group.index + 1, len(layout.groups), "groups"))
-    if pinned.model.companions is not None:
-        await fetcher.get(pinned.model.companions, most_bytes=MAX_COMPANIONS_BYTES)
+    nodes, fetched = holders.of(pinned.id), []
+    try:
+        for group in layout.groups:
+            hints = [holders.peer_id(node) for node in nodes.get(group.index, [])]
+            roots = pinned.weights(group.index)
+            for tile, root in zip(group.tiles, roots, strict=True):
+                if not await lane.run(blobs.has, root):
+                    most = 4 * prod(tile.shape)
+                    await fetcher.get(root, hints, most_bytes=most, durable=False)
+                    fetched.append(root)
+            done = group.index + 1
+            await emit(Progress("fetching", done, len(layout.groups), "groups"))
+        if pinned.model.companions is not None:
+            await fetcher.get(pinned.model.companions, most_bytes=MAX_COMPANIONS_BYTES)
+        yield
+    finally:
+        for root in fetched:
+            blobs.forget_derived(root)
 
 
 def _job(

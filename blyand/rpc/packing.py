@@ -16,7 +16,7 @@ from blyan_tile.tokenizer import BYTES
 from blyand.errors import ComputeFault, Unavailable
 from blyand.protocols.fetch import Fetcher
 from blyand.rpc.bind import Answers, Emit
-from blyand.rpc.checkpoint import fetch_version
+from blyand.rpc.checkpoint import version_here
 from blyand.rpc.holders import Holders
 from blyand.rpc.ordering import Ordering
 from blyand.rpc.publishing import Publishing
@@ -47,16 +47,11 @@ def bind(
         if pinned is None:
             raise Unavailable("the model's first weights are not complete yet")
         index = index_of(record, pinned, holders.machine.genesis.id)
-        fetched: list[bytes] = []
-        try:
-            await fetch_version(pinned, publishing, fetcher, holders, fetched, emit)
+        async with version_here(pinned, publishing, fetcher, holders, emit):
             job = PackJob(index, files_of(pinned, publishing.blobs), params.file)
             await emit(Progress("writing", 0, len(job.groups), "groups"))
             wrote = await _written(publishing, job)
             await emit(Progress("writing", len(job.groups), len(job.groups), "groups"))
-        finally:
-            for root in fetched:
-                publishing.blobs.forget_derived(root)
         return spec.PackedModel(
             model=record.id,
             file=params.file,
