@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -146,6 +147,11 @@ class Worker:
                 await self._link.send_all(frame(b""))
             except (trio.BrokenResourceError, trio.BusyResourceError):
                 pass  # dead, or not yet begun: the caller asks again or sees the death
+
+    def hold(self, still: bool) -> None:
+        """Let the process, if there is one, stand still, or go on; it is not told."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP if still else signal.SIGCONT)
 
     async def stop(self) -> None:
         """Kill the process, if there is one, and wait until it is gone."""

@@ -100,6 +100,12 @@ class TrainingSection:
         "Experimental: each of these processes keeps only a part of every parameter and "
         "of the optimizer's state, for models that do not fit one device.",
     )
+    least_percent: int = option(
+        5,
+        "Training stands still while this node computes answers, but for this part of "
+        "the time. 100: it goes on beside them.",
+        high=100,
+    )
 
 
 @dataclass(frozen=True)

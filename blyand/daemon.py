@@ -67,6 +67,7 @@ from blyand.parts import (
     wanting,
 )
 from blyand.poison import PoisonBox
+from blyand.precedence import FirstLane
 from blyand.presence import greeting, heard, role_names, roles, validates
 from blyand.protocols import expert as expert_ends
 from blyand.protocols import span as span_ends
@@ -147,6 +148,9 @@ async def run(home: Home, config: Config) -> None:
             open_calls(host) as calls,
         ):
             events = Broadcast()
+            first = FirstLane(
+                "infer", 1, trainer.hold, config.training.least_percent, metrics
+            )
             reach, relaying = open_reach(host, config.net.relay, random.Random())
             clock = SystemClock()
             book = PeerBook(
@@ -190,7 +194,7 @@ async def run(home: Home, config: Config) -> None:
                 chain_lane=Threads("chain", 2),
                 tile_lane=Threads("tile", 1),
                 disk_lane=Threads("disk", 2),
-                infer_lane=Threads("infer", 1),
+                infer_lane=first,
             )
             fetcher = build_fetcher(base)
             replica = build_replica(base)
@@ -282,6 +286,7 @@ async def run(home: Home, config: Config) -> None:
                 Service("auditor", accounting.auditor.run),
                 Service("fetcher", fetcher.run),
                 Service("holder", models.holder.run),
+                Service("precedence", first.serve),
                 Service("serving", models.serving.run),
                 Service("replication", models.replication.run),
                 Service("hardware", models.hardware.run),

@@ -237,7 +237,7 @@ def test_services_and_lanes_are_those_of_the_daemon() -> None:
     assert -1 not in places and places == sorted(places), services
     (lanes,) = [t for t in tables("architecture.md") if t[0][0] == "lane"]
     named = {row[0]: row[1] for row in lanes[1:]}
-    for lane, width in re.findall(r'Threads\("(\w+)", (\d+)\)', source):
+    for lane, width in re.findall(r'(?:Threads|FirstLane)\(\s*"(\w+)", (\d+)', source):
         assert named[lane].split()[0] == width, lane
     assert set(re.findall(r'open_worker\("(\w+)"', source)) <= set(named)
 

@@ -62,7 +62,7 @@ LEVELS = {
     ),
     **dict.fromkeys(["worker", "clock", "events", "errors", "log", "metrics"], 1),
     **dict.fromkeys(["keystore", "home", "backup", "poison", "genesis"], 1),
-    **dict.fromkeys(["exposition", "diary"], 1),
+    **dict.fromkeys(["exposition", "diary", "precedence"], 1),
     **dict.fromkeys(["rules", "__version__"], 0),
 }
 

@@ -56,6 +56,11 @@ class Crew:
         """Ask for the job under way to end at its next report, with GivenUp."""
         await self._workers[0].give_up()
 
+    def hold(self, still: bool) -> None:
+        """Let all processes stand still, or go on."""
+        for worker in self._workers:
+            worker.hold(still)
+
     async def _together(
         self, job: LearnJob, report: Callable[[Progress], None], count: int
     ) -> LearnResult:

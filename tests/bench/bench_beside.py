@@ -1,6 +1,6 @@
 """How late tokens come while the node that makes them also trains.
 
-    python -m tests.bench.bench_beside [--quick] [--preset demo] [--nice 20]
+    python -m tests.bench.bench_beside [--quick] [--preset demo] [--nice 20] [--least 100]
 
 One daemon that holds and computes everything, asked by its control socket for one answer
 at a time, each with another prompt. Blocks of answers alternate: the node learns in a run
@@ -106,7 +106,7 @@ def of_classes(classes: Classes, share: float) -> float:
     return low
 
 
-def open_gateway(net: Network, nice: int) -> None:
+def open_gateway(net: Network, nice: int, least: int) -> None:
     """Start the node again with a gateway, and without guessed tokens."""
     devnet.down(net.directory)
     for node in net.nodes:
@@ -116,6 +116,7 @@ def open_gateway(net: Network, nice: int) -> None:
             ('# listen = ""', 'listen = "127.0.0.1:0"'),
             ("# lookup = 7", "lookup = 0"),
             ("# worker_nice = 10", f"worker_nice = {nice}"),
+            ("# least_percent = 5", f"least_percent = {least}"),
         ):
             assert text.count(before) == 1, before
             text = text.replace(before, after)
@@ -185,13 +186,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--nice", type=int, default=10, help="compute.worker_nice")
+    parser.add_argument("--least", type=int, default=5, help="training.least_percent")
     given = parser.parse_args()
     blocks, answers, tokens = (2, 4, 32) if given.quick else (6, 20, 64)
     with (
         tempfile.TemporaryDirectory() as name,
         network(Path(name) / "d", 1) as net,
     ):
-        open_gateway(net, given.nice)
+        open_gateway(net, given.nice, given.least)
         node = net.nodes[0]
         node.call("model.create", preset=given.preset)
         node.call("data.add", max_mb=1, name="corpus")

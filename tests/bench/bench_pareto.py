@@ -110,7 +110,7 @@ def quick(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--preset", choices=sorted(plan.UNITS), default="demo")
+    parser.add_argument("--preset", choices=sorted(plan.RANKS), default="demo")
     parser.add_argument("--start", choices=("scratch", "warm"), action="append")
     parser.add_argument("--stage", action="append", choices=plan.STAGES)
     parser.add_argument("--only", default="", help="a pattern for the names of arms")

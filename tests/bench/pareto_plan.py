@@ -28,8 +28,8 @@ ROUNDS = 15  # of a screening; finalists go on to
 FINAL_ROUNDS = 46  # which is 15 % more than
 JUDGED_ROUNDS = 40
 SEEDS = (0, 1, 2)
-# the rank that takes about 100 KB per 2 M parameters
-UNITS = {"tiny": 4, "mini": 8, "demo": 16}
+# the ranks that take about 100, 52 and 200 KB per 2 M parameters
+RANKS = {"tiny": (4, 2, 8), "mini": (8, 4, 16), "demo": (13, 7, 28)}
 GRID = [(rate, mu) for mu in (0.5, 0.9, 0.0) for rate in (0.9, 0.7, 1.0)]
 LIGHT = (0.9, 0.5)  # the presets' outer step
 
@@ -86,9 +86,7 @@ def dense_arms() -> list[Arm]:
 
 def codec_arms(preset: str) -> list[Arm]:
     """Return the codecs of the network and the control arms that they are held against."""
-    unit = UNITS[preset]
-    ranks = (unit, unit // 2, 2 * unit)
-    light = [f"{codec}:{rank}" for rank in ranks for codec in ("LR4", "LRC")]
+    light = [f"{codec}:{rank}" for rank in RANKS[preset] for codec in ("LR4", "LRC")]
     light += ["Q:1", "Q:2", "Q:4", "SC:128/2", "SC:64/2"]
     return [
         *(Arm(text, (text,)) for text in light),
@@ -101,34 +99,37 @@ def codec_arms(preset: str) -> list[Arm]:
 
 def moves(preset: str) -> list[Arm]:
     """Return what might move the front, at about the bytes of the unit rank or half."""
-    unit = UNITS[preset]
+    unit, low, high = RANKS[preset]
     middle = f"LR4:{unit}"
-    early = (f"LR4:{2 * unit}", f"{middle}@4", f"LR4:{unit // 2}@8")
-    late = (f"LR4:{unit // 2}", f"{middle}@7", f"LR4:{2 * unit}@11")
+    early = (f"LR4:{high}", f"{middle}@4", f"LR4:{low}@8")
+    late = (f"LR4:{low}", f"{middle}@7", f"LR4:{high}@11")
     by_class = (f"matrix=LRC:{unit}", "embedding=Q:1")
     return [
-        *(_ahead(f"LRC:{rank}") for rank in (unit, unit // 2, 2 * unit)),
-        *(_ahead(text) for text in (middle, f"LR4:{unit // 2}", "Q:1")),
+        *(_ahead(f"LRC:{rank}") for rank in RANKS[preset]),
+        *(_ahead(text) for text in (middle, f"LR4:{low}", "Q:1")),
         *(_ahead(middle, outer) for outer in ((1.0, 0.5), (0.7, 0.9), (1.0, 0.0))),
         _ahead("SC:64/2", (1.0, 0.0)),
         Arm(f"LRC:{unit}, embeddings Q:1, ahead", by_class, ahead=True),
-        Arm(f"LR2 {2 * unit} ahead", control=f"LR2 {2 * unit}", ahead=True),
-        Arm(f"LR2 {2 * unit}", control=f"LR2 {2 * unit}"),
+        Arm(f"LR2 {high} ahead", control=f"LR2 {high}", ahead=True),
+        Arm(f"LR2 {high}", control=f"LR2 {high}"),
         Arm(f"LR3 {4 * unit // 3}", control=f"LR3 {4 * unit // 3}"),
         Arm(f"{middle} EF 0.9", (middle,), beta=0.9),
         Arm(f"{middle} EF 0.5 outer 0.7/0.9", (middle,), (0.7, 0.9), 0.5),
         Arm(f"{middle} outer 1.0/0.3", (middle,), (1.0, 0.3)),
         Arm("more bytes early", early),
         Arm("more bytes late, ahead", late, ahead=True),
-        Arm(f"shared basis {2 * unit}", control=f"basis {2 * unit}"),
+        Arm(f"shared basis {high}", control=f"basis {high}"),
         Arm("shared mask 256", control="mask 256"),
         Arm("Muon inside, DENSE", inner="muon"),
         Arm(f"Muon inside, {middle}", (middle,), inner="muon"),
-        Arm(
-            f"Muon inside, LRC:{unit} ahead",
-            (f"LRC:{unit}",),
-            inner="muon",
-            ahead=True,
+        *(
+            Arm(
+                f"Muon inside, LRC:{rank} ahead",
+                (f"LRC:{rank}",),
+                inner="muon",
+                ahead=True,
+            )
+            for rank in RANKS[preset]
         ),
         Arm("Muon inside, Q:2", ("Q:2",), inner="muon"),
     ]
@@ -141,13 +142,7 @@ def _ahead(text: str, outer: tuple[float, float] = LIGHT) -> Arm:
 
 def finalists(preset: str) -> list[Arm]:
     """Return the four arms that go on beside the dense winner."""
-    unit = UNITS[preset]
-    return [
-        _ahead(f"LRC:{unit}"),
-        _ahead(f"LRC:{2 * unit}"),
-        _ahead(f"LRC:{unit // 2}"),
-        SPARSE_LOCO,
-    ]
+    return [*(_ahead(f"LRC:{rank}") for rank in RANKS[preset]), SPARSE_LOCO]
 
 
 def trials(
