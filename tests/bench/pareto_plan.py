@@ -32,6 +32,7 @@ SEEDS = (0, 1, 2)
 RANKS = {"tiny": (4, 2, 8), "mini": (8, 4, 16), "demo": (13, 7, 28)}
 GRID = [(rate, mu) for mu in (0.5, 0.9, 0.0) for rate in (0.9, 0.7, 1.0)]
 LIGHT = (0.9, 0.5)  # the presets' outer step
+MEAN = (1.0, 0.0)  # the next weights are the mean of the learners'
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def moves(preset: str) -> list[Arm]:
     by_class = (f"matrix=LRC:{unit}", "embedding=Q:1")
     return [
         *(_ahead(f"LRC:{rank}") for rank in RANKS[preset]),
+        *(_ahead(f"LRC:{rank}", MEAN) for rank in RANKS[preset]),
         *(_ahead(text) for text in (middle, f"LR4:{low}", "Q:1")),
         *(_ahead(middle, outer) for outer in ((1.0, 0.5), (0.7, 0.9), (1.0, 0.0))),
         _ahead("SC:64/2", (1.0, 0.0)),
@@ -120,18 +122,27 @@ def moves(preset: str) -> list[Arm]:
         Arm("more bytes late, ahead", late, ahead=True),
         Arm(f"shared basis {high}", control=f"basis {high}"),
         Arm("shared mask 256", control="mask 256"),
-        Arm("Muon inside, DENSE", inner="muon"),
-        Arm(f"Muon inside, {middle}", (middle,), inner="muon"),
         *(
             Arm(
-                f"Muon inside, LRC:{rank} ahead",
+                f"Muon inside, {text} {outer[0]}/{outer[1]}",
+                (text,),
+                outer,
+                inner="muon",
+            )
+            for text in ("DENSE", "Q:2", middle)
+            for outer in (MEAN, LIGHT)
+        ),
+        *(
+            Arm(
+                f"Muon inside, LRC:{rank} ahead {outer[0]}/{outer[1]}",
                 (f"LRC:{rank}",),
+                outer,
                 inner="muon",
                 ahead=True,
             )
             for rank in RANKS[preset]
+            for outer in (MEAN, LIGHT)
         ),
-        Arm("Muon inside, Q:2", ("Q:2",), inner="muon"),
     ]
 
 
