@@ -25,14 +25,9 @@ from blyanctl.render import duration
 PRESET = "demo"
 WEIGHTS = Path(__file__).with_name("demo.weights")  # what `blyanctl seed` made
 ROUNDS = 16
-# Of a run on a model that can write already: small steps and plain averages. Learners
-# know half of the experts each, and what suits those halves is not what suits the whole.
-TUNING: dict[str, Any] = {
-    "inner_rate": 0.00003,
-    "outer_rate": 1.0,
-    "outer_momentum": 0.0,
-    "from_residual": True,
-}
+# Of a run on a model that can write already: small steps. Learners know half of the
+# experts each, and what suits those halves is not what suits the whole.
+TUNING: dict[str, Any] = {"inner_rate": 0.00003}
 PROMPT = "def "
 TEMPERATURE, SEED = 0.6, 7
 TOKENS = 96

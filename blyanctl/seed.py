@@ -28,6 +28,7 @@ RECIPE: dict[str, Any] = {
     "codec": ["LR4:32"],
     "outer_rate": 1.0,
     "outer_momentum": 0.0,
+    "from_residual": False,
     "quorum": 1.0,
     "deadline_s": 120.0,
 }

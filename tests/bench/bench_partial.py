@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 from blyan_proto.block.model import Model, Run
+from blyan_proto.block.sending import chosen
 from blyan_proto.constants import PPM
 from blyan_proto.digest import Domain, digest
 from blyan_tile import inner
@@ -233,7 +234,14 @@ def simulate(
     run = run_preset("demo", bytes(32), (bytes(32),), options.rounds, seed)
     if model.architecture.width < 128:
         run = replace(run, sequence=64)
-    run = replace(run, inner_steps=options.steps)
+    run = replace(
+        run,
+        inner_steps=options.steps,
+        codecs=chosen(("LR4:16",), run.codecs),
+        outer_rate_ppm=900_000,
+        outer_momentum_ppm=500_000,
+        from_residual=False,
+    )
     first = initial_parameters(model.architecture, seed)
     state: dict[int, list[TileState]] = {
         group.index: [(tile, None) for tile in split(group, first)]
