@@ -17,7 +17,7 @@ from blyand.events import Broadcast, CheckpointFinalised
 from blyand.rules.model.adoption import versions_of
 from blyand.rules.model.dispute import is_doubted
 from blyand.rules.model.model import heads_root
-from blyand.rules.model.run import is_adoptable
+from blyand.rules.model.run import newest_adoptable
 from blyand.rules.records import GROUPS, MODELS, RUNS, RunRecord
 from blyand.rules.verdict import Ignore
 from blyand.rules.view import View
@@ -61,10 +61,7 @@ class Adopter:
         view = self._view()
         if record.run.gate is not None:
             return  # its gate adopts
-        round = next(
-            (r for r in reversed(range(record.closed)) if is_adoptable(record.run, r)),
-            None,
-        )
+        round = newest_adoptable(record.run, record.closed)
         if round is None or self._adopted.get(record.id, -1) >= round:
             return
         if is_doubted(view, record.id, round):

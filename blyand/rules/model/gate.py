@@ -23,7 +23,7 @@ from blyand.rules.model.adoption import move_heads, versions_of
 from blyand.rules.model.dispute import is_doubted
 from blyand.rules.model.model import heads_root, require_model
 from blyand.rules.model.places import open_runs
-from blyand.rules.model.run import is_adoptable
+from blyand.rules.model.run import newest_adoptable
 from blyand.rules.records import (
     CLOCK,
     GROUPS,
@@ -157,10 +157,9 @@ def _open_next(view: Overlay, run: bytes) -> None:
         return
     last = GATES.get(view, run)
     after = -1 if last is None else last.round
-    for round in range(record.closed - 1, after, -1):
-        if is_adoptable(record.run, round):
-            _open(view, record, record.run.gate, round)
-            return
+    round = newest_adoptable(record.run, record.closed)
+    if round is not None and round > after:
+        _open(view, record, record.run.gate, round)
 
 
 def _open(view: Overlay, record: RunRecord, rule: Gate, round: int) -> None:

@@ -186,3 +186,11 @@ def is_adoptable(run: Run, round: int) -> bool:
     """True when the heads of `round` are to be adopted (DEC-B8)."""
     last = round + 1 == run.rounds
     return last or bool(run.adopt_every and (round + 1) % run.adopt_every == 0)
+
+
+def newest_adoptable(run: Run, closed: int) -> int | None:
+    """Return the newest of `closed` rounds whose heads are to be adopted, if any."""
+    if closed >= run.rounds:
+        return run.rounds - 1
+    every = run.adopt_every
+    return closed // every * every - 1 if every and closed >= every else None

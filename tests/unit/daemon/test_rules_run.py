@@ -435,3 +435,11 @@ def test_one_open_run_a_checkpoint_is_searched_for_stuck_rounds(world, monkeypat
         world.checkpoint()
     assert len(searched) == 4 and searched[:2] == searched[2:]
     assert sorted(searched[:2]) == runs
+
+
+@pytest.mark.parametrize("every", [0, 1, 3])
+def test_the_newest_round_to_adopt_is_found_without_looking_at_all(every):
+    run = run_of(b"m" * 32, b"d" * 32, rounds=7, adopt_every=every)
+    for closed in range(8):
+        due = [one for one in range(closed) if run_rules.is_adoptable(run, one)]
+        assert run_rules.newest_adoptable(run, closed) == (due[-1] if due else None)
