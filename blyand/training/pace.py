@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 
 from blyan_proto.block.model import Run, TileUpdate
-from blyand.rules.model.pace import Passed, next_steps
+from blyand.rules.model.pace import Passed, Stride, next_stride
 from blyand.rules.model.update import assigned_tokens
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ class Pace:
     def __init__(self, account: bytes) -> None:
         self._account = account
         self._run = b""
-        self._steps = 0
+        self._stride = Stride(0)
         self._begun = -1  # the round under way, or the newest one
         self._may_judge = False  # it was begun when it opened
         self._passed: Passed | None = None
@@ -33,7 +33,7 @@ class Pace:
         `learners` had a seat for it.
         """
         if id != self._run:
-            self._run, self._steps, self._begun = id, run.inner_steps, -1
+            self._run, self._stride, self._begun = id, Stride(run.inner_steps), -1
         is_next = round == self._begun + 1
         passed = self._passed if self._may_judge and is_next else None
         if passed is not None and before is not None and before.round == self._begun:
@@ -41,11 +41,11 @@ class Pace:
         # Who starts in the middle of a round learns nothing of its pace.
         self._may_judge = is_next or round == self._begun and self._may_judge
         self._begun, self.done, self._passed = round, 0, None
-        return self._steps
+        return self._stride.steps
 
     def learned(self, ms: int) -> None:
         """The steps of the round are done."""
-        self._passed = Passed(self._steps, False, True, True, ms, 0)
+        self._passed = Passed(self._stride.steps, False, True, True, ms, 0)
 
     def waited(self, ms: int) -> None:
         """The round is over, so long after that."""
@@ -66,6 +66,6 @@ class Pace:
             most_were=2 * len(parts) >= learners,
             somebody_did_all=any(part.tokens >= assigned_tokens(run) for part in parts),
         )
-        before, self._steps = self._steps, next_steps(run, passed)
-        if before != self._steps:
-            logger.info("%d inner steps a round from now on", self._steps)
+        before, self._stride = self._stride, next_stride(run, self._stride, passed)
+        if before.steps != self._stride.steps:
+            logger.info("%d inner steps a round from now on", self._stride.steps)

@@ -2,6 +2,7 @@
 
 A slow learner that took all of them would be left out of every round, or everybody
 would wait for it. A delta counts by its tokens, so fewer steps weigh less, and help.
+One round that it came too late for is a hiccup; the second in a row is its speed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blyan_proto.block.model import Run
+
+HICCUPS = 1  # rounds in a row that may be missed without taking fewer steps
+
+
+@dataclass(frozen=True)
+class Stride:
+    """How many steps a learner takes, and what it knows of itself."""
+
+    steps: int
+    late: int = 0  # rounds in a row that it came too late for
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,15 @@ class Passed:
     somebody_did_all: bool  # of the steps that the run asks for
     learned_ms: int
     waited_ms: int  # after that, until the round was over
+
+
+def next_stride(run: Run, before: Stride, passed: Passed) -> Stride:
+    """Return the steps of the next round, after one that was begun when it opened."""
+    is_late = not passed.listed and passed.most_were
+    late = 0 if passed.listed else before.late + is_late
+    if is_late and late <= HICCUPS:
+        return Stride(before.steps, late)
+    return Stride(next_steps(run, passed), late)
 
 
 def next_steps(run: Run, passed: Passed) -> int:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from blyan_proto.block.model import TileUpdate
-from blyand.rules.model.pace import Passed, next_steps
+from blyand.rules.model.pace import Passed, Stride, next_steps, next_stride
 from blyand.rules.model.update import assigned_tokens
 from blyand.training.pace import Pace
 from tests.unit.daemon.chain_world import run_of
@@ -53,6 +53,17 @@ def test_a_learner_four_times_slower_settles_at_a_quarter():
     assert set(seen[8:]) <= {3, 4, 5} and 4 in seen[8:]
 
 
+def test_one_round_that_was_missed_says_nothing_of_the_next():
+    missed = replace(ALL, listed=False, steps=8)  # that there was time for
+    once = next_stride(RUN, Stride(20), missed)
+    assert once == Stride(20, 1)
+    assert next_stride(RUN, once, ALL) == Stride(20)
+    assert next_stride(RUN, once, missed) == Stride(6, 2)
+    assert next_stride(RUN, Stride(6, 2), replace(missed, steps=4)) == Stride(3, 3)
+    nobody = replace(missed, most_were=False)
+    assert next_stride(RUN, Stride(20), nobody).late == 0
+
+
 class Part:
     def __init__(self, learner: bytes, tokens: int) -> None:
         self.learner, self.tokens = learner, tokens
@@ -76,10 +87,13 @@ def test_only_whole_rounds_are_judged():
     assert pace.steps(b"run", RUN, 8, update(7, *others), 3) == 20
     pace.done = 8
     pace.gave_up()
-    assert pace.steps(b"run", RUN, 9, update(8, *others), 3) == 6
+    assert pace.steps(b"run", RUN, 9, update(8, *others), 3) == 20, "a hiccup"
+    pace.done = 8
+    pace.gave_up()
+    assert pace.steps(b"run", RUN, 10, update(9, *others), 3) == 6
     pace.learned(5_000)
     pace.waited(4_000)
-    listed = update(9, *others, Part(b"me", full // 3))
-    assert pace.steps(b"run", RUN, 10, listed, 3) == 7
-    assert pace.steps(b"run", RUN, 10, listed, 3) == 7, "the same round anew"
+    listed = update(10, *others, Part(b"me", full // 3))
+    assert pace.steps(b"run", RUN, 11, listed, 3) == 7
+    assert pace.steps(b"run", RUN, 11, listed, 3) == 7, "the same round anew"
     assert pace.steps(b"another", RUN, 0, listed, 3) == 20
