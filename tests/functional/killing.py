@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 
 from tests.functional.harness import Daemon, Network, wait_for
 
+PATIENCE_S = 240.0  # for the rounds between two kills
+
 
 def train_and_kill(
-    net: Network, rounds: int, every: int, rng: random.Random, **settings: object
+    net: Network,
+    rounds: int,
+    every: int,
+    rng: random.Random,
+    say: Callable[[str], None] = str,
+    patience_s: float = PATIENCE_S,
+    **settings: object,
 ) -> list[str]:
     """Have a run of `rounds`; kill some node every so many; return who was killed.
 
@@ -24,7 +33,7 @@ def train_and_kill(
         node.call("train.start")
     killed: list[str] = []
     for at in range(every, rounds, every):
-        wait_for(lambda: closed(net) >= at - 1, f"{at - 1} rounds", 240.0)
+        wait_for(lambda: closed(net) >= at - 1, f"{at - 1} rounds", patience_s)
         victim = leader(net) if len(killed) % 2 == 0 else rng.choice(net.nodes)
         time.sleep(rng.uniform(0.0, 0.5))  # anywhere in a round
         victim.kill()
@@ -32,10 +41,11 @@ def train_and_kill(
         time.sleep(rng.uniform(0.0, 1.0))
         victim.start()
         resumed(victim)
+        say(f"{closed(net)} rounds, killed {victim.name}")
     wait_for(
         lambda: all(closed_on(node) == rounds for node in net.nodes),
         f"{rounds} rounds on every node",
-        240.0,
+        patience_s,
         lambda: str([node.call("train.status")["reason"] for node in net.nodes]),
     )
     net.wait_for_equal_roots(*net.nodes)
