@@ -1,10 +1,12 @@
 """What of the failure-free tokens is left when learners die or are slow.
 
-    python -m tests.bench.bench_goodput [--quick] [--seconds 600] [--real]
+    python -m tests.bench.bench_goodput [--quick] [--seconds 600] [--links | --real]
 
 Virtual time: eight learners of which one is killed every minute and back after three
-seconds; of which one or two are four times slower; rounds of five seconds. Only tokens
-inside accepted deltas count. `--real`: four daemons with the tiny model, one killed
+seconds; of which one or two are four times slower; all of them unsteady; rounds of five
+seconds. Only tokens inside accepted deltas count; "too late" are those of deltas that came
+when the round was over, and of steps given up then. `--links`: what transfer costs, bundles
+and blobs as large as the demo model's, at the same rate each way and 25 ms. `--real`: four daemons with the tiny model, one killed
 every minute, wall time; both halves of the measurement in one network, one after the
 other, and the share of each node's time that went into inner steps.
 """
@@ -22,7 +24,7 @@ from trio.testing import MockClock
 
 from tests.functional.harness import Daemon, Network, network
 from tests.functional.killing import closed, resumed
-from tests.sim.goodput import ROUND_S, Yield, measured
+from tests.sim.goodput import ROUND_S, STEPS, Yield, measured
 
 
 def simulated(seconds: float, **arms: object) -> Yield:
@@ -44,10 +46,11 @@ def table(seconds: float) -> None:
         "8, one 4 x slower": {"slow": {7: 4.0}},
         "6 learners": {"count": 6},
         "8, two 4 x slower": {"slow": {6: 4.0, 7: 4.0}},
+        "8, each unsteady by a half": {"unsteady": 0.5},
     }
     print(f"{seconds:g} s of virtual time, rounds of {ROUND_S:g} s")
-    print("| learners | rounds | s/round | tokens/s | of 8 | least of a learner |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| learners | rounds | s/round | tokens/s | of 8 | least | too late |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     whole = None
     for name, arm in arms.items():
         got = simulated(seconds, **arm)
@@ -56,7 +59,27 @@ def table(seconds: float) -> None:
         print(
             f"| {name} | {got.rounds} | {got.seconds / max(1, got.rounds):.2f} "
             f"| {got.rate:.0f} | {100 * got.rate / whole.rate:.1f} % "
-            f"| {100 * least:.0f} % |",
+            f"| {100 * least:.0f} % | {100 * got.late / (got.tokens + got.late):.1f} % |",
+            flush=True,
+        )
+
+
+def links(seconds: float) -> None:
+    arms: dict[str, dict[str, object]] = {
+        "takes no time": {},
+        "50 Mbit/s": {"mbit_s": 50.0},
+        "10 Mbit/s": {"mbit_s": 10.0},
+        "10 Mbit/s, rounds twice as long": {"mbit_s": 10.0, "steps": 2 * STEPS},
+    }
+    print(f"{seconds:g} s of virtual time, inner steps of {ROUND_S:g} s a round")
+    print(
+        "| transfer | rounds | s/round | learners compute |\n| --- | --- | --- | --- |"
+    )
+    for name, arm in arms.items():
+        got = simulated(seconds, **arm)
+        print(
+            f"| {name} | {got.rounds} | {got.seconds / max(1, got.rounds):.2f} "
+            f"| {100 * got.utilisation:.0f} % |",
             flush=True,
         )
 
@@ -105,10 +128,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--quick", action="store_true", help="two minutes")
+    parser.add_argument("--links", action="store_true", help="what transfer costs")
     parser.add_argument("--real", action="store_true", help="with four daemons")
     options = parser.parse_args()
     seconds = 120.0 if options.quick else options.seconds
-    real(seconds) if options.real else table(seconds)
+    measure = real if options.real else links if options.links else table
+    measure(seconds)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ from blyand.store.locks import LockStore
 from blyand.store.memory import MemoryStore
 from blyand.store.sets import SetStore
 from blyand.store.state import State
+from tests.sim.links import Links
 from tests.sim.validating import SimMesh, make_voter
 
 
@@ -96,6 +97,7 @@ class Wire:
     loss: float = 0.0
     broken: float = 0.0  # share of calls that get no answer, half of them unheard
     delay_s: float = 0.02
+    links: Links | None = None  # none: bundles and blobs take no time
     nodes: dict[str, SimNode] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)  # by peer id
     down: set[str] = field(default_factory=set)
@@ -122,6 +124,11 @@ class Wire:
             raise NotHere(f"{target} is not connected")
         self.may_break()
         return self.nodes[target]
+
+    async def carry(self, source: str, target: str, size: int) -> None:
+        """Wait as long as a bundle, or a piece of a blob, is under way."""
+        if self.links is not None:
+            await self.links.carry(source, target, size)
 
     def may_break(self) -> None:
         """Raise NotHere where a question, or the answer to it, is lost."""

@@ -6,6 +6,7 @@ virtual time; everything between is the daemon's own code.
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -81,24 +82,29 @@ class BlobWire:
     @asynccontextmanager
     async def open(self, peer: str, blob: bytes) -> AsyncIterator[BlobTalk]:
         other = await self._node.reach(peer)
-        yield BlobTalk(other.blobs, blob, self.got)
+        yield BlobTalk(self._node, other, blob, self.got)
 
 
 class BlobTalk:
     """A conversation with a peer about a blob."""
 
-    def __init__(self, blobs: BlobStore, blob: bytes, got: set[bytes]) -> None:
-        self._blobs, self._blob, self._got = blobs, blob, got
+    def __init__(
+        self, own: TrainNode, other: TrainNode, blob: bytes, got: set[bytes]
+    ) -> None:
+        self._own, self._other = own, other
+        self._blob, self._got = blob, got
 
     async def outline(self) -> tblock.Outline:
-        outline = self._blobs.outline(self._blob)
+        outline = self._other.blobs.outline(self._blob)
         self._got.add(self._blob)
         return outline
 
     async def ask(self, first: int, count: int) -> None: ...
 
     async def leaf(self, index: int, room: memoryview) -> None:
-        room[:] = self._blobs.read_leaf(self._blob, index)
+        wire = self._own.wire
+        await wire.carry(self._other.name, self._own.name, len(room))
+        room[:] = self._other.blobs.read_leaf(self._blob, index)
 
 
 class Trainer:
@@ -109,6 +115,8 @@ class Trainer:
 
     def __init__(self) -> None:
         self.pace_s = 0.2
+        self.unsteady = 0.0  # share by which a round takes more, or less
+        self.cut_off = 0  # tokens of steps that were given up
         self.jobs: list[LearnJob] = []
         self.given_up = 0
         self.learn: Callable[[LearnJob, Any], LearnResult] = made_up
@@ -119,12 +127,16 @@ class Trainer:
             return create(job, lambda progress: None)
         self.jobs.append(job)
         steps = job.steps or job.run.inner_steps
+        source = random.Random(f"{job.learner.hex()} {job.round}")
+        pace_s = self.pace_s * (1 + source.uniform(-self.unsteady, self.unsteady))
+        step = 0
         with trio.CancelScope() as self._scope:
             for step in range(steps):
-                await trio.sleep(self.pace_s / job.run.inner_steps)
+                await trio.sleep(pace_s / job.run.inner_steps)
                 report(Progress(step + 1, steps, ""))
             return self.learn(job, report)
         self.given_up += 1
+        self.cut_off += step * job.run.batch * job.run.sequence
         raise GivenUp("given up")
 
     async def give_up(self) -> None:
@@ -313,6 +325,7 @@ class TrainNode(SimNode):
     async def push(self, peer: str, bundle: Bundle) -> Receipt:
         """Hand a bundle to a peer, as /blyan/delta/1 does."""
         node = await self.reach(peer)
+        await self.wire.carry(self.name, peer, len(encode(bundle)))
         check_bundle(bundle, self.genesis.id)
         receipt = await node.primary.take(bundle)
         self.wire.may_break()
