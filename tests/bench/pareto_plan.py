@@ -153,7 +153,7 @@ def _ahead(text: str, outer: tuple[float, float] = LIGHT) -> Arm:
 
 def finalists(preset: str) -> list[Arm]:
     """Return the four arms that go on beside the dense winner."""
-    return [*(_ahead(f"LRC:{rank}") for rank in RANKS[preset]), SPARSE_LOCO]
+    return [*(_ahead(f"LRC:{rank}", MEAN) for rank in RANKS[preset]), SPARSE_LOCO]
 
 
 def trials(
