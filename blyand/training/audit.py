@@ -133,8 +133,9 @@ class Audit:
         case = self._case(record, round, learner)
         if repeat and round and record.run.from_residual:
             raise NotHere(
-                "learners of this run begin with residuals that only they hold; audit "
-                "its rounds without repeating steps"
+                "learners of this run begin a round at the base minus what they could "
+                "not send before; their logs name only its digest, so nobody else can "
+                "repeat the steps: audit without repeating, or repeat round 1"
             )
         clock = CLOCK.get(self._view())
         assert clock is not None
