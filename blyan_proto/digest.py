@@ -44,6 +44,7 @@ class Domain(enum.Enum):
     ONCE = "blyan 1 once"
     QUOTE = "blyan 1 quote"
     SIGNATURE = "blyan 1 signature"
+    SEAL = "blyan 1 seal of a score"
 
 
 # A copy costs half of beginning in a context anew. (By value: members hash slowly.)

@@ -30,6 +30,7 @@ def gatekeeping(base: Base, replica: Replica, models: Models) -> list[Service]:
         base.disk_lane,
         replica.author.make,
         base.events,
+        base.home.scores,
     )
     return [Service("adopter", adopter.run), Service("scorer", scorer.run)]
 

@@ -92,6 +92,11 @@ class Home:
         return self.path / "podl"
 
     @property
+    def scores(self) -> Path:
+        """What this validator measured before gates, until it was shown."""
+        return self.path / "scores"
+
+    @property
     def work(self) -> Path:
         """Scratch of jobs; emptied by whoever uses it."""
         return self.path / "work"
@@ -134,7 +139,7 @@ def create_home(path: Path) -> Home:
             home.path.chmod(0o700)
             (home.path / MARKER).write_text(LAYOUT)
         _check(home)
-        for directory in (home.residuals, home.podl, home.work):
+        for directory in (home.residuals, home.podl, home.scores, home.work):
             directory.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise ConfigFault(f"cannot make a home in {home.path}: {error}") from error

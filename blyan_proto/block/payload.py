@@ -29,6 +29,7 @@ _TABLE = (
     Kind(3, "adoption", Chain.META, model.Adoption),
     Kind(4, "placement", Chain.META, model.Placement),
     Kind(5, "score", Chain.META, gate.Score),
+    Kind(6, "sealed_score", Chain.META, gate.SealedScore),
     Kind(16, "weights", Chain.PARAMETERS, model.Weights),
     Kind(17, "tile_update", Chain.PARAMETERS, model.TileUpdate),
     Kind(18, "snapshot", Chain.PARAMETERS, model.Snapshot),

@@ -41,7 +41,9 @@ class GateStand:
     drawn: list[str] = arg("accounts of the validators that were drawn, hex")
     margin: float = arg("by which the bound may exceed 0, nats per token")
     deviations: float = arg("standard errors in the bound")
-    scores: list[GateScore] = arg("scores so far")
+    sealed: int = arg("validators that sealed a score; shown when enough have")
+    scores: list[GateScore] = arg("scores that were shown so far")
+    withheld: list[str] = arg("accounts that sealed a score and did not show it, hex")
 
 
 gate = declare(Method("train.gate", GetGate, GateStand, errors=(RUN_UNKNOWN,)))

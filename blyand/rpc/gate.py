@@ -18,8 +18,9 @@ from blyand.rules.model.gate import (
     quorum_of,
 )
 
+SEALED = "enough validators have measured it, and show what they found"
 MEANING = {
-    Stand.OPEN: "validators are measuring it",
+    Stand.OPEN: "validators are measuring it; each seals its score until enough have",
     Stand.PASSED: "it was good enough, and is adopted",
     Stand.FAILED: "it was not certainly good enough; the older one stays adopted",
     Stand.EXPIRED: "too few validators scored in time, or it was overtaken",
@@ -43,14 +44,21 @@ def bind(answers: Answers, *, ordering: Ordering) -> None:
             run=record.id,
             gate=True,
             state=gated.stand.name.lower(),
-            reason=MEANING[gated.stand],
+            reason=_reason(gated),
             round=gated.round + 1,
             needed=quorum_of(rule),
             drawn=[account.hex() for account in gated.drawn],
             margin=rule.margin_micro / PPM,
             deviations=rule.bound_milli / 1000,
+            sealed=len(gated.seals),
             scores=[score_of(rule, gated, one) for one in gated.scores],
+            withheld=[account.hex() for account in gated.withheld],
         )
+
+
+def _reason(gated: Gated) -> str:
+    is_shown = gated.stand is Stand.OPEN and gated.sealed_ms is not None
+    return SEALED if is_shown else MEANING[gated.stand]
 
 
 def score_of(rule: Gate, gated: Gated, said: Scored) -> spec.GateScore:
@@ -80,5 +88,7 @@ def _nothing(run: bytes, reason: str, rule: Gate | None = None) -> spec.GateStan
         drawn=[],
         margin=rule.margin_micro / PPM if rule else 0.0,
         deviations=rule.bound_milli / 1000 if rule else 0.0,
+        sealed=0,
         scores=[],
+        withheld=[],
     )

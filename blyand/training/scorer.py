@@ -1,25 +1,31 @@
-"""A drawn validator's part in the gate: measure before and after, publish the sums.
+"""A drawn validator's part in the gate: measure before and after, seal the sums, show them.
 
 The windows follow from a beacon that is younger than the round; both versions are
-measured on the same ones, through the path that serves (DEC-B17).
+measured on the same ones, through the path that serves (DEC-B17). What was sealed is
+kept in a file: a validator that is started again still shows it.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import numpy as np
 import trio
 
-from blyan_proto.block.gate import MOST_MICRO, Score
+from blyan_proto.block.gate import MOST_MICRO, Score, SealedScore
+from blyan_proto.codec import decode, encode, message
 from blyan_proto.constants import FORMAT_VERSION, PPM
 from blyan_proto.digest import Domain, digest
-from blyan_proto.errors import ProtocolError
+from blyan_proto.errors import DecodeError, ProtocolError
+from blyan_proto.types import Hash
 from blyan_tile.batches import drawn_windows
 from blyand.compute import Threads
 from blyand.errors import NotHere, Unavailable
 from blyand.events import Broadcast, CheckpointFinalised
+from blyand.home import replace_file
 from blyand.rules.model.adoption import versions_of
 from blyand.rules.model.gate import OPEN_GATES, Gated
 from blyand.rules.model.heads import Pinned, Which, pin
@@ -32,7 +38,17 @@ logger = logging.getLogger(__name__)
 
 AGAIN_S = 2.0  # until a version that peers could not help with is measured again
 
+MAX_FILE_BYTES = 1024
+
 Losses = Callable[[Pinned, np.ndarray], Awaitable[np.ndarray]]
+
+
+@message
+class Kept:
+    """A score on disk, and the beacon that drew its windows."""
+
+    beacon: Hash
+    score: Score
 
 
 class Scorer:
@@ -47,8 +63,12 @@ class Scorer:
         lane: Threads,
         make: Callable[..., Awaitable[object]],
         events: Broadcast,
+        directory: Path,
     ) -> None:
-        """`held_out(record)`: the held-out bytes (n,) of a run's datasets."""
+        """`held_out(record)`: the held-out bytes (n,) of a run's datasets.
+
+        `directory`: where scores are kept until they were shown.
+        """
         self._account = account
         self._view = view
         self._held_out = held_out
@@ -56,7 +76,8 @@ class Scorer:
         self._lane = lane
         self._make = make
         self._events = events
-        self._said: dict[bytes, tuple[int, bytes]] = {}  # run -> round, beacon
+        self._directory = directory
+        self._said: dict[bytes, tuple[bytes, bool]] = {}  # run -> beacon, was shown
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -72,7 +93,7 @@ class Scorer:
                     await facts.receive()
 
     def _waiting(self) -> list[Gated]:
-        """Return the versions that wait for this node's score."""
+        """Return the versions that wait for this node to seal, or to show, its score."""
         opened = list(OPEN_GATES.scan(self._view()))
         runs = {gated.run for gated in opened}
         self._said = {run: said for run, said in self._said.items() if run in runs}
@@ -80,22 +101,69 @@ class Scorer:
             gated
             for gated in opened
             if self._account in gated.drawn
-            and all(one.account != self._account for one in gated.scores)
-            and self._said.get(gated.run) != (gated.round, gated.beacon)
+            and self._is_awaited(gated)
+            and self._said.get(gated.run) != _step(gated)
         ]
 
+    def _is_awaited(self, gated: Gated) -> bool:
+        has_sealed = gated.seal_of(self._account) is not None
+        if gated.sealed_ms is None:
+            return not has_sealed
+        return has_sealed and all(one.account != self._account for one in gated.scores)
+
     async def _score(self, gated: Gated) -> bool:
-        """Measure and publish; False when something was lacking."""
+        """Seal a score, or show it; False when something was lacking."""
         try:
-            payload = await self._measured(gated)
-            await self._make(payload, meta_ref=gated.model)
+            score = await self._kept(gated)
+            if score is None and gated.sealed_ms is not None:
+                logger.warning("the score of round %d is lost", gated.round)
+            elif score is None:
+                score = await self._measured(gated)
+                await self._keep(gated, score)
+            if score is not None:
+                await self._publish(gated, score)
         except (Unavailable, Ignore, Reject, ProtocolError) as error:
             logger.info("round %d is not scored now: %s", gated.round, error)
             return False
-        self._said[gated.run] = gated.round, gated.beacon
-        rise = payload.rise_micro / payload.windows / PPM
-        logger.info("round %d scored: %+.5f nats per token", gated.round, rise)
+        self._said[gated.run] = _step(gated)
         return True
+
+    async def _publish(self, gated: Gated, score: Score) -> None:
+        if gated.sealed_ms is not None:
+            await self._make(score, meta_ref=gated.model)
+            return
+        sealed = SealedScore(
+            version=FORMAT_VERSION,
+            model=gated.model,
+            run=gated.run,
+            round=gated.round,
+            beacon=gated.beacon,
+            seal=score.seal(self._account),
+        )
+        await self._make(sealed, meta_ref=gated.model)
+        rise = score.rise_micro / score.windows / PPM
+        logger.info("round %d scored: %+.5f nats per token", gated.round, rise)
+
+    async def _keep(self, gated: Gated, score: Score) -> None:
+        """Write a score down before its seal is published."""
+        kept = Kept(gated.beacon, score)
+        await replace_file(self._path(gated.run), encode(kept))
+
+    async def _kept(self, gated: Gated) -> Score | None:
+        """Return the score of this draw that was written down."""
+        try:
+            raw = await self._lane.run(self._path(gated.run).read_bytes)
+            kept = decode(Kept, raw, MAX_FILE_BYTES)
+        except FileNotFoundError:
+            return None
+        except (OSError, DecodeError) as error:
+            logger.warning("a score cannot be read: %s", error)
+            return None
+        is_same = (kept.beacon, kept.score.round) == (gated.beacon, gated.round)
+        return kept.score if is_same else None
+
+    def _path(self, run: bytes) -> Path:
+        return self._directory / f"{run.hex()}.score"
 
     async def _measured(self, gated: Gated) -> Score:
         view = self._view()
@@ -152,4 +220,9 @@ def score_of(gated: Gated, before: np.ndarray, after: np.ndarray) -> Score:
         before_micro=int(before.sum()),
         after_micro=int(after.sum()),
         squares=min(2**64 - 1, sum(one * one for one in rise)),
+        salt=secrets.token_bytes(32),
     )
+
+
+def _step(gated: Gated) -> tuple[bytes, bool]:
+    return gated.beacon, gated.sealed_ms is not None

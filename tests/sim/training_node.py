@@ -430,6 +430,7 @@ class TrainNode(SimNode):
                 InlineLane(),  # type: ignore[arg-type]
                 lambda *a, **more: self.make(*a, **more),
                 self.events,
+                self.home,
             )
             services.append(scorer.run)
         with self._scope:

@@ -319,7 +319,9 @@ PAYLOADS: tuple[Any, ...] = (
         320_000_000,
         319_500_000,
         5_000_000_000,
+        hash_of("salt of a score"),
     ),
+    gate.SealedScore(1, MODEL_ID, RUN_ID, 2, hash_of("beacon"), hash_of("seal")),
 )
 INDEX = data.ArchiveIndex(
     1,

@@ -126,6 +126,7 @@ EFFECTS: dict[type, Effect] = {
     model.Adoption: lambda view, block, payload, at: adoption.adopt(
         view, block, payload, at.height, set(appointment.voters(view))
     ),
+    gate.SealedScore: lambda view, block, payload, at: gates.seal(view, block, payload),
     gate.Score: lambda view, block, payload, at: gates.score(
         view, block, payload, at.height
     ),

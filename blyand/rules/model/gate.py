@@ -1,7 +1,8 @@
 """The gate before adoption: drawn validators measure a round's heads against the adopted
 ones on windows that nobody could know while they were trained (POL-01, POL-06, POL-07).
 
-Everything is a sum of integers, so that every node decides alike. A version passes when
+They seal their scores first and show them once enough have: each is its own work, or a
+guess. Everything is a sum of integers, so that every node decides alike. A version passes when
 the bound of the mean difference of the median score stays below the run's margin.
 """
 
@@ -13,7 +14,7 @@ from dataclasses import replace
 from typing import Annotated
 
 from blyan_proto.block.block import Block
-from blyan_proto.block.gate import Gate, Score
+from blyan_proto.block.gate import Gate, Score, SealedScore
 from blyan_proto.codec import U8, U32, U64, Size, message
 from blyan_proto.constants import MAX_VALIDATORS
 from blyan_proto.digest import Domain, digest
@@ -29,6 +30,7 @@ from blyand.rules.records import (
     GROUPS,
     RUNS,
     VERSIONS_KEPT,
+    Clock,
     RunRecord,
     Version,
 )
@@ -36,7 +38,7 @@ from blyand.rules.table import Table
 from blyand.rules.verdict import Reject
 from blyand.rules.view import Overlay, View
 
-PATIENCE = 2  # deadlines of the run without a quorum; then others are drawn, too
+PATIENCE = 2  # deadlines of the run without a quorum; then others are drawn
 MAX_DRAWS = 4
 MOST_DRAWS = 64  # of one validator, whatever its weight
 OUTLIER_MICRO = 1_000  # from the median, nats per token: more than devices explain
@@ -68,6 +70,17 @@ class Scored:
 
 
 @message
+class Seal:
+    """A drawn validator's promise of a score."""
+
+    account: Account
+    seal: Hash
+
+
+Accounts = Annotated[tuple[Account, ...], Size(0, MAX_VALIDATORS)]
+
+
+@message
 class Gated:
     """A version before the gate, and what was said about it."""
 
@@ -80,11 +93,19 @@ class Gated:
     opened_ms: U64
     drawn_ms: U64  # when validators were drawn last
     draws: U8
-    drawn: Annotated[tuple[Account, ...], Size(0, MAX_VALIDATORS)]
+    drawn: Accounts
+    seals: Annotated[tuple[Seal, ...], Size(0, MAX_VALIDATORS)]
+    sealed_ms: U64 | None  # when the last one counted; scores are shown since
     scores: Annotated[tuple[Scored, ...], Size(0, MAX_VALIDATORS)]
+    withheld: Accounts  # who sealed and did not show; drawn no more for this version
     stand: Stand
     median: Account | None  # whose score decided
-    outliers: Annotated[tuple[Account, ...], Size(0, MAX_VALIDATORS)]
+    outliers: Accounts
+
+    def seal_of(self, account: bytes) -> bytes | None:
+        """Return what an account sealed."""
+        found = (one.seal for one in self.seals if one.account == account)
+        return next(found, None)
 
 
 OPEN_GATES = Table(b"open-gate", Gated)  # run id
@@ -181,7 +202,10 @@ def _open(view: Overlay, record: RunRecord, rule: Gate, round: int) -> None:
         drawn_ms=clock.time_ms,
         draws=1,
         drawn=committee(voters(view), (), rule.validators, beacon, record.id, round, 0),
+        seals=(),
+        sealed_ms=None,
         scores=(),
+        withheld=(),
         stand=Stand.OPEN,
         median=None,
         outliers=(),
@@ -189,22 +213,34 @@ def _open(view: Overlay, record: RunRecord, rule: Gate, round: int) -> None:
     OPEN_GATES.put(view, gated, record.id)
 
 
-def score(view: Overlay, block: Block, payload: Score, height: int) -> None:
-    """Execute a validator's score; the one that makes the quorum decides."""
-    gated = OPEN_GATES.get(view, payload.run)
-    if gated is None or gated.round != payload.round:
-        raise Reject("no version of that round waits before the gate")
-    if (payload.model, payload.before, payload.after) != (
-        gated.model,
-        gated.before,
-        gated.after,
-    ):
-        raise Reject("it scores other heads")
-    account, rule = block.header.account, _rule(view, gated)
+def seal(view: Overlay, block: Block, payload: SealedScore) -> None:
+    """Execute a validator's promise of a score."""
+    gated, account = _waiting(view, payload), block.header.account
+    if payload.beacon != gated.beacon:
+        raise Reject("it is about windows of another draw")
     if account not in gated.drawn:
         raise Reject("only a validator that was drawn scores")
+    if gated.seal_of(account) is not None:
+        raise Reject("this validator has sealed a score")
+    if gated.sealed_ms is not None:
+        raise Reject("scores are shown already; no more are sealed")
+    seals = (*gated.seals, Seal(account, payload.seal))
+    OPEN_GATES.put(view, replace(gated, seals=seals), gated.run)
+
+
+def score(view: Overlay, block: Block, payload: Score, height: int) -> None:
+    """Execute a validator's score; the one that makes the quorum decides."""
+    gated, account = _waiting(view, payload), block.header.account
+    heads = gated.before, gated.after
+    if (payload.before, payload.after) != heads:
+        raise Reject("it scores other heads")
+    if gated.sealed_ms is None:
+        raise Reject("scores are sealed still; show it when enough are")
+    if payload.seal(account) != gated.seal_of(account):
+        raise Reject("it is not the score that this validator sealed")
     if any(one.account == account for one in gated.scores):
         raise Reject("this validator has scored")
+    rule = _rule(view, gated)
     if payload.windows > rule.windows:
         raise Reject(f"the run asks for {rule.windows} windows")
     said = Scored(
@@ -216,38 +252,87 @@ def score(view: Overlay, block: Block, payload: Score, height: int) -> None:
     )
     gated = replace(gated, scores=(*gated.scores, said))
     OPEN_GATES.put(view, gated, gated.run)
-    _look_at(view, gated, height)
+    if _is_ripe(view, gated, rule):
+        _decide(view, gated, rule, height)
+
+
+def _waiting(view: View, payload: Score | SealedScore) -> Gated:
+    """Return the version that a validator speaks of."""
+    gated = OPEN_GATES.get(view, payload.run)
+    if gated is None or (gated.round, gated.model) != (payload.round, payload.model):
+        raise Reject("no version of that round waits before the gate")
+    return gated
+
+
+def _is_ripe(view: View, gated: Gated, rule: Gate) -> bool:
+    """True when enough was said, and nobody doubts the version."""
+    is_quorum = len(gated.scores) >= quorum_of(rule)
+    return is_quorum and not is_doubted(view, gated.run, gated.round)
 
 
 def _look_at(view: Overlay, gated: Gated, height: int) -> None:
-    """Decide a version once enough was said; draw anew or give up after a while."""
+    """Decide a version, end its sealing, draw anew, or give up after a while."""
     rule, clock, record = _rule(view, gated), CLOCK.get(view), _run(view, gated)
     assert clock is not None
     if len(gated.scores) >= quorum_of(rule):
-        if not is_doubted(view, gated.run, gated.round):
+        if _is_ripe(view, gated, rule):
             _decide(view, gated, rule, height)
         return
-    is_late = clock.time_ms - gated.drawn_ms > PATIENCE * record.run.deadline_ms
-    is_forgotten = gated.round < record.closed - VERSIONS_KEPT
-    if is_forgotten or is_late and gated.draws >= MAX_DRAWS:
+    deadline_ms = record.run.deadline_ms
+    since_ms = clock.time_ms - (gated.sealed_ms or gated.drawn_ms)
+    if gated.round < record.closed - VERSIONS_KEPT:
         _close(view, gated, Stand.EXPIRED)
-    elif is_late:
-        more = committee(
-            voters(view),
-            gated.drawn,
-            rule.validators,
-            gated.beacon,
-            gated.run,
-            gated.round,
-            gated.draws,
-        )
-        again = replace(
-            gated,
-            drawn=tuple(sorted((*gated.drawn, *more)))[:MAX_VALIDATORS],
-            drawn_ms=clock.time_ms,
-            draws=gated.draws + 1,
-        )
-        OPEN_GATES.put(view, again, gated.run)
+    elif gated.sealed_ms is None and len(gated.seals) >= quorum_of(rule):
+        # Who is a little slower gets its chance: with it, one may fail to show.
+        if len(gated.seals) == len(gated.drawn) or since_ms > deadline_ms:
+            sealed = replace(gated, sealed_ms=clock.time_ms)
+            OPEN_GATES.put(view, sealed, gated.run)
+    elif since_ms > PATIENCE * deadline_ms:
+        if gated.draws >= MAX_DRAWS:
+            _close(view, gated, Stand.EXPIRED)
+        elif gated.sealed_ms is None:
+            _draw_more(view, gated, rule, clock)
+        else:
+            _draw_anew(view, gated, rule, clock)
+
+
+def _draw_more(view: Overlay, gated: Gated, rule: Gate, clock: Clock) -> None:
+    """Too few sealed: others measure the same, too."""
+    taken = {*gated.drawn, *gated.withheld}
+    more = _drawn(view, gated, rule, taken, gated.beacon)
+    joined = tuple(sorted((*gated.drawn, *more)))[:MAX_VALIDATORS]
+    again = replace(gated, drawn=joined, drawn_ms=clock.time_ms, draws=gated.draws + 1)
+    OPEN_GATES.put(view, again, gated.run)
+
+
+def _draw_anew(view: Overlay, gated: Gated, rule: Gate, clock: Clock) -> None:
+    """Some did not show what they sealed: all begins anew without them.
+
+    On other windows: what was shown is known now, and could be copied.
+    """
+    shown = {one.account for one in gated.scores}
+    silent = {one.account for one in gated.seals} - shown
+    withheld = tuple(sorted({*gated.withheld, *silent}))[:MAX_VALIDATORS]
+    beacon = clock.beacons[-1]
+    again = replace(
+        gated,
+        beacon=beacon,
+        drawn=_drawn(view, gated, rule, withheld, beacon),
+        drawn_ms=clock.time_ms,
+        draws=gated.draws + 1,
+        seals=(),
+        sealed_ms=None,
+        scores=(),
+        withheld=withheld,
+    )
+    OPEN_GATES.put(view, again, gated.run)
+
+
+def _drawn(
+    view: View, gated: Gated, rule: Gate, taken: Collection[bytes], beacon: bytes
+) -> tuple[bytes, ...]:
+    place = beacon, gated.run, gated.round, gated.draws
+    return committee(voters(view), taken, rule.validators, *place)
 
 
 def _versions(view: View, gated: Gated) -> list[Version] | None:

@@ -49,7 +49,7 @@ def test_every_kind_has_a_sample_and_its_own_code():
 
 def test_kinds_stand_on_their_chains():
     chains = {
-        Chain.META: "model run adoption placement score",
+        Chain.META: "model run adoption placement score sealed_score",
         Chain.PARAMETERS: "weights tile_update snapshot",
         Chain.LEDGER: "registration heartbeat transfer bond key_rotation evidence "
         "dispute dispute_verdict reserve capture release reverse stake latency_report "
