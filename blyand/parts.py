@@ -54,6 +54,7 @@ from blyand.training.learner import Learner
 from blyand.training.primary import Primary
 from blyand.training.receipting import Receipting
 from blyand.training.waiting import Blocks
+from blyand.training.watching import Watcher
 
 if TYPE_CHECKING:  # torch is imported when a node is built, not when it is named
     from blyand.inference.hardware import Hardware
@@ -198,6 +199,7 @@ def build_models(
         replica.author.make,
         base.events,
         keeping.heard,
+        Watcher(view, whole, stores.blobs, base.tile_lane, base.events),
         lambda account: account == base.key.account
         or replica.peer_of(account) in base.meeting.peers,
     )

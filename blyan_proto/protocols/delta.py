@@ -95,9 +95,11 @@ class Verdict(enum.IntEnum):
     TOO_MANY_TOKENS = 9  # more than a round assigns
     COPY = 10  # another learner's delta, announced before
     NOTED = 11  # announced: the delta itself may come
+    AGAINST = 12  # the learner pulls against most others, round after round
 
 
 REFUSALS = frozenset(Verdict(code) for code in range(Verdict.REFUSED, Verdict.NOTED))
+REFUSALS |= {Verdict.AGAINST}
 
 
 @message

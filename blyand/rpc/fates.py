@@ -43,6 +43,7 @@ WORDS = {
     Verdict.TOO_MANY_TOKENS: "it counts more tokens than a round assigns",
     Verdict.COPY: "it is another learner's delta",
     Verdict.NOTED: "it was announced, and never came",
+    Verdict.AGAINST: "its learner pulled against most others in the rounds before",
 }
 BEST = (Verdict.TAKEN, Verdict.ALREADY_HAD, *sorted(REFUSALS), Verdict.CLOSED)
 

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from blyan_proto.block.model import Run
 from blyan_proto.protocols.delta import Delta
+from blyan_proto.types import Role
 from blyan_tile.layout import Group
+from blyand.rules.model.election import contributors
 from blyand.rules.records import RunRecord, Schedule
 from blyand.training.announced import Stand
 from blyand.training.membership import Taken
@@ -31,6 +33,19 @@ class Place:
     def median(self) -> int:
         """The group's running median norm before this round."""
         return self.head.median_in(self.record.id)
+
+    @property
+    def learners(self) -> list[bytes]:
+        """Who may contribute to the group in this round."""
+        seats = contributors(self.schedule, self.group.index, Role.LEARN)
+        return [seat.account for seat in seats]
+
+    @property
+    def voices(self) -> list[bytes]:
+        """Whose changes say what the learners have in common: newcomers cost nothing."""
+        seats = contributors(self.schedule, self.group.index, Role.LEARN)
+        known = [seat.account for seat in seats if not seat.is_new]
+        return known or [seat.account for seat in seats]
 
     @property
     def stand(self) -> Stand:

@@ -6,7 +6,6 @@ It holds nothing that anybody else lacks: contributors send again to the next ra
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Awaitable, Callable, Mapping
 
 import trio
@@ -50,6 +49,7 @@ from blyand.training.collecting import Collecting, Place
 from blyand.training.cosign import Cosigner
 from blyand.training.holder import Holder
 from blyand.training.membership import Listing, Refused, Taken
+from blyand.training.watching import Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class Primary:
         make: Callable[..., Awaitable[Block]],
         events: Broadcast,
         heard: Callable[[Bundle, Receipt, Mapping[int, str]], Awaitable[None]],
+        watcher: Watcher,
         is_here: Callable[[bytes], bool] = lambda account: True,
     ) -> None:
         """`heard(bundle, receipt, why)` is told what became of each bundle;
@@ -94,7 +95,7 @@ class Primary:
         self._events = events
         self._open: dict[Key, Collecting] = {}
         self._announced = Announced()
-        self._secret = os.urandom(32)  # of the sketches that copies are found by
+        self._watcher = watcher
 
     async def take(self, bundle: Bundle) -> Receipt:
         """Take a bundle whose form and signature were checked; say what became of it."""
@@ -143,7 +144,7 @@ class Primary:
                 place.run,
                 place.median,
                 delta,
-                self._secret,
+                self._watcher.secret,
             )
             later = self._place(manifest.run, manifest.round, index)
             if isinstance(later, Verdict):
@@ -176,8 +177,13 @@ class Primary:
             if self._announced.is_earlier(place.stand, copied, manifest.learner):
                 raise Refused(Verdict.COPY, f"of the delta of {copied.hex()}")
             collecting.heard[copied] = None  # it came first, and was announced later
+        came_ms = collecting.waited_ms(trio.current_time())
+        if taken and self._watcher.turns_away(key, taken, place.voices):
+            collecting.heard[manifest.learner] = None  # nobody waits for it
+            collecting.came_ms[manifest.learner] = came_ms
+            raise Refused(Verdict.AGAINST, "it pulls against most others")
         collecting.heard[manifest.learner] = taken
-        collecting.came_ms[manifest.learner] = collecting.waited_ms(trio.current_time())
+        collecting.came_ms[manifest.learner] = came_ms
         return Verdict.TAKEN
 
     def _drop_old(self) -> None:
@@ -211,6 +217,7 @@ class Primary:
     ) -> None:
         """Publish what is complete, or late enough."""
         async with trio.open_nursery() as nursery:
+            await nursery.start(self._watcher.run)
             task_status.started()
             while True:
                 await trio.sleep(TICK_S)
@@ -228,8 +235,7 @@ class Primary:
         """True when the round is to be closed; what it says of learners is noted."""
         if trio.current_time() < collecting.again:
             return False
-        seats = contributors(place.schedule, key[2], Role.LEARN)
-        learners = [seat.account for seat in seats]
+        learners = place.learners
         came_ms, now_ms = collecting.came_ms, collecting.waited_ms(trio.current_time())
         is_due = self._arrivals.is_due(place.run, learners, came_ms, now_ms)
         if is_due and not collecting.again:

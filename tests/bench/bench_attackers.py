@@ -4,7 +4,7 @@
 
 Ten learners of the tiny preset, H 5, LR4, from a warm start, on Python's library. The
 real parts do the work (tests/sim/attacks/arena.py). --robust adds sums that are no rules
-of the network. One seed takes about a quarter of an hour on one thread. With --out, what
+of the network, some of them coded again. One seed takes about a quarter of an hour on one thread. With --out, what
 is done stays done: start again, and it goes on.
 """
 
@@ -38,9 +38,15 @@ WARM_STEPS = 400
 WARM_RATE = 3e-3
 JUDGED_EVERY = 5
 
-CLIP, PLAIN = "clip", "no clip"  # the network's sum, in a run that clips or not
-COLUMNS = ((CLIP, 3), (CLIP, 4), (PLAIN, 4))
-ROBUST = tuple((name, 4) for name in AGGREGATORS)  # after a clip
+# The network's sum: who opposes most others left out or not, a clip or not.
+WATCH, CLIP, PLAIN = "watched", "clip", "no clip"
+AGAIN = ", sent again"  # the sum coded like a delta, as one that a primary sends
+COLUMNS = ((WATCH, 3), (WATCH, 4), (CLIP, 4))
+ROBUST = (
+    (PLAIN, 4),
+    *((name, 4) for name in AGGREGATORS if name != "mean"),  # after a clip
+    *((name + AGAIN, 4) for name in AGGREGATORS),
+)
 NOBODY, AWAY = "nobody", "they stay away"
 
 Row = tuple[str, int, str, int]  # attack, liars, sum, seed
@@ -84,7 +90,9 @@ def played(row: Row, rounds: int, warm_steps: int, folder: Path) -> dict[str, An
             text,
             Path(work),
             seed,
-            AGGREGATORS.get(how),
+            AGGREGATORS.get(how.removesuffix(AGAIN)),
+            how == WATCH,
+            how.endswith(AGAIN),
         )
         warm = folder / f"warm-{warm_steps}-{seed}.npz"
         if not warm.exists():
@@ -108,6 +116,7 @@ def played(row: Row, rounds: int, warm_steps: int, folder: Path) -> dict[str, An
         "row": row,
         "losses": losses,
         "refused": dict(arena.refused),
+        "left_out": dict(arena.left_out),
         "clipped": sum(arena.clipped[one] for one in honest),
         "clipped_liars": sum(arena.clipped[one] for one in bad),
         "seconds": time.process_time() - began,

@@ -12,6 +12,8 @@ from blyan_proto.constants import PPM
 from blyan_proto.protocols.delta import Verdict
 from blyan_tile import tblock
 from blyan_tile.corpus import pack
+from blyan_tile.delta import decode_group, encode_group
+from blyand.rules.model.model import layout_for
 from tests.sim.attacks.arena import Arena
 from tests.sim.attacks.liars import ATTACKS
 from tests.sim.test_rounds import TRUNK, learners
@@ -95,6 +97,48 @@ def test_who_announced_first_is_the_original_whoever_shows_it_first(tmp_path):
     simulate(main)
 
 
+def pulling(sign):
+    """Return learning whose changes are half what all have in common, half its own."""
+
+    def learn(job, report):
+        own, common = made_up(job, report), made_up(
+            replace(job, learner=b"all" * 7), report
+        )
+        groups = layout_for(job.model).groups
+        made = []
+        for mine, shared in zip(own.deltas, common.deltas):
+            group = groups[mine.group]
+            pairs = zip(*(decode_group(group, one.tiles) for one in (mine, shared)))
+            change = [(x + sign * y).astype("f4") for x, y in pairs]
+            nothing = [None] * len(change)
+            encoded, _ = encode_group(group, change, job.run, job.round, nothing)
+            made.append(replace(mine, tiles=tuple(encoded)))
+        return replace(own, deltas=tuple(made))
+
+    return learn
+
+
+def test_who_pulls_against_the_others_is_turned_away_after_some_rounds(tmp_path):
+    async def main() -> None:
+        net = Training(tmp_path, 1)
+        liar = net.nodes[2]
+        for node in net.nodes:
+            node.trainer.learn = pulling(-1 if node is liar else 1)
+        heard = answers(liar)
+        async with net.running():
+            run = await net.begin(5)
+            await net.closes(run, 5)
+            await net.settles()
+            net.check()
+            counted = learners(net, TRUNK)
+            honest = {node.name for node in net.nodes[:2]}
+            assert liar.name in counted[0] and counted[-1] == honest
+            assert all(honest <= names for names in counted)
+            assert Verdict.AGAINST in heard
+
+    simulate(main)
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """An archive of some lines."""
@@ -132,8 +176,9 @@ def test_liars_are_refused_or_clipped(text, tmp_path):
     groups = len(place.layout.groups)
     assert place.refused["COPY"] == 2 * 2 * groups
     assert place.refused["NOT_FINITE"] >= 2 and place.refused["TOO_LARGE"]
-    assert set(place.refused) <= {"COPY", "NOT_FINITE", "TOO_LARGE"}
-    assert place.clipped[7] == 2 * groups
+    assert set(place.refused) <= {"COPY", "NOT_FINITE", "TOO_LARGE", "AGAINST"}
+    assert place.clipped[7] + place.left_out[7] == 2 * groups
+    assert set(place.left_out) <= {7}
     assert all(place.medians.values())
 
 

@@ -57,6 +57,7 @@ from blyand.training.primary import Primary
 from blyand.training.receipting import Receipting
 from blyand.training.scorer import Scorer
 from blyand.training.waiting import Blocks
+from blyand.training.watching import Watcher
 from tests.sim.network import InlineLane, SimNode, registration
 
 Judged = Callable[[bytes, np.ndarray], np.ndarray]  # heads root, windows
@@ -253,6 +254,7 @@ class TrainNode(SimNode):
             lambda *a, **more: self.make(*a, **more),
             self.events,
             keeping.heard,
+            Watcher(view, self.blocks.get, self.blobs, lane, self.events),
             lambda account: account == self.key.account
             or self.peer_of(account) in self.wire.others(self.name),
         )

@@ -20,6 +20,11 @@ TRIMMED = 0.4  # of the deltas, at each end
 ROUNDS = 3  # of CenteredClip
 
 
+def mean(deltas: Sequence[Values], before: Values | None) -> Values:
+    """Return the plain mean: what a primary that sums would send."""
+    return [np.mean(tiles, axis=0) for tiles in zip(*deltas)]
+
+
 def trimmed(deltas: Sequence[Values], before: Values | None) -> Values:
     """Return the mean of each coordinate without its extremes."""
     cut = min(int(TRIMMED * len(deltas)), (len(deltas) - 1) // 2)
@@ -61,6 +66,7 @@ def _norm(values: Values) -> float:
 
 
 AGGREGATORS: dict[str, Aggregator] = {
+    "mean": mean,
     "trimmed": trimmed,
     "centered": centered,
     "mixed": mixed,

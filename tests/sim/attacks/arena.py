@@ -29,7 +29,7 @@ from blyan_proto.types import Role, bitmap
 from blyan_tile.batches import held_out_windows
 from blyan_tile.corpus import Archive
 from blyan_tile.create import initial_parameters, write_tile
-from blyan_tile.delta import TileState, decode_group
+from blyan_tile.delta import TileState, decode_group, encode_group
 from blyan_tile.layout import Group, join, layout_of, split
 from blyan_tile.learner import GroupFiles, LearnJob, LearnResult, learn
 from blyan_tile.model.training import held_out_loss
@@ -38,6 +38,7 @@ from blyan_tile.residual import Settled
 from blyan_tile.tblock import open_array
 from blyand.rules.records import RunRecord, Schedule, Seat
 from blyand.training import membership, tiles
+from blyand.training.opposition import Opposition
 from blyand.training.tiles import Listed
 from tests.sim.attacks.aggregators import Aggregator, Values
 from tests.sim.attacks.liars import Attack, Scene
@@ -61,11 +62,18 @@ class Arena:
         folder: Path,
         seed: int = 1,
         aggregator: Aggregator | None = None,
+        is_watched: bool = True,
+        is_sent_again: bool = False,
     ) -> None:
         """`archive`: the packed text as a TBLOCK file; beside it `flipped`, if there.
 
-        `aggregator`: instead of the network's sum, to compare.
+        `aggregator`: instead of the network's sum, to compare. `is_watched`: who pulls
+        against the others is left out. `is_sent_again`: what the aggregator made is
+        coded like a delta, with feedback, as where a primary sends one sum.
         """
+        self._is_sent_again = is_sent_again
+        self._waiting: dict[int, Values] = {}  # what was not sent of the sums
+        self._opposition = Opposition() if is_watched else None
         self._aggregator = aggregator
         self._aggregates: dict[int, Values] = {}
         self.model, self.run, self.folder = model, run, folder
@@ -76,6 +84,7 @@ class Arena:
         self.medians = dict.fromkeys(range(len(self.layout.groups)), 0)
         self.refused: Counter[str] = Counter()
         self.clipped: Counter[int] = Counter()  # by learner: entries with a clip
+        self.left_out: Counter[int] = Counter()  # by learner: as it opposes the others
         self.settled: dict[int, list[Settled]] = {}
         self._source = np.random.default_rng(seed)
         self._seed = seed
@@ -221,11 +230,21 @@ class Arena:
                 heard[account(learner)] = taken
             except membership.Refused as error:
                 self.refused[error.verdict.name] += 1
+        if self._opposition is not None:
+            sketches = {a: t.sketch for a, t in heard.items() if t.sketch is not None}
+            self._opposition.note(record.id, sketches)
+            voices = set(heard)
+            for one in voices:
+                if not self._opposition.is_against(record.id, one, voices):
+                    continue
+                self.refused["AGAINST"] += 1
+                self.left_out[one[0]] += 1
+                del heard[one]
         listing = membership.listing(heard, record, schedule, median)
         self.medians[group.index] = listing.median
         parts = membership.parts_of(heard, listing.contributions)
         if parts and self._aggregator is not None:
-            self.state[group.index] = self._otherwise(group, parts)
+            self.state[group.index] = self._otherwise(group, round, parts)
         elif parts:
             self.state[group.index] = tiles.stepped(
                 group, self.state[group.index], parts, self.run
@@ -238,7 +257,9 @@ class Arena:
                 Settled(round, group.index, clip is not None, clip or PPM)
             )
 
-    def _otherwise(self, group: Group, parts: Sequence[Listed]) -> list[TileState]:
+    def _otherwise(
+        self, group: Group, round: int, parts: Sequence[Listed]
+    ) -> list[TileState]:
         """Make the next version with a robust sum of the clipped deltas."""
         assert self._aggregator is not None
         deltas = [
@@ -247,11 +268,24 @@ class Arena:
         ]
         made = self._aggregator(deltas, self._aggregates.get(group.index))
         self._aggregates[group.index] = made
+        if self._is_sent_again:
+            made = self._sent(group, round, made)
         rates = self.run.outer_rate_ppm, self.run.outer_momentum_ppm
         return [
             step(weights, momentum, gradient.astype(np.float32), *rates)
             for (weights, momentum), gradient in zip(self.state[group.index], made)
         ]
+
+    def _sent(self, group: Group, round: int, made: Values) -> Values:
+        """Return what arrives of a sum, and keep the rest for the next one."""
+        if group.index in self._waiting:
+            made = [x + e for x, e in zip(made, self._waiting[group.index])]
+        tiles32 = [tile.astype(np.float32) for tile in made]
+        nothing = [None] * len(made)
+        raw, _ = encode_group(group, tiles32, self.run, round, nothing)
+        arrived = decode_group(group, raw)
+        self._waiting[group.index] = [x - y for x, y in zip(made, arrived)]
+        return arrived
 
     def _record(self) -> RunRecord:
         return RunRecord(bytes(32), self.run, account(0), 0, (), False)
