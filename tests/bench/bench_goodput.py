@@ -6,9 +6,10 @@ Virtual time: eight learners of which one is killed every minute and back after 
 seconds; of which one or two are four times slower; all of them unsteady; rounds of five
 seconds. Only tokens inside accepted deltas count; "too late" are those of deltas that came
 when the round was over, and of steps given up then. `--links`: what transfer costs, bundles
-and blobs as large as the demo model's, at the same rate each way and 25 ms. `--real`: four daemons with the tiny model, one killed
-every minute, wall time; both halves of the measurement in one network, one after the
-other, and the share of each node's time that went into inner steps.
+and blobs as large as the demo model's, at the same rate each way and 25 ms. `--real`:
+four daemons with the tiny model, one killed every minute, wall time; both halves of the
+measurement in one network, one after the other, and the share of the nodes' time that
+went into inner steps.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import random
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -84,9 +86,19 @@ def links(seconds: float) -> None:
         )
 
 
-def accepted(net: Network, seconds: float, kill: bool, draw: random.Random) -> float:
-    """Return the tokens a second that ended in accepted deltas in a while."""
-    first, began = closed(net), time.monotonic()
+@dataclass(frozen=True)
+class Seen:
+    """What real daemons made of a while."""
+
+    rounds: int
+    kills: int
+    rate: float  # tokens of accepted deltas a second
+    busy: float  # share of the newest rounds' time in inner steps, mean of the nodes
+
+
+def seen(net: Network, seconds: float, kill: bool, draw: random.Random) -> Seen:
+    """Let daemons train for a while, one of them killed every minute or none."""
+    first, began, kills = closed(net), time.monotonic(), 0
     until = began + seconds
     while time.monotonic() < until:
         if not kill:
@@ -98,30 +110,37 @@ def accepted(net: Network, seconds: float, kill: bool, draw: random.Random) -> f
         victim.kill()
         victim.start()
         resumed(victim)
+        kills += 1
         time.sleep(max(0.0, minute - time.monotonic()))
     last, took = closed(net), time.monotonic() - began
     rounds = net[0].call("train.rounds", limit=1000)["rounds"]
     tokens = sum(one["tokens"] for one in rounds if first < one["round"] <= last)
-    return float(tokens / took)
+    told = [node.call("train.status")["utilisation"] or 0.0 for node in net.nodes]
+    return Seen(last - first, kills, tokens / took, sum(told) / len(told))
 
 
 def real(seconds: float) -> None:
     draw = random.Random(1)
+    print(f"four daemons, {seconds:g} s each")
+    print("| | rounds | kills | tokens/s | of them | in inner steps |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         with network(Path(folder) / "net", 4) as net:
             net.make_model()
             net.start_run(rounds=100_000, deadline_s=2.0)
             while closed(net) < 2:
                 time.sleep(0.5)
-            whole = accepted(net, seconds, False, draw)
-            busy = [node.call("train.status")["utilisation"] for node in net.nodes]
-            killed = accepted(net, seconds, True, draw)
+            whole = None
+            for name, kill in (("without kills", False), ("one a minute", True)):
+                got = seen(net, seconds, kill, draw)
+                whole = whole or got
+                share = 100 * got.rate / max(1e-9, whole.rate)
+                print(
+                    f"| {name} | {got.rounds} | {got.kills} | {got.rate:.0f} "
+                    f"| {share:.1f} % | {100 * got.busy:.0f} % |",
+                    flush=True,
+                )
             net.end_runs()
-    print(f"four daemons, {seconds:g} s each; inner steps took {busy} of their time")
-    print(f"| without kills | {whole:.0f} tokens/s |\n| --- | --- |")
-    print(
-        f"| one killed a minute | {killed:.0f} tokens/s, {100 * killed / whole:.1f} % |"
-    )
 
 
 def main() -> None:

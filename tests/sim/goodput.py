@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import trio
 
+from blyan_proto.block.sending import chosen
 from blyan_proto.protocols.delta import Bundle, Receipt, Verdict
 from blyand.training.keeping import Push
 from tests.sim.links import Links
@@ -19,7 +21,8 @@ STEPS = 20  # inner steps of a round
 ROUND_S = 5.0  # that all of them take
 FULL_RATE = STEPS * 64 / ROUND_S  # tokens a second of a learner that never waits
 RESTART_S = 3.0  # a daemon's
-BUNDLE_BYTES = 3_000  # that one of these learners sends in a round, about
+BUNDLE_BYTES = 1_450  # of deltas that one of these learners sends in a round
+EVEN = ("matrix=LR4:4", "embedding=LR4:1")  # no group is much larger than another
 DEMO_BYTES = 175_000  # that one of the demo model does
 
 
@@ -55,7 +58,7 @@ async def measured(
     mbit_s: float | None = None,
     unsteady: float = 0.0,
     steps: int = STEPS,
-    **changed: int,
+    **changed: Any,
 ) -> Yield:
     """Train on `count` nodes for a while; `slow` are the factors of slower ones.
 
@@ -65,6 +68,7 @@ async def measured(
     net = Training(home, seed, count=count, validators=4)
     if mbit_s is not None:
         net.wire.links = Links(mbit_s * 125_000 * BUNDLE_BYTES / DEMO_BYTES, 0.025)
+        changed["codecs"] = chosen(EVEN, ())
     late: list[int] = []
     for index, node in enumerate(net.nodes):
         pace = (slow or {}).get(index, 1.0)

@@ -327,7 +327,8 @@ class TrainNode(SimNode):
     async def push(self, peer: str, bundle: Bundle) -> Receipt:
         """Hand a bundle to a peer, as /blyan/delta/1 does."""
         node = await self.reach(peer)
-        await self.wire.carry(self.name, peer, len(encode(bundle)))
+        size = sum(len(encode(delta)) for delta in bundle.deltas)
+        await self.wire.carry(self.name, peer, size)
         check_bundle(bundle, self.genesis.id)
         receipt = await node.primary.take(bundle)
         self.wire.may_break()

@@ -36,8 +36,9 @@ def test_steps_follow_what_the_others_leave_time_for(passed, steps):
 
 
 def test_a_learner_four_times_slower_settles_at_a_quarter():
-    steps, seen = RUN.inner_steps, []
+    stride, seen = Stride(RUN.inner_steps), []
     for _ in range(30):
+        steps = stride.steps
         learned_ms = steps * 1_000
         others_ms = 5_000 + 1_000  # they wait a second for who comes late
         passed = Passed(
@@ -48,8 +49,8 @@ def test_a_learner_four_times_slower_settles_at_a_quarter():
             learned_ms,
             max(0, 5_000 - learned_ms),
         )
-        steps = next_steps(RUN, passed)
-        seen.append(steps)
+        stride = next_stride(RUN, stride, passed)
+        seen.append(stride.steps)
     assert set(seen[8:]) <= {3, 4, 5} and 4 in seen[8:]
 
 
