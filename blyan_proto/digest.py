@@ -36,6 +36,7 @@ class Domain(enum.Enum):
     BEACON_CHAIN = "blyan 1 beacon chain"
     PLACEMENT = "blyan 1 placement"
     ELECTION = "blyan 1 election"
+    EDGE = "blyan 1 edge"
     BATCHES = "blyan 1 batches"
     SEED = "blyan 1 seed"
     WORK = "blyan 1 work"

@@ -98,6 +98,10 @@ class Board:
             step, steps = under_way["step"], under_way["steps"]
             at = f"step {step} of {steps}, " if step is not None else ""
             said = f"{at}{cell('doing', under_way['doing'])}"
+            far = under_way["between_bytes"]
+            if far:
+                near = size(under_way["within_bytes"])
+                said += f"; {near} within the region, {size(far)} to others"
             lines.append(self._ink(_cut(f"now: {said}", columns), FAINT))
         return lines
 

@@ -52,6 +52,7 @@ from blyand.rpc import (
     verify,
 )
 from blyand.rpc.bind import Answers
+from blyand.rpc.carried import Carried
 from blyand.rpc.fates import Kept
 from blyand.rpc.holders import Holders
 from blyand.rpc.ordering import Ordering
@@ -350,6 +351,7 @@ def bind_all(
         answers, account=base.key.account, ordering=ordering, inspector=inspector
     )
     learner = models.learner if learns else None
+    carried = Carried(models.carriage.ways, base.host.traffic_by_region)
     train.bind(
         answers,
         account=base.key.account,
@@ -367,7 +369,9 @@ def bind_all(
             peers=lambda: len(base.meeting.peers),
             is_paused=lambda: learner is not None and learner.paused,
             doing=lambda: learner.status if learner else "this node does not learn",
+            moved=carried.moved,
         ),
+        carried=carried,
         liveness_ms=base.genesis.parameters.liveness_span_ms,
     )
     return answers

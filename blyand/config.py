@@ -95,6 +95,12 @@ class TrainingSection:
         "or on the processor. 0: one per CUDA device where compute.device is auto, else 1.",
         high=64,
     )
+    edge: str = option(
+        "auto",
+        "Edges carry the deltas of a region to primaries in others. auto: be one where "
+        "this node is drawn, and go by others. off: neither.",
+        choices=("auto", "off"),
+    )
     sharded: bool = option(
         False,
         "Experimental: each of these processes keeps only a part of every parameter and "

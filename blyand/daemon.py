@@ -290,6 +290,7 @@ async def run(home: Home, config: Config) -> None:
                 Service("serving", models.serving.run),
                 Service("replication", models.replication.run),
                 Service("hardware", models.hardware.run),
+                Service("edges", models.carriage.edge.run),
                 Service("primary", settling.once_settled(base, models.primary.run)),
                 Service("compactor", build_compactor(base, replica, models.holder).run),
                 Service(

@@ -7,6 +7,7 @@ from blyan_proto.protocols import blobs as blobs_proto
 from blyan_proto.protocols import blocks as blocks_proto
 from blyan_proto.protocols import cosign as cosign_proto
 from blyan_proto.protocols import delta as delta_proto
+from blyan_proto.protocols import edge as edge_proto
 from blyan_proto.protocols import expert as expert_proto
 from blyan_proto.protocols import providers as providers_proto
 from blyan_proto.protocols import span as span_proto
@@ -21,6 +22,7 @@ from blyand.protocols import blobs as blobs_ends
 from blyand.protocols import blocks as blocks_ends
 from blyand.protocols import cosign as cosign_ends
 from blyand.protocols import delta as delta_ends
+from blyand.protocols import edge as edge_ends
 from blyand.protocols import expert as expert_ends
 from blyand.protocols import providers as providers_ends
 from blyand.protocols import span as span_ends
@@ -67,10 +69,23 @@ def serve_streams(
         deadline_s=None,
         bulk=True,
     )
+    take = inspector.admitting(models.primary.take)
     host.handle(
         delta_proto.PROTOCOL_ID,
-        delta_ends.serve(base.genesis.id, inspector.admitting(models.primary.take)),
+        delta_ends.serve(base.genesis.id, take),
         deadline_s=delta_proto.DEADLINE_S,
+        bulk=True,
+    )
+    host.handle(
+        edge_proto.PROTOCOL_ID,
+        edge_ends.serve(
+            base.genesis.id,
+            base.key.account,
+            edge_ends.Ends(take, models.carriage.edge.forward, stores.blobs.open_array),
+            base.disk_lane,
+            uploads,
+        ),
+        deadline_s=edge_proto.DEADLINE_S,
         bulk=True,
     )
     host.handle(

@@ -30,7 +30,7 @@ from blyand.finality.voter import Surroundings, Voter
 from blyand.foundation import Base
 from blyand.hosting import copying, hosting
 from blyand.language import Language
-from blyand.learning import build_learner
+from blyand.learning import Carriage, build_carriage, build_learner
 from blyand.neighbours import Neighbours
 from blyand.protocols import blobs as blobs_ends
 from blyand.protocols import cosign as cosign_ends
@@ -77,6 +77,7 @@ class Models:
     """What this node does with models: hold, serve, learn, aggregate."""
 
     language: Language
+    carriage: Carriage
     holder: Holder
     serving: Serving
     journal: Journal
@@ -144,6 +145,7 @@ def build_models(
     hardware, replication = copying(
         base, view, near, usage, lambda model: holder.held(model)
     )
+    carriage = build_carriage(base, replica, fetcher)
     holder = Holder(
         base.key.account,
         Blocks(
@@ -155,6 +157,7 @@ def build_models(
         ),
         stores.blobs,
         fetcher,
+        carriage.donors.bring,
         base.tile_lane,
         base.events,
         replica.peer_of,
@@ -208,14 +211,22 @@ def build_models(
         base.genesis.id,
         view,
         replica.pool.__contains__,
-        fetcher,
+        carriage.donors.bring,
         replica.receipts.of,
         functools.partial(give_receipt, base, replica),
-        replica.peer_of,
         base.events,
     )
     learner = build_learner(
-        base, replica, holder, primary, journal, keeping, whole, fetcher, trainer
+        base,
+        replica,
+        carriage,
+        holder,
+        primary,
+        journal,
+        keeping,
+        whole,
+        fetcher,
+        trainer,
     )
     judge = Judge(
         base.key_in,
@@ -226,7 +237,7 @@ def build_models(
         base.events,
     )
     parts = (journal, primary, cosigner, receipting, doubting, judge, learner)
-    return Models(language, holder, serving, *parts, hardware, replication)
+    return Models(language, carriage, holder, serving, *parts, hardware, replication)
 
 
 def _serving(

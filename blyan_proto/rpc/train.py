@@ -167,6 +167,10 @@ class Learning:
     held_out_loss: float | None = arg("newest held-out loss, nats per token")
     learners: int = arg("learners of the round under way")
     primary_of: list[str] = arg("groups whose primary this node is now")
+    region: str | None = arg("where this node stands in the round; null: unknown")
+    edge_of: list[str] = arg("groups whose deltas it carries for its region now")
+    within_bytes: int = arg("of deltas and blobs, to and from its region, since start")
+    between_bytes: int = arg("to and from other regions")
     single: int = arg("groups whose final version nobody but its author recomputed")
     disputed: int = arg("disputes about this run's updates that have no verdict")
     utilisation: float | None = arg(
@@ -232,6 +236,8 @@ class UnderWay:
     doing: str = arg("in a sentence")
     step: int | None = arg("inner steps done; null: it does not train now")
     steps: int | None = arg("inner steps in all")
+    within_bytes: int = arg("of deltas and blobs, to and from its region, since start")
+    between_bytes: int = arg("to and from other regions")
 
 
 @record

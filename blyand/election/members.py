@@ -98,7 +98,8 @@ class Member:
         now = trio.current_time()
         node = NODES.get(self._view(), self._account)
         claimed = Role(self._claims.roles)
-        if node is None or (node.roles ^ claimed) & Role.LEARN:
+        moved = node is not None and node.region != self._claims.region
+        if node is None or moved or (node.roles ^ claimed) & Role.LEARN:
             # Who is said to learn, and does not, is waited for in every round.
             if now - self._registered > self._beat_s:
                 self._registered = now

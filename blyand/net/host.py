@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,7 +40,7 @@ from blyand.net.guard.names import check_names
 from blyand.net.guard.tls import GuardedTls
 from blyand.net.guard.yamux import GuardedYamux, mend_yamux
 from blyand.net.identity import key_pair_of, parse_peer_id, peer_id_of, public_key_of
-from blyand.net.link import link_of_connection
+from blyand.net.link import UNKNOWN, link_of_connection
 from blyand.net.listen import check_free
 from blyand.net.mux.driver import PROTOCOL_ID as MUX
 from blyand.net.mux.driver import MuxConnection
@@ -113,6 +113,7 @@ class Host:
         self._requests = itertools.count(1)
         self.metrics = settings.metrics
         self._traffic = Traffic(settings.metrics)
+        self.region_of: Callable[[str], str] = lambda peer: UNKNOWN  # SAME or OTHER
         self._tcp = WatchedTcp()
         pair = key_pair_of(settings.key)
         noise = Noise(pair, noise_privkey=create_new_key_pair().private_key)
@@ -159,6 +160,7 @@ class Host:
             self._connections.is_admitted,
             settings.note,
             self.standing.may_serve,
+            lambda peer: self.region_of(peer),
         )
         witness.watch(self._connections)
         self._raw = RawStreams(self._libp2p, self._connections, nursery, self.blame)
@@ -210,6 +212,10 @@ class Host:
     def traffic(self) -> dict[str, tuple[int, int]]:
         """Return {protocol: (bytes up, bytes down)} since the start."""
         return self._traffic.counts()
+
+    def traffic_by_region(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """Return {(protocol, region): (bytes up, bytes down)} since the start."""
+        return self._traffic.by_region()
 
     # Connections
 
@@ -272,7 +278,10 @@ class Host:
         link = link_of_connection(connections[0])
         self.note("stream", peer=peer_id, protocol=protocol, way="out")
         self.metrics.counter("blyan_net_streams_opened", protocol=protocol).add()
-        return MessageStream(stream, peer_id, protocol, self._traffic, link, bulk)
+        region = self.region_of(peer_id)
+        return MessageStream(
+            stream, peer_id, protocol, self._traffic, link, bulk, region
+        )
 
     @asynccontextmanager
     async def request(

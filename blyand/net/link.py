@@ -1,4 +1,4 @@
-"""The class of a connection's way: loopback, private, public or relay.
+"""The class of a connection's way: loopback, private, public or relay; same region or not.
 
 Bytes and connections are counted by it: what crosses the internet is paid for, what
 stays on the machine is not.
@@ -10,6 +10,7 @@ import ipaddress
 from typing import Any
 
 LOOPBACK, PRIVATE, PUBLIC, RELAY = "loopback", "private", "public", "relay"
+SAME, OTHER = "same", "other"  # region: as this node, or not
 UNKNOWN = "unknown"  # the connection is gone, or its address is no IP
 
 

@@ -24,7 +24,7 @@ from blyand.diary import Note
 from blyand.errors import LocalFault, NotHere, Unavailable
 from blyand.log import broken, context
 from blyand.metrics import Metrics
-from blyand.net.link import link_of_connection
+from blyand.net.link import UNKNOWN, link_of_connection
 from blyand.net.stream import CODES, MessageStream, Serve
 from blyand.net.traffic import Traffic
 from blyand.rules.net.misbehaviour import Blame
@@ -60,8 +60,11 @@ class Serving:
         is_admitted: Callable[[str], Awaitable[bool]],
         note: Note,
         may_serve: Callable[[str], bool] = lambda peer: True,
+        region_of: Callable[[str], str] = lambda peer: UNKNOWN,
     ) -> None:
-        """`may_serve` says whether a peer's behaviour allows it more than BUSY."""
+        """`may_serve` says whether a peer's behaviour allows it more than BUSY;
+        `region_of` where it stands: SAME, OTHER or UNKNOWN."""
+        self._region_of = region_of
         self._nursery = nursery
         self._traffic, self._metrics = traffic, metrics
         self._blame, self._note = blame, note
@@ -107,6 +110,7 @@ class Serving:
             self._traffic,
             link_of_connection(raw.swarm_conn),
             served.bulk,
+            self._region_of(peer),
         )
         stream.draining = self._draining
         outcome, began_s = "lost", trio.current_time()

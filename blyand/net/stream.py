@@ -69,15 +69,16 @@ class MessageStream:
         traffic: Traffic,
         link: str = UNKNOWN,
         bulk: bool = False,
+        region: str = UNKNOWN,
     ) -> None:
-        """`link`: class of the connection; `bulk`: yields to small messages."""
+        """`link`: class of the connection; `region`: SAME, OTHER or UNKNOWN; `bulk`: yields to small messages."""
         self.peer = peer
         self.protocol = protocol
         self.ended = False  # the peer finished its side
         self.answered = False  # at least one frame left this side
         self.draining = trio.Event()  # set when the serving side wants to end
         self._transport = transport
-        self._meter = traffic.meter(protocol, link)
+        self._meter = traffic.meter(protocol, link, region)
         self._inflow = Inflow()
         self._ahead = _READ_MOST_BULK if bulk else _READ_AHEAD
         self._length: int | None = None  # of the frame whose prefix was read

@@ -110,18 +110,19 @@ class Fetcher:
         *,
         durable: bool = True,
         most_bytes: int | None = None,
+        only: bool = False,
     ) -> None:
         """Return when the blob is in the store; `hints` are asked first.
 
-        NotHere when neither they nor any connected peer, nor one that the directory
+        `only`: and nobody else is. NotHere when neither they nor any connected peer, nor one that the directory
         knows, gave all of it, or when it has more than `most_bytes` of data. Pruned
         when some of them had dropped it, Busy when they let us wait for too long.
         """
         if not self._blobs.has(blob) and blob not in self._under_way:
             async with self._limit:
-                await self._get(blob, hints, durable, most_bytes)
+                await self._get(blob, hints, durable, most_bytes, only)
         else:
-            await self._get(blob, hints, durable, most_bytes)
+            await self._get(blob, hints, durable, most_bytes, only)
 
     async def _get(
         self,
@@ -129,6 +130,7 @@ class Fetcher:
         hints: Sequence[str],
         durable: bool,
         most_bytes: int | None = None,
+        only: bool = False,
     ) -> None:
         """Fetch a blob, or wait for a fetch of it that is under way."""
         while not self._blobs.has(blob):
@@ -136,16 +138,17 @@ class Fetcher:
             if other is None:
                 fetch = self._under_way[blob] = _Fetch(trio.Event())
                 try:
-                    await self._from_anyone(blob, hints, durable, most_bytes, fetch)
+                    await self._from_anyone(
+                        blob, hints, durable, most_bytes, only, fetch
+                    )
                 finally:
                     del self._under_way[blob]
                     fetch.over.set()
                 return
             await other.over.wait()
             # It may have been cancelled, and may not have asked those that we would.
-            if other.asked.keys() >= {*hints, *self._peers()} and not self._blobs.has(
-                blob
-            ):
+            asked = {*hints} if only else {*hints, *self._peers()}
+            if other.asked.keys() >= asked and not self._blobs.has(blob):
                 raise NotHere(f"no peer gave blob {blob.hex()[:16]}")
 
     def want(self, blob: bytes, hints: Sequence[str] = ()) -> None:
@@ -226,6 +229,7 @@ class Fetcher:
         hints: Sequence[str],
         durable: bool,
         most_bytes: int | None,
+        only: bool,
         fetch: _Fetch,
     ) -> None:
         gathering = Gathering(
@@ -240,8 +244,9 @@ class Fetcher:
         fetch.asked = gathering.swarm.out
         told = [peer for peer in hints if not self._is_slow(peer)]
         # Stable: hints before the others.
-        others = sorted((*hints, *self._peers()), key=self._is_slow)
-        await gathering.run(Candidates(told, others), self._elsewhere, durable)
+        others = sorted(hints if only else (*hints, *self._peers()), key=self._is_slow)
+        elsewhere = _nobody if only else self._elsewhere
+        await gathering.run(Candidates(told, others), elsewhere, durable)
 
     def _is_slow(self, peer: str) -> bool:
         since = self._slow.get(peer)

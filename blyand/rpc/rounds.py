@@ -39,6 +39,10 @@ class Watching:
     peers: Callable[[], int]  # connected now
     is_paused: Callable[[], bool]  # learning is stopped on this node
     doing: Callable[[], str] = lambda: ""  # in training, in a sentence
+    moved: Callable[[], tuple[int, int]] = lambda: (
+        0,
+        0,
+    )  # bytes within, between regions
     known: dict[bytes, spec.Baselines | None] = field(default_factory=dict)
 
 
@@ -137,6 +141,7 @@ def _under_way(watching: Watching, record: RunRecord) -> spec.RoundReport:
     """Return what is known of the round that this node is at."""
     step = watching.journal.step_now
     rounds, doing = record.run.rounds, watching.doing()
+    within, between = watching.moved()
     blank = before_first(record.id, rounds, watching.peers())
     if step is not None:
         doing = f"training, {step.note}"
@@ -147,6 +152,8 @@ def _under_way(watching: Watching, record: RunRecord) -> spec.RoundReport:
             doing=doing,
             step=step.done if step else None,
             steps=step.total if step else None,
+            within_bytes=within,
+            between_bytes=between,
         ),
     )
 

@@ -16,6 +16,7 @@ from blyand.errors import TooSlow, Unavailable
 from blyand.net.identity import peer_id_of
 from blyand.rpc.audit import learner_called
 from blyand.rpc.bind import Answers, Emit
+from blyand.rpc.carried import Carried, Turn, where
 from blyand.rpc.fates import Kept, explained, known_of
 from blyand.rpc.ordering import Ordering
 from blyand.rpc.report import reported
@@ -60,6 +61,7 @@ def bind(
     holder: Holder,
     learner: Learner | None,
     watching: Watching,
+    carried: Carried,
     liveness_ms: int,
 ) -> None:
     """Bind train.*. `learner` is None where this node does not learn."""
@@ -100,7 +102,10 @@ def bind(
         model = MODELS.get(view, record.run.model)
         schedule = SCHEDULES.get(view, record.id, record.closed)
         # some microseconds per seat, group and draw
-        led = await watching.lane.run(led_by, turns_of(view, record), account)
+        turns = turns_of(view, record)
+        led = await watching.lane.run(led_by, turns, account)
+        region, carries = await where(carried, watching.lane, turns, account)
+        within, between = carried.moved()
         return spec.Learning(
             state=state,
             reason=reason,
@@ -118,6 +123,10 @@ def bind(
                 else 0
             ),
             primary_of=led,
+            region=region,
+            edge_of=carries,
+            within_bytes=within,
+            between_bytes=between,
             single=sum(
                 is_single(view, record.run.model, group.group)
                 for group in GROUPS.scan(view, record.run.model)
@@ -281,6 +290,10 @@ def nothing(state: str, reason: str) -> spec.Learning:
         held_out_loss=None,
         learners=0,
         primary_of=[],
+        region=None,
+        edge_of=[],
+        within_bytes=0,
+        between_bytes=0,
         single=0,
         disputed=0,
         utilisation=None,
@@ -296,9 +309,6 @@ def provisional_round(holder: Holder, record: RunRecord) -> int:
     ]
     rounds = [h.rounds if h and h.run == record.id else 0 for h in heads]
     return min(rounds, default=0)
-
-
-Turn = tuple[str, int, Schedule]  # a group's name and index, the round it trains next
 
 
 def turns_of(view: View, record: RunRecord) -> list[Turn]:

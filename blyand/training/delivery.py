@@ -30,6 +30,7 @@ from blyan_proto.protocols.delta import (
     Receipt,
     Verdict,
 )
+from blyan_proto.protocols.edge import MAX_BUNDLES, Addressed, Parcel
 from blyan_proto.signing import Purpose, SigningKey
 from blyan_tile.layout import Layout
 from blyan_tile.learner import LearnResult
@@ -38,7 +39,9 @@ from blyand.rules.model.election import ranks
 from blyand.rules.records import RunRecord, Schedule, Seat
 from blyand.training.holder import Holder
 from blyand.training.journal import Journal
+from blyand.training.passed import Passed
 from blyand.training.trails import Version
+from blyand.training.ways import Ways
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,12 @@ AGAIN_S = 0.3
 BUNDLE_BYTES = MAX_BUNDLE_BYTES // 2  # of deltas; the rest of a bundle is small
 ANNOUNCE_S = 0.3  # at most, until deltas are sent all the same
 ROUND_S = 2.0  # after every rank refused or was gone, until the first is asked again
+EDGE_SHARE = 2  # of the run's grace, until a silent edge is passed over: still in time
+
+Tell = Mapping[int, Callable[[Verdict | None], None]]  # by group
+Carry = Callable[
+    [bytes, Parcel, Sequence[bytes]], Awaitable[Sequence[Receipt | None]]
+]  # an edge's account, bundles, the keys of their primaries
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class Reach:
     """How bundles and blobs get to and from others."""
 
     push: Callable[[str, Bundle], Awaitable[Receipt]]
+    carry: Carry  # by an edge, maybe this node
     take: Callable[[Bundle], Awaitable[Receipt]]  # when we are the primary ourselves
     peer_of: Callable[[bytes], str | None]  # account -> peer, None when unknown
     is_connected: Callable[[str], bool]
@@ -89,7 +99,11 @@ class Delivery:
         holder: Holder,
         reach: Reach,
         journal: Journal,
+        ways: Ways,
+        passed: Passed,
     ) -> None:
+        self._ways = ways
+        self._passed = passed
         self._key = key
         self._network = network
         self._holder = holder
@@ -150,12 +164,19 @@ class Delivery:
                     for group, sent in waiting.items()
                     if not sent.is_out and sent.since <= now
                 }
-                for account, groups in self._by_seat(turn, due).items():
-                    for group in groups:
-                        due[group].is_out = True
-                    for part in _bundles(groups, result):
-                        tell = {one: partial(heard, due[one], one) for one in part}
-                        nursery.start_soon(self._send, turn, result, account, tell)
+                for edge, by_seat in self._sorted(turn, due, result).items():
+                    sent_on: list[tuple[Seat, Tell]] = []
+                    for seat, groups in by_seat.items():
+                        for group in groups:
+                            due[group].is_out = True
+                        for part in _bundles(groups, result):
+                            tell = {one: partial(heard, due[one], one) for one in part}
+                            if edge is None:
+                                nursery.start_soon(self._send, turn, result, seat, tell)
+                            else:
+                                sent_on.append((seat, tell))
+                    for parcel in _parcels(sent_on, result):
+                        nursery.start_soon(self._send_by, turn, result, edge, parcel)
                 await trio.sleep(AGAIN_S)
                 for group in list(waiting):
                     if self.is_past(turn, group):
@@ -209,34 +230,73 @@ class Delivery:
         seats = ranks(turn.schedule, group)
         return seats[rank % len(seats)] if seats else None
 
-    def _by_seat(
-        self, turn: Round, due: Mapping[int, _Handed]
-    ) -> dict[bytes, list[int]]:
-        """Return the groups of `due` by the account that they go to."""
-        by_seat: dict[bytes, list[int]] = {}
+    def _sorted(
+        self, turn: Round, due: Mapping[int, _Handed], result: LearnResult
+    ) -> dict[bytes | None, dict[Seat, list[int]]]:
+        """Return the groups of `due` by edge, None for straight on, and primary.
+
+        Edges are for what goes to the first rank of a far group, the first time.
+        """
+        ways: dict[bytes | None, dict[Seat, list[int]]] = {}
+        made = {delta.group for delta in result.deltas}
         for group, sent in due.items():
             seat = self._seat(turn, group, sent.rank)
-            if seat is not None:
-                by_seat.setdefault(seat.account, []).append(group)
-        return by_seat
+            if seat is None:
+                continue
+            edge = None
+            if group in made and sent.rank == 0 and seat.account != self._key.account:
+                edge = self._ways.edge(turn.schedule, group)
+            way = ways.setdefault(edge.account if edge else None, {})
+            way.setdefault(seat, []).append(group)
+        return ways
 
     async def _send(
-        self,
-        turn: Round,
-        result: LearnResult,
-        account: bytes,
-        tell: Mapping[int, Callable[[Verdict | None], None]],
+        self, turn: Round, result: LearnResult, seat: Seat, tell: Tell
     ) -> None:
         """Send one bundle; tell each group's verdict, None where there was no answer."""
         bundle = self._bundle(turn, result, sorted(tell))
-        verdicts: dict[int, Verdict] = {}
+        receipt = None
         try:
-            receipt = await self._deliver(account, bundle, turn.layout)
-            verdicts = {one.group: one.verdict for one in receipt.verdicts}
+            receipt = await self._deliver(seat.account, bundle, turn.layout)
         except (Unavailable, ProtocolError) as error:
-            logger.info("no primary at %s: %s", account.hex(), error)
-        for group, told in tell.items():
-            told(verdicts.get(group))
+            logger.info("no primary at %s: %s", seat.account.hex(), error)
+        _tell(tell, receipt)
+
+    async def _send_by(
+        self,
+        turn: Round,
+        result: LearnResult,
+        edge: bytes,
+        sent_on: Sequence[tuple[Seat, Tell]],
+    ) -> None:
+        """Send bundles by an edge; straight on where no receipt of the primary comes."""
+        parcel = Parcel(
+            tuple(
+                Addressed(seat.account, self._bundle(turn, result, sorted(tell)))
+                for seat, tell in sent_on
+            )
+        )
+        receipts: Sequence[Receipt | None] = (None,) * len(sent_on)
+        patience_s = turn.record.run.grace_ms / 1000 / EDGE_SHARE
+        with trio.move_on_after(patience_s) as patience:
+            try:
+                signers = [seat.key for seat, _ in sent_on]
+                receipts = await self._reach.carry(edge, parcel, signers)
+            except Unavailable as error:
+                logger.info("no way by the edge %s: %s", edge.hex(), error)
+            except ProtocolError as error:
+                logger.warning("the edge %s lies: %s", edge.hex(), error)
+                self._ways.avoid(edge)
+        if patience.cancelled_caught:
+            logger.info("the edge %s is silent", edge.hex())
+            self._ways.avoid(edge)
+        async with trio.open_nursery() as nursery:
+            for (seat, tell), one, receipt in zip(sent_on, parcel.bundles, receipts):
+                if receipt is None:
+                    nursery.start_soon(self._send, turn, result, seat, tell)
+                else:
+                    self._count(one.bundle, turn.layout)
+                    _tell(tell, receipt)
 
     async def _deliver(self, account: bytes, bundle: Bundle, layout: Layout) -> Receipt:
         if account == self._key.account:
@@ -245,11 +305,14 @@ class Delivery:
         if peer is None:
             raise Unavailable("the primary's address is not known")
         receipt = await self._reach.push(peer, bundle)
+        self._count(bundle, layout)
+        return receipt
+
+    def _count(self, bundle: Bundle, layout: Layout) -> None:
         elements = sum(layout.groups[delta.group].elements for delta in bundle.deltas)
         sent = len(encode(bundle)) + PREFIX_BYTES
         manifest = bundle.manifest
         self._journal.handed_over(manifest.run, manifest.round, 4 * elements, sent)
-        return receipt
 
     def _bundle(self, turn: Round, result: LearnResult, groups: list[int]) -> Bundle:
         made = deltas_of(turn, self._key.account, result)
@@ -267,7 +330,9 @@ class Delivery:
             log=root_of(result.log) if ours else EMPTY,
         )
         signature = self._key.sign(Purpose.DELTA_BUNDLE, self._network, manifest)
-        return Bundle(manifest, self._key.public, signature, tuple(deltas))
+        bundle = Bundle(manifest, self._key.public, signature, tuple(deltas))
+        self._passed.note(bundle)
+        return bundle
 
 
 def deltas_of(turn: Round, learner: bytes, result: LearnResult) -> dict[int, Delta]:
@@ -285,6 +350,29 @@ def deltas_of(turn: Round, learner: bytes, result: LearnResult) -> dict[int, Del
         )
         for change in result.deltas
     }
+
+
+def _tell(tell: Tell, receipt: Receipt | None) -> None:
+    verdicts = {one.group: one.verdict for one in receipt.verdicts} if receipt else {}
+    for group, told in tell.items():
+        told(verdicts.get(group))
+
+
+def _parcels(
+    sent_on: Sequence[tuple[Seat, Tell]], result: LearnResult
+) -> list[list[tuple[Seat, Tell]]]:
+    """Return bundles in parts that fit into one parcel each."""
+    sizes = {d.group: sum(len(tile) for tile in d.tiles) for d in result.deltas}
+    parcels: list[list[tuple[Seat, Tell]]] = []
+    room = 0
+    for seat, tell in sent_on:
+        size = sum(sizes.get(group, 0) for group in tell)
+        if not parcels or size > room or len(parcels[-1]) == MAX_BUNDLES:
+            parcels.append([])
+            room = BUNDLE_BYTES
+        parcels[-1].append((seat, tell))
+        room -= size
+    return parcels
 
 
 def _bundles(groups: Sequence[int], result: LearnResult) -> list[list[int]]:

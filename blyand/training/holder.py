@@ -37,7 +37,7 @@ from blyand.rules.records import ModelRecord
 from blyand.rules.verdict import Ignore, Reject
 from blyand.store.blobs import BlobStore
 from blyand.training.draft import check_draft
-from blyand.training.replay import Replay
+from blyand.training.replay import Bring, Replay
 from blyand.training.trails import Key, Trails, Version
 from blyand.training.waiting import Blocks, Waiting
 
@@ -57,6 +57,7 @@ class Holder:
         blocks: Blocks,
         blobs: BlobStore,
         fetcher: Fetcher,
+        bring: Bring,
         lane: Threads,
         events: Broadcast,
         peer_of: Callable[[bytes], str | None],
@@ -77,7 +78,7 @@ class Holder:
         self._heads: dict[Key, Version] = {}
         self._trails = Trails(blobs)
         self._replay = Replay(
-            blocks, blobs, fetcher, lane, self._trails, peer_of, doubt
+            blocks, blobs, fetcher, bring, lane, self._trails, peer_of, doubt
         )
         self._waiting = Waiting(blocks, liveness_ms)
         self._held: dict[bytes, frozenset[int]] = {}

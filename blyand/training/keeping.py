@@ -60,12 +60,16 @@ class Keeping:
 
         async def pushed(peer: str, bundle: Bundle) -> Receipt:
             receipt = await push(peer, bundle)
-            primary = account_of(receipt.signer)
-            answered = Answered(self._clock.now_ms(), primary, bundle.manifest, receipt)
-            await self._keep(lambda: self._rounds.answered(answered))
+            await self.answered(bundle, receipt)
             return receipt
 
         return pushed
+
+    async def answered(self, bundle: Bundle, receipt: Receipt) -> None:
+        """Keep what a primary said of a bundle of ours, whichever way it came."""
+        primary = account_of(receipt.signer)
+        answered = Answered(self._clock.now_ms(), primary, bundle.manifest, receipt)
+        await self._keep(lambda: self._rounds.answered(answered))
 
     async def _keep(self, write: Callable[[], None]) -> None:
         """Write in the lane. What was said to a peer stands, though the disk be full."""

@@ -18,7 +18,6 @@ from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.signing import Purpose, SigningKey
 from blyand.errors import Unavailable
 from blyand.events import BlockStored, Broadcast
-from blyand.protocols.fetch import Fetcher
 from blyand.rules.model import availability, signatures
 from blyand.rules.model import update as rules
 from blyand.rules.verdict import Reject
@@ -43,21 +42,20 @@ class Receipting:
         network: bytes,
         view: Callable[[], View],
         is_pending: Callable[[bytes], bool],
-        fetcher: Fetcher,
+        bring: Callable[[TileUpdate, bytes], Awaitable[None]],
         known: Callable[[bytes], Sequence[BlobReceipt]],
         give: Callable[[BlobReceipt], Awaitable[None]],
-        peer_of: Callable[[bytes], str | None],
         events: Broadcast,
     ) -> None:
-        """`known(block)`: its receipts; `give` keeps ours and broadcasts it."""
+        """`bring(update, author)` gets its deltas; `known(block)`: its receipts; `give`
+        keeps ours and broadcasts it."""
         self._key = key
         self._network = network
         self._view = view
         self._is_pending = is_pending
-        self._fetcher = fetcher
+        self._bring = bring
         self._known = known
         self._give = give
-        self._peer_of = peer_of
         self._events = events
         self._limit = trio.CapacityLimiter(AT_ONCE)
 
@@ -109,18 +107,13 @@ class Receipting:
     async def _vouch(self, block: Block, turn: int) -> None:
         """Fetch the deltas, and sign for them, unless others do so before us."""
         update: TileUpdate = block.content
-        assert update.blob is not None  # see _turn
         await trio.sleep(turn * TURN_S)
         async with self._limit:
             if not self._is_due(block):
                 return
-            hint = self._peer_of(block.header.account)
-            most = sum(part.bytes for part in update.contributions)
             try:
                 with trio.fail_after(FETCH_S):
-                    await self._fetcher.get(
-                        update.blob, [hint] if hint else [], most_bytes=most
-                    )
+                    await self._bring(update, block.header.account)
             except (Unavailable, trio.TooSlowError) as error:
                 logger.info("no receipt for %s: %s", block.id.hex()[:16], error)
                 return

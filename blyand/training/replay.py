@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -36,6 +36,7 @@ LOAD_MS = 50  # a load by replay that takes longer asks for a snapshot (COMPACT-
 MAX_UPDATES = 64  # replayed, before fetching tiles instead
 
 
+Bring = Callable[[TileUpdate, bytes], Awaitable[None]]
 Work = tuple[bytes, int, bytes, bytes]  # run, group, base, contributions
 
 
@@ -58,12 +59,15 @@ class Replay:
         blocks: Blocks,
         blobs: BlobStore,
         fetcher: Fetcher,
+        bring: Bring,
         lane: Threads,
         trails: Trails,
         peer_of: Callable[[bytes], str | None],
         doubt: Callable[[Block, TileRootsList], None],
     ) -> None:
-        """`doubt(block, computed)`: an update claims another result than computed here."""
+        """`bring(update, author)` gets an update's deltas; `doubt(block, computed)`: it
+        claims another result than computed here."""
+        self._bring = bring
         self._blocks = blocks
         self._blobs = blobs
         self._fetcher = fetcher
@@ -166,12 +170,8 @@ class Replay:
         if known == update.result and await self._is_here(known):
             return known
         if update.blob is not None:
-            hint = self._peer_of(author)
-            listed = sum(part.bytes for part in update.contributions)
             with trio.move_on_after(run.deadline_ms / 1000) as patience:
-                await self._fetcher.get(
-                    update.blob, [hint] if hint else [], most_bytes=listed
-                )
+                await self._bring(update, author)
             if patience.cancelled_caught:  # what came so far stays
                 raise TooSlow("its deltas did not come in time")
         result = await self._lane.run(self._compute, group, base, update, run)

@@ -11,7 +11,7 @@ PAGES = (
     "consensus.md",
     *(
         f"protocols/{name}.md"
-        for name in "hello blocks sync blobs delta votes audit".split()
+        for name in "hello blocks sync blobs delta edge votes audit".split()
     ),
 )
 SIZES = {
@@ -54,22 +54,27 @@ SCHEMA = schema()
 
 def decode(kind: str, raw: bytes) -> Any:
     """Return a value of a documented type; records as dicts. Malformed."""
-    value, end = _value(kind, raw, 0)
+    value, end = _value(kind, raw, 0, is_whole=True)
     if end != len(raw):
         raise Malformed("bytes after the end")
-    if encode(kind, value) != raw:
+    if encode(kind, value, is_whole=True) != raw:
         raise Malformed("not the canonical encoding")
     return value
 
 
-def _value(kind: str, raw: bytes, at: int) -> tuple[Any, int]:
+def _fields(kind: str, is_whole: bool) -> list[tuple[str, str, str]]:
+    """Return a record's fields. Inside of others a member of a choice has no code."""
+    return [field for field in SCHEMA[kind] if is_whole or field[0]]
+
+
+def _value(kind: str, raw: bytes, at: int, is_whole: bool = False) -> tuple[Any, int]:
     if kind.endswith("?"):
         if raw[at : at + 1] == b"\xc0":
             return None, at + 1
         return _value(kind[:-1], raw, at)
     if kind in SCHEMA:
         count, at = _head(raw, at, "array")
-        fields = SCHEMA[kind]
+        fields = _fields(kind, is_whole)
         if count != len(fields):
             raise Malformed(f"{kind} has {len(fields)} fields")
         record = {}
@@ -185,12 +190,12 @@ def _integer(raw: bytes, at: int) -> tuple[int, int]:
     raise Malformed(f"{code:#x} begins no integer")
 
 
-def encode(kind: str, value: Any) -> bytes:
+def encode(kind: str, value: Any, is_whole: bool = False) -> bytes:
     """Return the one canonical encoding of a value."""
     if kind.endswith("?"):
         return b"\xc0" if value is None else encode(kind[:-1], value)
     if kind in SCHEMA:
-        fields = SCHEMA[kind]
+        fields = _fields(kind, is_whole)
         parts = [encode(of, value[name]) for name, of, _ in fields]
         return _length("array", len(fields)) + b"".join(parts)
     if kind.startswith("["):

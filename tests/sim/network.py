@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -104,6 +105,8 @@ class Wire:
     said: dict[tuple[object, ...], set[bytes | None]] = field(default_factory=dict)
     side: dict[str, int] = field(default_factory=dict)  # of a partition
     shown: dict[int, set[bytes]] = field(default_factory=dict)  # height -> checkpoints
+    regions: dict[str, str] = field(default_factory=dict)  # node -> region
+    carried: Counter[bool] = field(default_factory=Counter)  # bytes between regions?
 
     def others(self, name: str) -> list[str]:
         """Return who is connected to a node."""
@@ -129,6 +132,11 @@ class Wire:
         """Wait as long as a bundle, or a piece of a blob, is under way."""
         if self.links is not None:
             await self.links.carry(source, target, size)
+
+    def count(self, one: str, other: str, size: int) -> None:
+        """Count bytes between two nodes; True stands for those between regions."""
+        places = [self.regions.get(self.name_of(node)) for node in (one, other)]
+        self.carried[places[0] != places[1]] += size
 
     def may_break(self) -> None:
         """Raise NotHere where a question, or the answer to it, is lost."""

@@ -58,6 +58,7 @@ from blyand.training.receipting import Receipting
 from blyand.training.scorer import Scorer
 from blyand.training.waiting import Blocks
 from blyand.training.watching import Watcher
+from tests.sim.carrying import Carrier
 from tests.sim.network import InlineLane, SimNode, registration
 
 Judged = Callable[[bytes, np.ndarray], np.ndarray]  # heads root, windows
@@ -106,6 +107,7 @@ class BlobTalk:
         wire = self._own.wire
         await wire.carry(self._other.name, self._own.name, len(room))
         room[:] = self._other.blobs.read_leaf(self._blob, index)
+        wire.count(self._other.name, self._own.name, len(room))
 
 
 class Trainer:
@@ -187,6 +189,7 @@ class TrainNode(SimNode):
         self.fetcher = Fetcher(
             self.wanted, self.blobs, lane, lambda: self.wire.others(self.name)
         )
+        self.carrier = Carrier(self, self.fetcher, lane)
         self.holder = Holder(
             account,
             Blocks(
@@ -198,6 +201,7 @@ class TrainNode(SimNode):
             ),
             self.blobs,
             self.fetcher,
+            self.carrier.donors.bring,
             lane,
             self.events,
             self.peer_of,
@@ -231,7 +235,7 @@ class TrainNode(SimNode):
             self.rounds,
             lane,
         )
-        keeping = Keeping(view, self.rounds, lane, self.clock)
+        self.keeping = keeping = Keeping(view, self.rounds, lane, self.clock)
         self.cosigner = Cosigner(
             self.key,
             self.genesis.id,
@@ -260,6 +264,7 @@ class TrainNode(SimNode):
         )
         reach = Reach(
             push=keeping.pushing(lambda peer, bundle: self.push(peer, bundle)),
+            carry=self.carrier.carry,
             take=self.primary.take,
             peer_of=self.peer_of,
             is_connected=lambda peer: peer in self.wire.others(self.name),
@@ -270,10 +275,9 @@ class TrainNode(SimNode):
             self.genesis.id,
             view,
             self.pool.__contains__,
-            self.fetcher,
+            self.carrier.donors.bring,
             self.receipts.of,
             self.give,
-            self.peer_of,
             self.events,
         )
         self.orderable = Orderable(
@@ -290,7 +294,15 @@ class TrainNode(SimNode):
             self.holder,
             self.blobs,
             self.trainer,
-            Delivery(self.key, self.genesis.id, self.holder, reach, self.journal),
+            Delivery(
+                self.key,
+                self.genesis.id,
+                self.holder,
+                reach,
+                self.journal,
+                self.carrier.ways,
+                self.carrier.passed,
+            ),
             self.fetcher.get,
             self.events,
             self.journal,
@@ -332,6 +344,7 @@ class TrainNode(SimNode):
         check_bundle(bundle, self.genesis.id)
         receipt = await node.primary.take(bundle)
         self.wire.may_break()
+        self.wire.count(self.name, peer, len(encode(bundle)) + len(encode(receipt)))
         return receipt
 
     async def give(self, receipt: BlobReceipt) -> None:
@@ -401,7 +414,12 @@ class TrainNode(SimNode):
         claims = registration(self.key)
         member = Member(
             self.key.account,
-            Claims(self.key.public, self.roles, claims.region, claims.hardware),
+            Claims(
+                self.key.public,
+                self.roles,
+                self.wire.regions.get(self.name, ""),
+                claims.hardware,
+            ),
             self.genesis,
             view,
             self.holder.held,
@@ -414,6 +432,7 @@ class TrainNode(SimNode):
             self._watch,
             self.fetcher.run,
             self.holder.run,
+            self.carrier.edge.run,
             self.primary.run,
             self.receipting.run,
             self.doubting.run,

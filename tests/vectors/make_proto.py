@@ -46,6 +46,7 @@ from blyan_proto.protocols import (
     blocks,
     cosign,
     delta,
+    edge,
     expert,
     hello,
     providers,
@@ -516,6 +517,17 @@ RECEIPT = delta.ReceiptClaim(
     ),
     MANIFEST.digest,
 )
+BUNDLE = delta.Bundle(
+    MANIFEST, KEY.public, KEY.sign(Purpose.DELTA_BUNDLE, NETWORK, MANIFEST), (DELTA,)
+)
+SIGNED_RECEIPT = delta.Receipt(
+    RECEIPT.run,
+    RECEIPT.round,
+    RECEIPT.verdicts,
+    RECEIPT.manifest,
+    KEY.public,
+    KEY.sign(Purpose.DELTA_RECEIPT, NETWORK, RECEIPT),
+)
 # name -> message, and the choice it travels in
 MESSAGES: dict[str, tuple[Any, Any]] = {
     "hello": (
@@ -635,15 +647,17 @@ MESSAGES: dict[str, tuple[Any, Any]] = {
     "stepped": (span.Stepped(bytes(range(8))), span.ANSWER),
     "end": (span.End(hash_of("session")[:16]), span.REQUEST),
     "ended": (span.Ended(258), span.ANSWER),
-    "bundle": (
-        delta.Bundle(
-            MANIFEST,
-            KEY.public,
-            KEY.sign(Purpose.DELTA_BUNDLE, NETWORK, MANIFEST),
-            (DELTA,),
-        ),
-        delta.REQUEST,
+    "bundle": (BUNDLE, delta.REQUEST),
+    "parcel": (
+        edge.Parcel((edge.Addressed(KEY.account, BUNDLE),)),
+        edge.REQUEST,
     ),
+    "get_pieces": (
+        edge.GetPieces(hash_of("deltas"), (edge.Span(0, 96), edge.Span(300, 96))),
+        edge.REQUEST,
+    ),
+    "replies": (edge.Replies((SIGNED_RECEIPT, None)), edge.ANSWER),
+    "pieces": (edge.Pieces((b"first", b"")), edge.ANSWER),
     "ask": (audit.Ask(RUN_ID, 3, (1, 4)), audit.REQUEST),
     "shown": (
         audit.Shown(
@@ -668,17 +682,7 @@ MESSAGES: dict[str, tuple[Any, Any]] = {
     ),
     "cosigned": (cosign.Cosigned(UPDATE.cosignatures[0].signature), cosign.ANSWER),
     "declined": (cosign.Declined(cosign.Reason.OTHER_RESULT), cosign.ANSWER),
-    "receipt": (
-        delta.Receipt(
-            RECEIPT.run,
-            RECEIPT.round,
-            RECEIPT.verdicts,
-            RECEIPT.manifest,
-            KEY.public,
-            KEY.sign(Purpose.DELTA_RECEIPT, NETWORK, RECEIPT),
-        ),
-        delta.ANSWER,
-    ),
+    "receipt": (SIGNED_RECEIPT, delta.ANSWER),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import trio.testing
 from blyan_proto.constants import RANKS
 from blyan_proto.errors import DecodeError
 from blyan_proto.protocols.delta import Bundle, EntryVerdict, Receipt, Verdict
+from blyan_proto.protocols.edge import Parcel
 from blyan_proto.signing import SigningKey
 from blyan_proto.types import Role, bitmap
 from blyan_tile.learner import GroupDelta, LearnResult
@@ -22,6 +24,7 @@ from blyand.rules.records import Schedule, Seat
 from blyand.rules.view import Overlay
 from blyand.training.delivery import Delivery, Reach, Round
 from blyand.training.learner import Learner
+from blyand.training.passed import Passed
 
 DEADLINE_S = 10.0
 NOTHING = LearnResult((), True, 0, 0, 0, ())
@@ -39,8 +42,14 @@ class World:
         self.rounds = dict.fromkeys(GROUPS, 0)
         self.answers: dict[bytes, Any] = {}
         self.sent: list[tuple[float, bytes, list[int]]] = []
+        self.edge: Seat | None = None
+        self.carried: list[Parcel] = []
+        self.avoided: list[bytes] = []
         record = SimpleNamespace(
-            id=bytes(32), run=SimpleNamespace(model=b"m", deadline_ms=DEADLINE_S * 1000)
+            id=bytes(32),
+            run=SimpleNamespace(
+                model=b"m", deadline_ms=DEADLINE_S * 1000, grace_ms=2000
+            ),
         )
         layout = SimpleNamespace(groups=[])
         self.turn = Round(record, self.schedule, layout, GROUPS)  # type: ignore[arg-type]
@@ -57,7 +66,9 @@ class World:
             await trio.sleep_forever()
         if isinstance(answer, Exception):
             raise answer
-        if answer is Verdict.TAKEN:
+        named = any(entry.delta for entry in bundle.manifest.entries)
+        is_announced = named and not bundle.deltas
+        if answer is Verdict.TAKEN and not is_announced:
             self.rounds.update(dict.fromkeys(groups, 1))
         verdicts = [EntryVerdict(group, answer) for group in groups]
         # a receipt may name what nobody asked about
@@ -67,9 +78,14 @@ class World:
     def hand_in(self, result: LearnResult = NOTHING) -> float:
         """Hand everything in; return how long it took."""
         me = SigningKey(b"\x09" * 32)
-        reach = Reach(self.push, self.never, bytes.hex, lambda peer: True)
+        reach = Reach(self.push, self.carry, self.never, bytes.hex, lambda peer: True)
         journal = SimpleNamespace(handed_over=lambda *_: None)
-        delivery = Delivery(me, bytes(32), self, reach, journal)  # type: ignore[arg-type]
+        ways = SimpleNamespace(
+            edge=lambda schedule, group: self.edge, avoid=self.avoided.append
+        )
+        delivery = Delivery(
+            me, bytes(32), self, reach, journal, ways, Passed()  # type: ignore[arg-type]
+        )
 
         async def main() -> float:
             await delivery.hand_in(self.turn, result, lambda _: None)
@@ -78,6 +94,17 @@ class World:
         clock = trio.testing.MockClock(autojump_threshold=0)
         began = clock.current_time()
         return trio.run(main, clock=clock) - began
+
+    async def carry(
+        self, edge: bytes, parcel: Parcel, signers: Sequence[bytes]
+    ) -> list[Receipt | None]:
+        self.carried.append(parcel)
+        answer = self.answers[edge]
+        if answer == "silent":
+            await trio.sleep_forever()
+        if isinstance(answer, Exception):
+            raise answer
+        return [None for _ in parcel.bundles]
 
     async def never(self, bundle: Bundle) -> Receipt:
         raise AssertionError("this node is no rank")
@@ -144,13 +171,42 @@ def test_a_delta_names_the_version_that_it_was_made_for():
     assert all(one.manifest == bundle.manifest for one in announced)
 
 
+@pytest.mark.parametrize(
+    ("answer", "longest_s", "is_avoided"),
+    [
+        ("none", 0.5, False),
+        (NotHere("gone"), 0.5, False),
+        (DecodeError("a forged receipt"), 0.5, True),
+        ("silent", 1.5, True),
+    ],
+)
+def test_what_an_edge_did_not_bring_goes_straight_on(answer, longest_s, is_avoided):
+    world = World()
+    layout = SimpleNamespace(groups=[SimpleNamespace(elements=4)] * len(GROUPS))
+    base = SimpleNamespace(tiles=(SimpleNamespace(weights=bytes(32)),), block=b"")
+    world.turn = replace(world.turn, layout=layout, bases=dict.fromkeys(GROUPS, base))
+    world.edge = world.schedule.seats[3]
+    world.answers[world.edge.account] = answer
+    leading = ranks(world.schedule, 0)[0].account
+    world.turn = replace(world.turn, groups=frozenset({0}))
+    change = GroupDelta(0, (b"change",), 7, bytes(32), bytes(32))
+    took_s = world.hand_in(LearnResult((change,), True, 1, 7, 0, ()))
+    (parcel,) = world.carried
+    assert [one.to for one in parcel.bundles] == [leading]
+    assert world.avoided == [world.edge.account] * is_avoided
+    assert (leading, [0]) in [(account, groups) for _, account, groups in world.sent]
+    assert took_s < longest_s + 0.5
+
+
 def test_a_round_that_begins_at_another_version_is_no_longer_handed_in():
     world = World()
     base = SimpleNamespace(block=b"a", run=bytes(32), rounds=0)
     turn = replace(world.turn, bases=dict.fromkeys(GROUPS, base))
     heads = dict.fromkeys(GROUPS, base)
     holder = SimpleNamespace(head=lambda model, group: heads[group])
-    delivery = Delivery(None, bytes(32), holder, None, None)  # type: ignore[arg-type]
+    delivery = Delivery(
+        None, bytes(32), holder, None, None, None, None  # type: ignore[arg-type]
+    )
     learner = SimpleNamespace(
         _view=lambda: Overlay(Nothing()), _holder=holder, _delivery=delivery
     )

@@ -357,7 +357,7 @@ def test_wires_and_bytes_by_link():
                 assert wire.security and wire.muxer
             (other,) = client.wires()
             assert not other.inbound
-            labels = {"protocol": ECHO, "link": "loopback"}
+            labels = {"protocol": ECHO, "link": "loopback", "region": "unknown"}
             for way in ("up", "down"):
                 assert made.counter("blyan_net_bytes", **labels, way=way).value == 104
             assert server.traffic()[ECHO] == (104, 104)

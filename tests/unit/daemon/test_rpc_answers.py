@@ -96,6 +96,7 @@ from blyand.rpc import (
     verify,
 )
 from blyand.rpc.bind import Answers
+from blyand.rpc.carried import Carried
 from blyand.rpc.fates import Kept
 from blyand.rpc.holders import Holders
 from blyand.rpc.ordering import Ordering
@@ -148,6 +149,7 @@ from blyand.store.state import State
 from blyand.training import birth
 from blyand.training.holder import Version as Held
 from blyand.training.journal import Step
+from blyand.training.ways import Ways
 
 KEY, OTHER = SigningKey(bytes(31) + b"\x01"), SigningKey(bytes(31) + b"\x02")
 METHODS = all_methods()
@@ -1146,6 +1148,13 @@ def bind_training(world, journal, make=None, learner=None, kept=None):
         holder=world.holder,
         learner=learner,
         watching=watching_of(world, journal),
+        carried=Carried(
+            Ways(KEY.account, lambda: world.view, lambda _: None, lambda _: False),
+            lambda: {
+                ("/blyan/edge/1", "other"): (5, 2),
+                ("/blyan/blobs/1", "same"): (1, 0),
+            },
+        ),
         liveness_ms=DEVNET.liveness_span_ms,
     )
 
@@ -1434,6 +1443,8 @@ def test_starting_makes_a_run_once_its_groups_are_held(world):
         assert again == dataclasses.replace(first, created=False)
         status = await ask("train.status")
         assert status.state == "learning" and status.run == first.run
+        assert (status.within_bytes, status.between_bytes) == (1, 7)
+        assert status.region is None and status.edge_of == []
         assert status.learners == 2 and 0 < len(status.primary_of) < record.groups
         assert (await ask("train.stop")).run == first.run
         assert learner.paused and (await ask("train.stop")).run is None
