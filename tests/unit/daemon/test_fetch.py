@@ -208,3 +208,16 @@ def test_a_blob_of_more_bytes_than_was_said_is_not_fetched(tmp_path: Path):
         await fetcher.get(blob, ["honest"], most_bytes=10)
 
     running(tmp_path, peers, act)
+
+
+def test_nobody_else_is_asked_where_only_some_are_to_be(tmp_path: Path):
+    peers = Peers(b"one")
+    (blob,) = peers.bodies
+
+    async def act(fetcher: Fetcher, store: BlobStore) -> None:
+        with pytest.raises(NotHere):
+            await fetcher.get(blob, ["silent"], only=True)
+        assert [peer for peer, _ in peers.asked] == ["silent"]
+        await fetcher.get(blob, ["honest"], only=True)
+
+    running(tmp_path, peers, act)
