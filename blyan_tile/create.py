@@ -28,7 +28,7 @@ from blyan_proto.errors import DecodeError
 from blyan_proto.types import BlockId
 from blyan_tile import packed, tblock
 from blyan_tile.jobs import Progress
-from blyan_tile.layout import Group, layout_of, split
+from blyan_tile.layout import Group, laid_out, layout_of, split
 from blyan_tile.tokenizer import BYTES
 
 
@@ -89,10 +89,9 @@ def initial_parameters(architecture: Architecture, seed: int) -> dict[str, np.nd
     Matrices are normal with variance 1 / inputs; those that write to the residual
     stream are smaller by sqrt(2 * layers), so that its variance starts near 1.
     """
-    unnamed = Model(FORMAT_VERSION, "-", architecture, BYTES, Dtype.F32, 1, "")
     return {
         name: _initial(name, shape, architecture.layers, seed)
-        for name, shape in layout_of(unnamed).parameters.items()
+        for name, shape in laid_out(architecture).parameters.items()
     }
 
 

@@ -109,6 +109,16 @@ class Layout:
         return self._by_name[name]
 
     @cached_property
+    def matrices(self) -> tuple[str, ...]:
+        """Names of the matrices inside the layers: no embeddings, no routers."""
+        return tuple(
+            parameter.name
+            for group in self.groups
+            for parameter in group.contents
+            if parameter.tensor_class is TensorClass.MATRIX
+        )
+
+    @cached_property
     def expert_groups(self) -> tuple[Group, ...]:
         return tuple(group for group in self.groups if group.expert is not None)
 
@@ -119,12 +129,16 @@ class Layout:
 
 
 def layout_of(model: Model) -> Layout:
-    """Return the layout of a model.
+    """Return the layout of a model, which follows from its architecture.
 
     DecodeError for an architecture that makes no sense, LimitExceeded for one that has
     more groups or tiles than blocks can name; both before anything is built.
     """
-    shape = model.architecture
+    return laid_out(model.architecture)
+
+
+def laid_out(shape: Architecture) -> Layout:
+    """Return the layout of all models of one architecture. Errors of `layout_of`."""
     _check(shape)
     groups: list[Group] = []
 

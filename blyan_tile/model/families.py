@@ -10,17 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blyan_proto.block.model import Architecture, BiasKind, Dtype, Model
+from blyan_proto.block.model import Architecture, BiasKind, Dtype
 from blyan_proto.codec import encode
-from blyan_proto.constants import FORMAT_VERSION
 from blyan_proto.errors import DecodeError
-from blyan_tile.layout import layout_of
+from blyan_tile.layout import laid_out
 from blyan_tile.model.described import config_of
 from blyan_tile.model.kinds import DTYPES, KINDS, MICRO, Kind
 from blyan_tile.model.names import is_surplus, tensor_names
 from blyan_tile.model.options import MAX_U8, MAX_U16, MAX_U32, Options
 from blyan_tile.model.stretching import PPB, read_rope
-from blyan_tile.tokenizer import BYTES
 
 __all__ = [
     "Family",
@@ -67,7 +65,7 @@ def read_config(config: Mapping[str, object]) -> Family:
         raise DecodeError("config.json is nested too deeply") from None
     try:
         encode(family.architecture)
-        layout_of(_unnamed(family.architecture))
+        laid_out(family.architecture)
     except DecodeError as error:
         raise DecodeError(f"config.json: {error}") from None
     return family
@@ -239,7 +237,3 @@ def _dtype(options: Options) -> Dtype | None:
     if said is None or said.removeprefix("torch.") not in DTYPES:
         raise options.refused(spelled, f"supported are {', '.join(DTYPES)}")
     return DTYPES[said.removeprefix("torch.")]
-
-
-def _unnamed(architecture: Architecture) -> Model:
-    return Model(FORMAT_VERSION, "-", architecture, BYTES, Dtype.F32, 1, "")

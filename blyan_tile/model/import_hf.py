@@ -25,12 +25,11 @@ import numpy as np
 from blyan_proto.block.model import (
     Architecture,
     Dtype,
-    Model,
     TileRoots,
     TileRootsList,
 )
 from blyan_proto.codec import U64, Size, decode, encode, message
-from blyan_proto.constants import FORMAT_VERSION, MAX_GROUPS
+from blyan_proto.constants import MAX_GROUPS
 from blyan_proto.digest import Domain, digest
 from blyan_proto.errors import DecodeError
 from blyan_proto.types import BlobId, Name
@@ -45,7 +44,7 @@ from blyan_tile.checkpoint import (
 )
 from blyan_tile.create import write_tile
 from blyan_tile.jobs import Progress
-from blyan_tile.layout import Group, Layout, Piece, cut, layout_of
+from blyan_tile.layout import Group, Layout, Piece, cut, laid_out
 from blyan_tile.model.families import (
     Family,
     is_surplus,
@@ -53,7 +52,6 @@ from blyan_tile.model.families import (
     tensor_names,
 )
 from blyan_tile.tokenizer import (
-    BYTES,
     FILES,
     MAX_TOKENIZER_BYTES,
     Companions,
@@ -147,7 +145,7 @@ def import_checkpoint(
         _check_tokenizer(companions, family.architecture.vocabulary)
         checkpoint.find_tensors()
         names = tensor_names(family)
-        layout = layout_of(unnamed(family.architecture))
+        layout = laid_out(family.architecture)
         check_tensors(checkpoint, layout, names, partial(is_surplus, family))
         if family.architecture.tied_embeddings and HEAD in checkpoint.tensors:
             _check_tied(checkpoint, names["embed.weight"])
@@ -200,11 +198,6 @@ def _check_tokenizer(companions: Companions, vocabulary: int) -> None:
     if not companions.tokenizer_json:
         raise DecodeError("there is no tokenizer.json in the folder")
     check(companions, vocabulary)
-
-
-def unnamed(architecture: Architecture) -> Model:
-    """Return a model that only says what its layout follows from."""
-    return Model(FORMAT_VERSION, "-", architecture, BYTES, Dtype.F32, 1, "")
 
 
 def check_tensors(

@@ -8,10 +8,8 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-from blyan_proto.block.model import Architecture, Dtype, Model
-from blyan_proto.constants import FORMAT_VERSION
-from blyan_tile.layout import layout_of
-from blyan_tile.tokenizer import BYTES
+from blyan_proto.block.model import Architecture
+from blyan_tile.layout import laid_out
 
 _ALONE = {
     "embed.weight": "model.embed_tokens.weight",
@@ -46,11 +44,10 @@ class Named(Protocol):
 def tensor_names(family: Named) -> dict[str, str]:
     """Return parameter -> name in the safetensors files, for every one of the layout."""
     shape = family.architecture
-    unnamed = Model(FORMAT_VERSION, "-", shape, BYTES, Dtype.F32, 1, "")
     is_mixtral = family.name == "mixtral"
     return {
         parameter: _ALONE.get(parameter) or _in_layer(parameter, is_mixtral)
-        for parameter in layout_of(unnamed).parameters
+        for parameter in laid_out(shape).parameters
     }
 
 

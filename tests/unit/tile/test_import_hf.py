@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from blyan_proto.block.model import Dtype
 from blyan_proto.errors import LimitExceeded, ProtocolError
 from blyan_tile.checkpoint import INDEX, SINGLE, open_checkpoint
 from blyan_tile.create import create, model_of
-from blyan_tile.layout import layout_of
+from blyan_tile.layout import laid_out
 from blyan_tile.model import export_hf, import_hf
 from blyan_tile.model.export_hf import ExportJob, TileFiles, export_model
 from blyan_tile.model.import_hf import ImportJob, Journal, import_checkpoint
@@ -39,7 +40,7 @@ def imported(folder: Path, work: Path, report=lambda progress: None):
 
 
 def exported(result, work: Path, target: Path, **changed):
-    model = import_hf.unnamed(result.architecture)
+    model = replace(model_of("tiny", "tiny"), architecture=result.architecture)
     groups = tuple(
         TileFiles(tuple(str(work / tile.weights.hex()) for tile in tiles))
         for tiles in result.groups
@@ -318,7 +319,7 @@ def test_every_tile_is_as_the_layout_cuts_it(tmp_path):
     with open_checkpoint(str(tmp_path / "in")) as opened:
         family = import_hf.family_of(import_hf.companions_in(opened))
     parameters = {our: tensors[their] for our, their in tensor_names(family).items()}
-    layout = layout_of(import_hf.unnamed(family.architecture))
+    layout = laid_out(family.architecture)
     assert any(len(group.tiles) > 3 for group in layout.groups)
     for group, tiles in zip(layout.groups, result.groups, strict=True):
         cut = split(group, parameters)
