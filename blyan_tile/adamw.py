@@ -43,14 +43,3 @@ class AdamW:
             square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             root = square.sqrt().div_(correction).add_(_EPSILON)
             parameter.addcdiv_(mean, root, value=-size)
-
-    @torch.no_grad()
-    def clip(self, limit: float) -> float:
-        """Scale all gradients to a norm of at most `limit`; return the norm before."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norms = torch.stack([gradient.norm() for gradient in gradients])
-        norm = float(norms.norm())
-        if norm > limit:
-            for gradient in gradients:
-                gradient.mul_(limit / norm)
-        return norm

@@ -1,4 +1,4 @@
-"""The inner steps of a round: AdamW from a fresh state on what one node holds.
+"""The inner steps of a round, from a fresh optimizer, on what one node holds.
 
 A pure function of the base, the run, the round and the batches (DEC-B12), so an auditor
 can repeat it within a tolerance.
@@ -7,16 +7,19 @@ can repeat it within a tolerance.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from blyan_proto.block.model import Architecture, Run
+from blyan_proto.block.model import Architecture, Inner, Run
 from blyan_proto.constants import PPM
 from blyan_tile.adamw import AdamW
+from blyan_tile.layout import laid_out
 from blyan_tile.model.training import Trainable
+from blyan_tile.muon import Muon
 from blyan_tile.together import Shared, Together
 
 WARM_UP_STEPS = 5  # linear, at the start of every round
@@ -41,6 +44,36 @@ def rate_of(run: Run, round_: int) -> float:
     return rate / _PPB
 
 
+class Optimizer(Protocol):
+    """What changes parameters by their gradients."""
+
+    def step(self, rate: float) -> None:
+        """Use and drop the gradients."""
+
+
+def optimizer_of(
+    architecture: Architecture, run: Run, parameters: Mapping[str, Tensor]
+) -> Optimizer:
+    """Return the run's optimizer of `parameters`, in its first state."""
+    decay = run.decay_ppm / PPM
+    inside = () if run.inner is Inner.ADAMW else laid_out(architecture).matrices
+    matrices = {name: parameters[name] for name in inside if name in parameters}
+    others = [p for name, p in parameters.items() if name not in matrices]
+    adamw = AdamW(others, run.beta1_ppm / PPM, run.beta2_ppm / PPM, decay)
+    return Muon(matrices.values(), decay, adamw) if matrices else adamw
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], limit: float) -> float:
+    """Scale all gradients to a norm of at most `limit`; return the norm before."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+    if norm > limit:
+        for gradient in gradients:
+            gradient.mul_(limit / norm)
+    return norm
+
+
 def train(
     architecture: Architecture,
     run: Run,
@@ -51,7 +84,7 @@ def train(
     report: Callable[[int, float], None],
     together: Together | None = None,
 ) -> Outcome:
-    """Change `parameters` in place by one AdamW step per batch.
+    """Change `parameters` in place by one step of the run's optimizer per batch.
 
     `held`: per layer the experts among `parameters`. A batch is (B, T + 1) int64.
     `report` hears the steps done and the loss after each. `together`: with others, who
@@ -65,12 +98,7 @@ def train(
         model = Trainable(architecture, shared, held, together.summed)
         trained = shared.leaves()
         step = _in_company(model, shared, together, run.auxiliary_ppm / PPM)
-    optimizer = AdamW(
-        [p for p in trained.values() if p.requires_grad],
-        run.beta1_ppm / PPM,
-        run.beta2_ppm / PPM,
-        run.decay_ppm / PPM,
-    )
+    optimizer = optimizer_of(architecture, run, trained)
     rate = rate_of(run, round_)
     losses: list[float] = []
     routed = torch.zeros(
@@ -78,7 +106,9 @@ def train(
     )  # (layers, E)
     for index, batch in enumerate(batches):
         loss, counts = step(batch)
-        norm = optimizer.clip(run.clip_ppm / PPM if run.clip_ppm else math.inf)
+        norm = clip_gradients(
+            trained.values(), run.clip_ppm / PPM if run.clip_ppm else math.inf
+        )
         if not math.isfinite(loss) or not math.isfinite(norm):
             return Outcome(losses, routed, False)
         optimizer.step(rate * min(1.0, (index + 1) / WARM_UP_STEPS))

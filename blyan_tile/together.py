@@ -1,7 +1,7 @@
 """The inner steps of one learner in several processes of one machine, by torch.distributed.
 
 Strategy. Every process knows the whole batch and takes its rows of it;
-DistributedDataParallel averages the gradients, so that all make the same AdamW step. The
+DistributedDataParallel averages the gradients, so that all make the same step. The
 one thing that is not linear in the rows, the share of tokens that an expert got in the
 balancing loss, is summed first: the curve is that of one process, up to the order in
 which floats are added. docs/decisions/0032-partial-learners.md
@@ -104,8 +104,28 @@ class Shared(Mapping[str, Tensor]):
         """Put the values where they came from; all processes at once."""
         if self._is_sharded:
             for name, parameter in parameters.items():
-                whole: Tensor = self[name].full_tensor()  # type: ignore[attr-defined]
-                parameter.copy_(whole)
+                parameter.copy_(whole(self[name]))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a parameter or gradient of which each process keeps a part.
+
+    All processes at once; what is not parted is returned as it is.
+    """
+    gather: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+def part(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Return of `tensor`, which all processes have, the part that is kept here of
+    `parameter`."""
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is None:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    placements = parameter.placements  # type: ignore[attr-defined]
+    return distribute_tensor(tensor, mesh, placements, src_data_rank=None)
 
 
 def _sharded(module: nn.Module, together: Together) -> nn.Module:

@@ -184,6 +184,13 @@ class Aggregation(enum.IntEnum):
     SUM = 0  # the exact weighted sum (DEC-B1, B5)
 
 
+class Inner(enum.IntEnum):
+    """What moves the matrices inside the layers in inner steps; AdamW moves the rest."""
+
+    ADAMW = 0
+    MUON = 1  # along U V^T of their momentum
+
+
 @message
 class RateStep:
     """Inner learning rate from one round on; between steps it is constant."""
@@ -214,9 +221,7 @@ class Run:
     feedback_ppm: U32  # error feedback beta
     outer_rate_ppm: U32
     outer_momentum_ppm: U32  # Nesterov mu; 0: no outer state
-    delta_clip_ppm: (
-        U32  # largest norm over the group's running median (DEC-B15); 0: off
-    )
+    delta_clip_ppm: U32  # largest norm over the group's median (DEC-B15); 0: off
     quorum_ppm: U32  # share of the expected contributors
     deadline_ms: U32  # a rank that has not published by then is passed over
     grace_ms: U32  # wait after quorum for the rest
@@ -230,6 +235,7 @@ class Run:
     aggregation: Aggregation = Aggregation.SUM
     from_residual: bool = False  # inner steps start at base - e, not at the base
     gate: Gate | None = None  # none: heads are adopted by schedule, unjudged
+    inner: Inner = Inner.ADAMW
 
 
 @message
@@ -282,9 +288,7 @@ class Contribution:
     tokens: U32
     weight_ppm: U32  # share in the sum, before the clip
     clip_ppm: U32  # factor on the delta; 10^6: not clipped
-    norm: U64 = (
-        0  # of the group's delta, in 2^-24; 0 where the run does not clip (DEC-B15)
-    )
+    norm: U64 = 0  # of the group's delta, in 2^-24; 0: the run does not clip (DEC-B15)
 
 
 @message

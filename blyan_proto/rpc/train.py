@@ -17,6 +17,7 @@ from blyan_proto.rpc.parts import DATASET_HELP, MODEL_HELP
 from blyan_proto.rpc.spec import Id, Method, arg, declare, record
 
 RUN_HELP = "run block id, hex; default: the newest"
+INNER = ("adamw", "muon")  # names of blyan_proto.block.model.Inner
 
 
 @record
@@ -38,7 +39,10 @@ class Start:
     inner_steps: int | None = arg("steps per round", default=None, low=1, high=10_000)
     batch: int | None = arg("sequences per step", default=None, low=1, high=4096)
     sequence: int | None = arg("tokens per sequence", default=None, low=8, high=65_535)
-    inner_rate: float | None = arg("AdamW learning rate", default=None, low=0, high=1)
+    inner: str | None = arg(
+        "what moves matrices in inner steps", default=None, choices=INNER
+    )
+    inner_rate: float | None = arg("inner learning rate", default=None, low=0, high=1)
     outer_rate: float | None = arg("outer learning rate", default=None, low=0, high=4)
     outer_momentum: float | None = arg("Nesterov mu", default=None, low=0, high=0.999)
     from_residual: bool | None = arg(
@@ -162,6 +166,7 @@ class Learning:
     round: int = arg("newest round closed")
     finalised_round: int = arg("newest round that a checkpoint has finalised")
     rounds: int = arg("rounds in all; 0: no run")
+    inner: str | None = arg("what moves matrices in inner steps; null: no run")
     tokens: int = arg("tokens this node has learnt from in this run")
     train_loss: float | None = arg("of this node's newest round, nats per token")
     held_out_loss: float | None = arg("newest held-out loss, nats per token")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from blyan_proto.block import sending
 from blyan_proto.block.gate import Gate
-from blyan_proto.block.model import RateStep, Run
+from blyan_proto.block.model import Inner, RateStep, Run
 from blyan_proto.constants import PPM
 from blyan_proto.rpc.errors import PRESET_UNKNOWN, RUN_INVALID, RpcError
 from blyan_proto.rpc.records import nearest
@@ -74,6 +74,8 @@ def changed(run: Run, params: Start) -> Run:
         rate = _scaled(params.inner_rate, 10**9)
         assert rate is not None
         changes["inner_rate"] = (RateStep(0, rate),)
+    if params.inner is not None:
+        changes["inner"] = Inner[params.inner.upper()]
     if params.codec is not None:
         try:
             changes["codecs"] = sending.chosen(params.codec, run.codecs)

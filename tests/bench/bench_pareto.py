@@ -22,8 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from blyan_tile import inner
-from tests.bench import muon
 from tests.bench import pareto_plan as plan
 from tests.bench.channels import Coded, Controlled
 from tests.bench.control_arms import control_of
@@ -68,8 +66,7 @@ def measured(trial: Trial, folder: Path, text: Text) -> dict[str, Any]:
         if trial.control
         else Coded(trial.run, trial.learners)
     )
-    train = muon.train if trial.inner == "muon" else inner.train
-    network = Network(model, trial, text, start, channel, train)
+    network = Network(model, trial, text, start, channel)
     began, curve, sent = time.process_time(), [(0, network.held_out())], 0.0
     rounds = trial.run.rounds
     for closed in network.rounds():

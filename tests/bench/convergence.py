@@ -6,22 +6,21 @@ of the daemon; only chain and network are left out, and residuals stay in memory
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from blyan_proto.block.model import Architecture, Model, Run
+from blyan_proto.block.model import Model, Run
 from blyan_proto.digest import Domain, digest
 from blyan_tile.batches import assign, gather, held_out_windows
 from blyan_tile.corpus import Archive, ArchiveJob, build
 from blyan_tile.create import initial_parameters
 from blyan_tile.delta import TileState
-from blyan_tile.inner import Outcome, train
+from blyan_tile.inner import train
 from blyan_tile.layout import Layout, join, layout_of, split
 from blyan_tile.learner import mapped
 from blyan_tile.model.training import held_out_loss
@@ -30,21 +29,6 @@ from tests.bench.channels import Channel
 TILE_PARAMETERS = 2**21  # of the "2 M" in KB per 2 M parameters
 
 Parameters = dict[str, np.ndarray]
-
-
-class Inner(Protocol):
-    """The inner steps; `inner.train` or another optimizer in its place."""
-
-    def __call__(
-        self,
-        architecture: Architecture,
-        run: Run,
-        round_: int,
-        parameters: Mapping[str, torch.Tensor],
-        held: Sequence[Sequence[int]],
-        batches: Iterator[torch.Tensor],
-        report: Callable[[int, float], None],
-    ) -> Outcome: ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +42,6 @@ class Trial:
     run: Run
     learners: int = 4
     control: str = ""  # a control arm by name; "": the run's codecs
-    inner: str = "adamw"
 
     @property
     def key(self) -> str:
@@ -129,7 +112,6 @@ class Network:
     text: Text
     start: Parameters
     channel: Channel
-    inner: Inner = train
 
     def __post_init__(self) -> None:
         self.layout: Layout = layout_of(self.model)
@@ -195,7 +177,7 @@ class Network:
         tensors = {
             name: torch.tensor(x, requires_grad=True) for name, x in base.items()
         }
-        outcome = self.inner(
+        outcome = train(
             architecture,
             run,
             round_,

@@ -9,6 +9,7 @@ from blyan_proto.block.model import (
     Architecture,
     Codec,
     CodecChoice,
+    Inner,
     Model,
     RateStep,
     Run,
@@ -45,7 +46,7 @@ class Arm:
     beta: float = 1.0
     control: str = ""
     learners: int = 4
-    inner: str = "adamw"
+    inner: Inner = Inner.ADAMW
     ahead: bool = False  # learners start from the base minus their residual
 
 
@@ -77,6 +78,7 @@ def run_of(arm: Arm, rounds: int, steps: int = 20) -> Run:
         outer_rate_ppm=round(arm.outer[0] * 1e6),
         outer_momentum_ppm=round(arm.outer[1] * 1e6),
         from_residual=arm.ahead,
+        inner=arm.inner,
     )
 
 
@@ -127,7 +129,7 @@ def moves(preset: str) -> list[Arm]:
                 f"Muon inside, {text} {outer[0]}/{outer[1]}",
                 (text,),
                 outer,
-                inner="muon",
+                inner=Inner.MUON,
             )
             for text in ("DENSE", "Q:2", middle)
             for outer in (MEAN, LIGHT)
@@ -137,7 +139,7 @@ def moves(preset: str) -> list[Arm]:
                 f"Muon inside, LRC:{rank} ahead {outer[0]}/{outer[1]}",
                 (f"LRC:{rank}",),
                 outer,
-                inner="muon",
+                inner=Inner.MUON,
                 ahead=True,
             )
             for rank in RANKS[preset]
@@ -174,7 +176,6 @@ def trials(
             run_of(arm, rounds, steps),
             arm.learners,
             arm.control,
-            arm.inner,
         )
 
 

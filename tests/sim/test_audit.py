@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from blyan_proto import merkle
+from blyan_proto.block.model import Inner
 from blyan_proto.errors import BadProof, BadSignature
 from blyan_proto.protocols.audit import (
     Absent,
@@ -173,7 +174,9 @@ def test_what_audits_find_on_a_network_that_trains(tmp_path: Path) -> None:
                     )
                 )
                 await net._nursery.start(drawn.run)
-            run = await net.begin(rounds=2, min_tokens=0, from_residual=True)
+            run = await net.begin(
+                rounds=2, min_tokens=0, from_residual=True, inner=Inner.MUON
+            )
             await net.closes(run, 2)
             await until(lambda: len(heard) >= 4)  # two of each round, the last one too
             record, account = node.run_record(run), learner.key.account

@@ -160,6 +160,7 @@ RUN = model.Run(
     rounds_ahead=2,
     seed=7,
     gate=gate.Gate(5, 256, 1645, 2_000),
+    inner=model.Inner.MUON,
 )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from blyan_proto.block.model import Inner
 from blyan_tile.jobs import Progress
 from blyan_tile.learner import LearnJob, LearnResult, learn
 from blyand.compute import open_worker
@@ -23,7 +24,7 @@ def test_two_processes_learn_as_one_and_the_death_of_one_costs_no_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    run = replace(RUN, batch=3)  # rows that do not divide
+    run = replace(RUN, batch=3, inner=Inner.MUON)  # rows that do not divide
     job = job_of(tmp_path, first_tiles(), run=run)
     alone = learn(job, lambda progress: None)
 

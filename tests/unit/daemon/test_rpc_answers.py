@@ -19,6 +19,7 @@ from blyan_proto.block.model import (
     Codec,
     Contribution,
     Cosignature,
+    Inner,
     Model,
     TensorClass,
     TileRoots,
@@ -1423,7 +1424,10 @@ def test_starting_makes_a_run_once_its_groups_are_held(world):
     async def main():
         bind_training(world, FakeJournal(bytes(32)), make, learner)
         assert (await ask("train.status")).state == "waiting"
-        numbers = dict(preset="tiny", rounds=9, codec=["DENSE"], inner_rate=0.001)
+        assert (await ask("train.status")).inner is None
+        numbers = dict(
+            preset="tiny", rounds=9, codec=["DENSE"], inner_rate=0.001, inner="muon"
+        )
         async with trio.open_nursery() as nursery:
             started = []
 
@@ -1437,7 +1441,7 @@ def test_starting_makes_a_run_once_its_groups_are_held(world):
         (first,) = started
         assert first.created and first.rounds == 9 and first.dataset == "text"
         run = made[0]
-        assert run.inner_rate[0].rate_ppb == 1_000_000
+        assert (run.inner_rate[0].rate_ppb, run.inner) == (1_000_000, Inner.MUON)
         assert {choice.codec for choice in run.codecs} == {Codec.DENSE}
         again = await ask("train.start", preset="tiny", rounds=9)
         assert again == dataclasses.replace(first, created=False)
@@ -1446,6 +1450,7 @@ def test_starting_makes_a_run_once_its_groups_are_held(world):
         assert (status.within_bytes, status.between_bytes) == (1, 7)
         assert status.region is None and status.edge_of == []
         assert status.learners == 2 and 0 < len(status.primary_of) < record.groups
+        assert status.inner == "muon"
         assert (await ask("train.stop")).run == first.run
         assert learner.paused and (await ask("train.stop")).run is None
         assert (await ask("train.status")).state == "paused"
@@ -1465,6 +1470,10 @@ def test_settings_that_make_no_run(world):
             runs.run_of(start(**{"preset": "tiny", **numbers}), record, bytes(32))
         assert caught.value.code == code.code
 
+    for name in train_spec.INNER:
+        run = runs.run_of(start(preset="tiny", inner=name), record, bytes(32))
+        assert run.inner is Inner[name.upper()]
+    assert len(train_spec.INNER) == len(Inner)
     refuse(errors.PRESET_UNKNOWN, preset="huge")
     refuse(errors.RUN_INVALID, sequence=257)
     refuse(errors.RUN_INVALID, codec=["LR4:0"])
