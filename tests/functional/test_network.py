@@ -104,7 +104,8 @@ def test_rounds_close_though_all_learners_of_an_expert_have_stopped(net: Network
     assert len(holders) == 2
     for node in holders:
         node.call("train.stop")
-    starter.call("train.start", preset="tiny", rounds=2, deadline_s=2.0)
+    starter.call("train.start", preset="tiny", rounds=2, deadline_s=2.0, inner="muon")
+    assert starter.call("train.status")["inner"] == "muon"
     wait_for(lambda: closed(starter) == 2, "both rounds")
     wait_for(lambda: adopted(starter) == 2, "the second run's heads are adopted")
     for node in holders:
