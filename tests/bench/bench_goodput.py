@@ -113,7 +113,7 @@ def seen(net: Network, seconds: float, kill: bool, draw: random.Random) -> Seen:
         kills += 1
         time.sleep(max(0.0, minute - time.monotonic()))
     last, took = closed(net), time.monotonic() - began
-    rounds = net[0].call("train.rounds", limit=1000)["rounds"]
+    rounds = net[0].call("train.report")["history"]
     tokens = sum(one["tokens"] for one in rounds if first < one["round"] <= last)
     told = [node.call("train.status")["utilisation"] or 0.0 for node in net.nodes]
     return Seen(last - first, kills, tokens / took, sum(told) / len(told))
