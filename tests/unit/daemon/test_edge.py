@@ -6,19 +6,33 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import trio
 
 from blyan_proto.errors import ProtocolError
 from blyan_proto.protocols.edge import (
     MAX_PIECES_BYTES,
+    PROTOCOL_ID,
     Addressed,
     Parcel,
     Pieces,
     Replies,
     Span,
 )
-from blyan_proto.signing import SigningKey
+from blyan_proto.signing import Purpose, SigningKey
+from blyand.compute import Threads
+from blyand.errors import Unavailable
 from blyand.protocols.delta import signed_receipt
-from blyand.protocols.edge import check_parcel, check_pieces, check_receipts, cut
+from blyand.protocols.edge import (
+    Client,
+    Ends,
+    check_parcel,
+    check_pieces,
+    check_receipts,
+    cut,
+    serve,
+)
+from blyand.protocols.uploads import Uploads
+from tests.unit.daemon.test_net_stream import pair
 from tests.vectors.make_proto import BUNDLE, KEY, NETWORK, SIGNED_RECEIPT
 
 OTHER = SigningKey(b"\x07" * 32)
@@ -83,3 +97,45 @@ def test_pieces_are_those_asked_for_and_bounded():
     ):
         with pytest.raises(ProtocolError):
             cut(array, asked)
+
+
+def test_both_ends_over_a_connection():
+    """A parcel for the receiver and for another; an edge that is none; single deltas."""
+    primary, learner = SigningKey(b"\1" * 32), SigningKey(b"\2" * 32)  # as pair's hosts
+    manifest = BUNDLE.manifest
+    signature = learner.sign(Purpose.DELTA_BUNDLE, NETWORK, manifest)
+    bundle = replace(BUNDLE, signer=learner.public, signature=signature)
+    blob = np.arange(200, dtype=np.uint8)
+
+    async def take(one):
+        await trio.lowlevel.checkpoint()
+        verdicts = SIGNED_RECEIPT.verdicts
+        return signed_receipt(primary, NETWORK, one.manifest, verdicts)
+
+    async def forward(far):
+        await trio.lowlevel.checkpoint()
+        if far[0].to == HERE:
+            raise Unavailable("not the edge")
+        return [None for _ in far]
+
+    async def main():
+        async with pair() as (server, host):
+            ends = Ends(take, forward, lambda root: blob)
+            lane, uploads = Threads("disk", 1), Uploads()
+            handler = serve(NETWORK, primary.account, ends, lane, uploads)
+            server.handle(PROTOCOL_ID, handler, bulk=True)
+            client = Client(host, NETWORK)
+            parcel = Parcel(
+                (Addressed(OTHER.account, bundle), Addressed(primary.account, bundle))
+            )
+            keys = [OTHER.public, primary.public]
+            nothing, receipt = await client.hand(server.peer_id, parcel, keys)
+            assert nothing is None and receipt.manifest == manifest.digest
+            with pytest.raises(Unavailable):
+                nobody = Parcel((Addressed(HERE, bundle),))
+                await client.hand(server.peer_id, nobody, [OTHER.public])
+            spans = [Span(3, 4), Span(100, 2)]
+            pieces = await client.pieces(server.peer_id, bytes(32), spans)
+            assert pieces == (bytes([3, 4, 5, 6]), bytes([100, 101]))
+
+    trio.run(main)
