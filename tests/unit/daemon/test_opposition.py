@@ -1,10 +1,16 @@
 """Who pulls against the others: seen over rounds, never by a minority, never for ever."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import trio
 
 from blyand.training import opposition
+from blyand.training.membership import Taken
 from blyand.training.opposition import Opposition
+from blyand.training.watching import Watcher
+from tests.sim.network import InlineLane
 
 RUN, WIDTH = b"run", 1024
 
@@ -21,14 +27,18 @@ class Learners:
         made = self.source.standard_normal(WIDTH)
         return made / np.linalg.norm(made)
 
+    def sent(self, **signs):
+        """Return sketches of a round's deltas; the sign is of what is in common."""
+        sent = {}
+        for name, sign in signs.items():
+            change = 0.2 * sign * self.common + self.unit()
+            sent[name.encode()] = change / np.linalg.norm(change)
+        return sent
+
     def rounds(self, count, **signs):
-        """Everybody sends for some groups and rounds; the sign is of what is in common."""
+        """Everybody sends for some groups and rounds."""
         for _ in range(count):
-            sent = {}
-            for name, sign in signs.items():
-                change = 0.2 * sign * self.common + self.unit()
-                sent[name.encode()] = change / np.linalg.norm(change)
-            self.seen.note(RUN, sent)
+            self.seen.note(RUN, self.sent(**signs))
 
     def out(self, voices, *others):
         names = {name.encode() for name in voices}
@@ -81,6 +91,28 @@ def test_who_turns_round_is_let_in_again(learners):
     assert learners.out("abcdefz") == "z"
     learners.rounds(250, **SIX, z=1)
     assert learners.out("abcdefz") == ""
+
+
+def test_what_a_rank_turned_away_is_looked_at_as_well(learners):
+    """Else who turns round would be judged for ever by what it sent before."""
+    listed = {}
+    watcher = Watcher(lambda: None, None, None, InlineLane(), None)
+    watcher._sketches = lambda view, update: listed
+    voices = [name.encode() for name in "abcdefz"]
+    away = []
+
+    async def main():
+        nonlocal listed
+        for round in range(400):
+            listed = learners.sent(**SIX, z=-1 if round < 150 else 1)
+            mine = Taken(SimpleNamespace(learner=b"z"), 1, listed[b"z"])
+            away.append(watcher.turns_away((RUN, round, 0), mine, voices))
+            if away[-1]:
+                del listed[b"z"]
+            await watcher._look_at(SimpleNamespace(run=RUN, round=round, group=0))
+
+    trio.run(main)
+    assert not any(away[:10]) and all(away[100:150]) and not any(away[350:])
 
 
 def test_what_is_remembered_is_bounded(learners, monkeypatch):
