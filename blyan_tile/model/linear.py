@@ -106,6 +106,8 @@ def _has_onednn(dtype: torch.dtype) -> bool:
     """True where oneDNN is there and does what this file relies on."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
+    if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False  # this processor has no instructions for it
     x = torch.linspace(-1, 1, 64 * 2048).sin().view(64, 2048).to(dtype)
     weight = torch.linspace(-2, 2, 40 * 2048).cos().view(40, 2048).to(dtype)
     ready = torch.ops.mkldnn._reorder_linear_weight(weight, BLAS_ROWS)

@@ -1,11 +1,13 @@
 """What compressed deltas cost in learning: bytes against extra tokens (DEC-B17).
 
     python -m tests.bench.bench_pareto --out DIR [--preset demo] [--start warm]
-        [--stage NAME …] [--only REGEX] [--table]
+        [--stage NAME …] [--only REGEX] [--table] [--afresh]
     python -m tests.bench.bench_pareto --quick
 
 Results are lines of DIR/results.jsonl; a trial that stands there is not repeated, so the
-bench may be stopped at any time. DIR also keeps the corpus and the warm checkpoints.
+bench may be stopped at any time. Nor is one that is published (tests/bench/pareto.jsonl),
+if its text was the same, unless with --afresh. DIR also keeps the corpus and the warm
+checkpoints.
 Stages: grid (dense, to tune the outer step), codecs, moves, final (3 seeds), steps (H).
 """
 
@@ -97,7 +99,8 @@ def measured(trial: Trial, folder: Path, text: Text) -> dict[str, Any]:
 
 def quick(folder: Path) -> None:
     """Three short rounds of two arms on the tiny model: the bench itself works."""
-    results, text = Results(folder), Text.at(folder / "corpus.tblock", 2_000_000)
+    text = Text.at(folder / "corpus.tblock", 2_000_000)
+    results = Results(folder, text.digest)
     arms = plan.dense_arms()[:1] + plan.codec_arms("tiny")[:1] + plan.moves("tiny")[:1]
     for trial in plan.trials(arms, "tiny", "scratch", 0, 3, 5):
         results.add(measured(trial, folder, text))
@@ -112,6 +115,7 @@ def main() -> None:
     parser.add_argument("--stage", action="append", choices=plan.STAGES)
     parser.add_argument("--only", default="", help="a pattern for the names of arms")
     parser.add_argument("--table", action="store_true", help="print, measure nothing")
+    parser.add_argument("--afresh", action="store_true", help="published ones, too")
     parser.add_argument("--quick", action="store_true", help="the tiny model, 3 rounds")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -120,8 +124,8 @@ def main() -> None:
             quick(options.out or Path(folder))
         return
     starts, preset = options.start or ("scratch", "warm"), options.preset
-    results = Results(options.out)
     text = Text.at(options.out / "corpus.tblock", CORPUS_BYTES)
+    results = Results(options.out, text.digest, afresh=options.afresh)
     for start in starts:
         for stage in () if options.table else options.stage or plan.STAGES:
             found = results.tuned(preset, start)

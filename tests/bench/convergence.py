@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from blake3 import blake3
 
 from blyan_proto.block.model import Model, Run
 from blyan_proto.digest import Domain, digest
@@ -75,6 +76,7 @@ class Text:
     """The corpus: an archive of Python's own library."""
 
     archive: Archive
+    digest: str  # of the archive's file
 
     @classmethod
     def at(cls, path: Path, max_bytes: int) -> "Text":
@@ -82,7 +84,7 @@ class Text:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             build(ArchiveJob("", str(path), max_bytes, 30_000), lambda _: None)
-        return cls(Archive(mapped(str(path))))
+        return cls(Archive(mapped(str(path))), blake3(path.read_bytes()).hexdigest())
 
     @cached_property
     def train_bytes(self) -> int:

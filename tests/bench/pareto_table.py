@@ -16,22 +16,31 @@ Row = dict[str, Any]
 Curve = Sequence[Sequence[float]]  # (round, held-out loss)
 
 
-class Results:
-    """The file of results, a line per trial."""
+PUBLISHED = Path(__file__).with_name("pareto.jsonl")  # what docs/training.md shows
 
-    def __init__(self, folder: Path) -> None:
+
+class Results:
+    """The file of results, a line per trial, and those that are published."""
+
+    def __init__(self, folder: Path, corpus: str, *, afresh: bool = False) -> None:
+        """`corpus`: the digest of the text; results on another are of no use.
+
+        `afresh`: published ones are measured again.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "results.jsonl"
+        self._path, self._corpus = folder / "results.jsonl", corpus
         self._found: dict[str, Row] = {}
-        if self._path.exists():
-            for line in self._path.read_text().splitlines():
+        for path in [self._path] if afresh else [PUBLISHED, self._path]:
+            for line in path.read_text().splitlines() if path.exists() else ():
                 row = json.loads(line)
-                self._found[row["key"]] = row
+                if row["corpus"] == corpus:
+                    self._found[row["key"]] = row
 
     def __contains__(self, trial: Trial) -> bool:
         return trial.key in self._found
 
     def add(self, row: Row) -> None:
+        row["corpus"] = self._corpus
         self._found[row["key"]] = row
         with self._path.open("a") as file:
             print(json.dumps(row), file=file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.sim.training import Training, simulate
 from tests.sim.training_node import TrainNode
 
 ROUNDS = 2
+Handed = defaultdict[bytes, list[Addressed]]  # by the digest of the manifest
 Forward = Callable[[Sequence[Addressed]], Awaitable[list[Receipt | None]]]
 
 
@@ -53,7 +55,7 @@ def left_out(net: Training, run: bytes, rounds: int = ROUNDS) -> list[tuple[int,
 def test_far_deltas_cross_once_and_receipts_come_back(tmp_path):
     async def main() -> None:
         net = two_regions(tmp_path)
-        handed: dict[bytes, Addressed] = {}
+        handed: Handed = defaultdict(list)
         parcels: list[int] = []
         for node in net.nodes:
             _note(node, handed, parcels)
@@ -72,12 +74,13 @@ def test_far_deltas_cross_once_and_receipts_come_back(tmp_path):
     simulate(main)
 
 
-def _note(node: TrainNode, handed: dict, parcels: list[int]) -> None:
+def _note(node: TrainNode, handed: Handed, parcels: list[int]) -> None:
     """Note what this node's edge is given, and how many parcels it makes of it."""
     forward, hand_on = node.carrier.forward, node.carrier.edge._push
 
     async def noting(far: Sequence[Addressed]) -> list[Receipt | None]:
-        handed.update({one.bundle.manifest.digest: one for one in far})
+        for one in far:
+            handed[one.bundle.manifest.digest].append(one)
         return await forward(far)
 
     async def counting(to, parcel):
@@ -102,9 +105,7 @@ def _far_bytes(net: Training, run: bytes) -> int:
     return total
 
 
-def _receipts_are_the_primaries(
-    net: Training, run: bytes, handed: dict[bytes, Addressed]
-) -> None:
+def _receipts_are_the_primaries(net: Training, run: bytes, handed: Handed) -> None:
     """Each learner keeps, for what it gave an edge, what the primary itself signed."""
     kept = set()
     for node in net.nodes:
@@ -112,10 +113,9 @@ def _receipts_are_the_primaries(
             schedule = SCHEDULES.get(node.machine.view, run, round)
             assert schedule is not None
             for one in node.rounds.receipts_of(run, round):
-                sent = handed.get(one.manifest.digest)
-                if sent is not None:
-                    to = seat_of(schedule, sent.to)
-                    assert to is not None and one.receipt.signer == to.key
+                asked = handed.get(one.manifest.digest, ())
+                seats = [seat_of(schedule, each.to) for each in asked]
+                if one.receipt.signer in [seat.key for seat in seats if seat]:
                     kept.add(one.manifest.digest)
     assert kept == handed.keys()
 
@@ -233,7 +233,7 @@ def test_who_was_left_out_shows_the_receipt(tmp_path):
     async def main() -> None:
         net = two_regions(tmp_path)
         victim = net.nodes[1]
-        handed: dict[bytes, Addressed] = {}
+        handed: Handed = defaultdict(list)
         for node in net.nodes:
             _note(node, handed, [])
             _leave_out(node, victim.key.account)
@@ -255,7 +255,8 @@ def test_who_was_left_out_shows_the_receipt(tmp_path):
             assert schedule is not None
             by_edge = {
                 entry.group
-                for one in handed.values()
+                for ones in handed.values()
+                for one in ones
                 if one.bundle.manifest.learner == victim.key.account
                 for entry in one.bundle.manifest.entries
             }

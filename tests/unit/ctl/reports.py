@@ -41,6 +41,7 @@ def stream(count: int) -> list[dict[str, Any]]:
     items = [blank(0, held_out_loss=5.545, baselines=simple)]
     items += [closed(round) for round in range(1, count + 1)]
     doing = {"doing": "training, loss 1.71", "step": 13, "steps": 20}
+    doing |= {"within_bytes": 4096, "between_bytes": 512}
     return [*items, blank(count + 1, under_way=doing)]
 
 

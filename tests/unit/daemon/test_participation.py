@@ -71,7 +71,7 @@ def member_of(world, who, chaining=None, made=None, roles=None):
     bits = roles if roles is not None else int(Role.LEARN | Role.SERVE | Role.VALIDATE)
     return Member(
         who.account,
-        Claims(who.public, bits, "eu", template.hardware),
+        Claims(who.public, bits, template.region, template.hardware),
         world.genesis,
         lambda: world.view,
         lambda model: frozenset(),
