@@ -121,7 +121,11 @@ def _has_corpus(node: devnet.Node) -> bool:
 def options(params: dict[str, Any]) -> str:
     """Return params as one would type them."""
     return " ".join(
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        (
+            f"--no-{name.replace('_', '-')}"
+            if value is False
+            else f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        )
         for name, given in params.items()
         for value in (given if isinstance(given, list) else [given])
     )

@@ -76,7 +76,7 @@ class Text:
     """The corpus: an archive of Python's own library."""
 
     archive: Archive
-    digest: str  # of the archive's file
+    digest: str = ""  # of the archive's file
 
     @classmethod
     def at(cls, path: Path, max_bytes: int) -> "Text":

@@ -201,7 +201,7 @@ def test_what_audits_find_on_a_network_that_trains(tmp_path: Path) -> None:
                 await look(lying(learner, each(), net.nodes[2].key))
             with pytest.raises(NotHere, match="cannot be audited: rounds 1 to"):
                 await look(round=7)
-            with pytest.raises(NotHere, match="begin with residuals"):
+            with pytest.raises(NotHere, match="what they could not send"):
                 await look(round=1)
             with pytest.raises(NotHere, match="no learner"):
                 await auditor_on(node).audit.look(record, 0, bytes(20), 1)
