@@ -71,7 +71,8 @@ class MessageStream:
         bulk: bool = False,
         region: str = UNKNOWN,
     ) -> None:
-        """`link`: class of the connection; `region`: SAME, OTHER or UNKNOWN; `bulk`: yields to small messages."""
+        """`link`: class of the connection; `region`: SAME, OTHER or UNKNOWN; `bulk`:
+        yields to small messages."""
         self.peer = peer
         self.protocol = protocol
         self.ended = False  # the peer finished its side

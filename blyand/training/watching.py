@@ -33,7 +33,8 @@ from blyand.training.opposition import Opposition
 
 logger = logging.getLogger(__name__)
 
-MAX_ASIDE = 4096  # groups and rounds whose deltas were turned away; 8 KiB a delta
+MAX_ASIDE = 512  # groups and rounds whose deltas were turned away; 8 KiB a delta
+MAX_SEEN = 4096  # updates
 
 Key = tuple[bytes, int, int]  # run, round, group
 
@@ -82,7 +83,7 @@ class Watcher:
                 update = block.content if block else None
                 if isinstance(update, TileUpdate) and move.update not in self._seen:
                     self._seen[move.update] = None
-                    while len(self._seen) > MAX_ASIDE:
+                    while len(self._seen) > MAX_SEEN:
                         self._seen.popitem(last=False)
                     await self._look_at(update)
 

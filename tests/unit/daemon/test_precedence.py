@@ -23,10 +23,15 @@ class Lane(FirstLane):
 
     def __init__(self, least_percent: int, metrics: Metrics | None = None) -> None:
         self.said: list[tuple[float, bool]] = []
+        self.gone_on = trio.Event()  # replaced whenever they are stopped
         super().__init__("infer", 1, self._note, least_percent, metrics or Metrics())
 
     def _note(self, still: bool) -> None:
         self.said.append((round(trio.current_time() - self.began_s, 6), still))
+        if still:
+            self.gone_on = trio.Event()
+        else:
+            self.gone_on.set()
 
     async def compute(self, seconds: float) -> None:
         """Take the part of `run` around the thread, for a while."""
@@ -52,7 +57,8 @@ def play(lane: Lane, script: list[tuple[float, float]]) -> list[tuple[float, boo
             async with trio.open_nursery() as calls:
                 for at, seconds in script:
                     calls.start_soon(one, at, seconds)
-            await trio.sleep(10 * LINGER_S)
+            if lane.said:
+                await lane.gone_on.wait()
             services.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
