@@ -22,7 +22,7 @@ from blyand.compute import Threads
 from blyand.errors import Unavailable
 from blyand.rules.model import signatures
 from blyand.rules.model.election import ranks
-from blyand.rules.records import GROUPS, RUNS, SCHEDULES, Schedule, Seat
+from blyand.rules.records import SCHEDULES, Schedule, Seat
 from blyand.rules.verdict import Ignore, Reject
 from blyand.rules.view import View
 from blyand.store.intents import AlreadySigned, IntentLog
@@ -87,7 +87,7 @@ class Cosigner:
         state says when a rank is gone.
         """
         while goes_on():
-            if not self._needs_another(update, schedule):
+            if self._is_enough(update):
                 return update
             async with self._asking:
                 second = await self._second(update, schedule)
@@ -96,14 +96,13 @@ class Cosigner:
             await trio.sleep(AGAIN_S)
         return None
 
-    def _needs_another(self, update: TileUpdate, schedule: Schedule) -> bool:
-        view = self._view()
-        record = RUNS.get(view, update.run)
-        group = GROUPS.get(view, update.model, update.group)
-        if record is None or group is None:
-            return True
-        return len(update.cosignatures) < signatures.needed(
-            view, schedule, group, record.run, self._key.public, self._liveness_ms
+    def _is_enough(self, update: TileUpdate) -> bool:
+        """True when a checkpoint could order it as it is.
+
+        Published earlier, it would keep all later blocks of this node waiting.
+        """
+        return signatures.is_enough(
+            self._view(), update, self._key.public, self._liveness_ms
         )
 
     async def _second(

@@ -25,12 +25,20 @@ NOWHERE = bytes(32)  # stands for block ids: there is no chain
 MINI = replace(
     PRESETS["demo"], width=128, heads=4, kv_heads=4, head_width=32, expert_width=192
 )
+# 26 million parameters in tiles of up to 512 x 512: half of the small model's layers.
+LARGE = replace(PRESETS["small"], layers=4)
+OWN = {"mini": MINI, "large": LARGE}
 ROUNDS = 15  # of a screening; finalists go on to
 FINAL_ROUNDS = 46  # which is 15 % more than
 JUDGED_ROUNDS = 40
 SEEDS = (0, 1, 2)
 # the ranks that take about 100, 52 and 200 KB per 2 M parameters
-RANKS = {"tiny": (4, 2, 8), "mini": (8, 4, 16), "demo": (13, 7, 28)}
+RANKS = {
+    "tiny": (4, 2, 8),
+    "mini": (8, 4, 16),
+    "demo": (13, 7, 28),
+    "large": (21, 11, 44),
+}
 GRID = [(rate, mu) for mu in (0.5, 0.9, 0.0) for rate in (0.9, 0.7, 1.0)]
 LIGHT = (0.9, 0.5)  # the presets' outer step
 MEAN = (1.0, 0.0)  # the next weights are the mean of the learners'
@@ -54,12 +62,12 @@ SPARSE_LOCO = Arm("SparseLoCo SC:64/2 EF 0.95", ("SC:64/2",), (1.0, 0.0), 0.95)
 
 
 def architecture(preset: str) -> Architecture:
-    return MINI if preset == "mini" else PRESETS[preset]
+    return OWN.get(preset) or PRESETS[preset]
 
 
 def model(preset: str) -> Model:
-    """Return the model of a preset; "mini" is this bench's own."""
-    made = model_of("demo" if preset == "mini" else preset, preset)
+    """Return the model of a preset, or one of this bench's own."""
+    made = model_of("demo" if preset in OWN else preset, preset)
     return replace(made, architecture=architecture(preset))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.functional.harness import Network, network
 
-LAST = ("test_damage.py", "test_kills.py", "test_spans.py", "test_validators.py")
+SHARING = ("test_damage.py", "test_kills.py", "test_spans.py", "test_validators.py")
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +19,11 @@ def unspared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
         yield made
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the two modules follow each other, so that no network waits idle."""
-    items.sort(key=lambda item: item.path.name in LAST)
+    """Let every network have one worker of pytest-xdist, and the longest begin first."""
+    items.sort(key=lambda item: item.path.name not in SHARING)
+    for item in items:
+        name = item.path.name
+        group = "unspared" if name in SHARING else name
+        item.add_marker(pytest.mark.xdist_group(group))

@@ -223,7 +223,13 @@ class Network:
             roots = self.group_roots(*nodes)
             return len(roots) == 13 and all(len(one) == 1 for one in roots.values())
 
-        wait_for(equal, "equal roots on all nodes")
+        def seen() -> str:
+            roots = self.group_roots(*nodes)
+            apart = {group: found for group, found in roots.items() if len(found) > 1}
+            lacking = {node.name: SHARED - node.hosted() for node in nodes}
+            return f"but {apart} of {len(roots)} groups; lacking: {lacking}"
+
+        wait_for(equal, "equal roots on all nodes", seen=seen)
 
     def close(self) -> None:
         """Stop everything; complain about what should not be there."""

@@ -31,7 +31,7 @@ def test_without_a_quorum_serving_goes_on_and_training_pauses(net: Network):
     net.end_runs()
     others, serves = spared(net)
     victims = [node for node in net.nodes if node not in others]
-    rounds = net.start_run(rounds=200, deadline_s=1.0)
+    rounds = net.start_run(rounds=200, deadline_s=3.0)
     wait_for(lambda: finalised(others[0]) >= 2, "two rounds")
     for node in victims:
         node.kill()
@@ -55,7 +55,11 @@ def test_without_a_quorum_serving_goes_on_and_training_pauses(net: Network):
 
     for node in victims:
         node.start()
-    wait_for(lambda: finalised(others[0]) >= reached + 3, "training is resumed")
+    wait_for(
+        lambda: finalised(others[0]) >= reached + 3,
+        "training is resumed",
+        seen=lambda: told_by(net),
+    )
     for node in others:
         wait_for(lambda: "no quorum" not in str(warnings(node)), "it is forgotten")
     check_checkpoints(net)
@@ -180,6 +184,15 @@ def waits(node: Daemon) -> bool:
     """True when node.status says that training waits, for whatever or whomever."""
     reason: str = node.status()["training"]
     return not reason.startswith(("training", "handing in"))
+
+
+def told_by(net: Network) -> str:
+    """Return what every node says of its training and its groups."""
+    lines = [""]
+    for node in net.nodes:
+        told, status = node.call("train.status"), node.status()
+        lines.append(f"{node.name}: {told} {status['training']} {status['hosted']}")
+    return "\n".join(lines)
 
 
 def finalised(node: Daemon) -> int:

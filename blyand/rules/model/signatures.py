@@ -83,20 +83,26 @@ def _lives(view: View, seat: Seat, now_ms: int, liveness_ms: int) -> bool:
 
 
 def has_enough(view: View, block: Block, liveness_ms: int) -> bool:
-    """True when a tile update may be ordered by its signatures; of other blocks always.
+    """True when a block may be ordered by its signatures; false only of tile updates."""
+    update = block.content
+    if not isinstance(update, TileUpdate):
+        return True
+    return is_enough(view, update, block.header.author, liveness_ms)
+
+
+def is_enough(view: View, update: TileUpdate, author: bytes, liveness_ms: int) -> bool:
+    """True when an update by `author` (a key) may be ordered by its signatures.
 
     Of what is not known here, as its round, nothing is asked: execution decides. One
     signature counts only on the group's finalised head, as the wait is measured there.
     """
-    update = block.content
-    if not isinstance(update, TileUpdate) or len(update.cosignatures) >= ENOUGH:
+    if len(update.cosignatures) >= ENOUGH:
         return True
     record = RUNS.get(view, update.run)
     schedule = SCHEDULES.get(view, update.run, update.round)
     group = GROUPS.get(view, update.model, update.group)
     if record is None or schedule is None or group is None:
         return True
-    author = block.header.author
     if needed(view, schedule, group, record.run, author, liveness_ms) < ENOUGH:
         return group.head == update.parent or len(ranks(schedule, update.group)) < 2
     return False
