@@ -49,11 +49,11 @@ sim: setup ## many nodes in one process, with faults
 test: setup ## every test, the functional ones included
 	@failed=0
 	$(ONE_THREAD) $(PY) -m pytest -n 2 tests --ignore=tests/bench --ignore=tests/functional || failed=1
-	$(PY) -m pytest -n 2 --dist loadgroup tests/functional || failed=1
+	$(PY) -m pytest -n 2 --no-loadscope-reorder tests/functional || failed=1
 	exit $$failed
 
 functional: setup ## real daemons on loopback
-	@$(PY) -m pytest -n 2 --dist loadgroup tests/functional
+	@$(PY) -m pytest -n 2 --no-loadscope-reorder tests/functional
 
 bench: setup ## measurements against the published budgets, as tables
 	@for bench in $(basename $(notdir $(wildcard tests/bench/bench_*.py))); do

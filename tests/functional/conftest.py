@@ -1,29 +1,28 @@
-"""A network that is not spared, shared by the modules that kill its nodes."""
+"""Which tests one worker of pytest-xdist takes: those that share a network."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
-from tests.functional.harness import Network, network
-
-SHARING = ("test_damage.py", "test_kills.py", "test_spans.py", "test_validators.py")
-
-
-@pytest.fixture(scope="session")
-def unspared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
-    """Four nodes with a model and a corpus; a test leaves all of them running."""
-    with network(tmp_path_factory.mktemp("unspared") / "d", 4) as made:
-        made.make_model()
-        yield made
+SHARED = "unspared"  # a package whose modules share one network
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+class ByNetwork(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives the tests of one network to one worker."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = PurePosixPath(nodeid.split("::")[0])
+        return SHARED if path.parent.name == SHARED else path.name
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByNetwork:
+    """Schedule by networks, whatever --dist says."""
+    return ByNetwork(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let every network have one worker of pytest-xdist, and the longest begin first."""
-    items.sort(key=lambda item: item.path.name not in SHARING)
-    for item in items:
-        name = item.path.name
-        group = "unspared" if name in SHARING else name
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Let what takes longest begin first."""
+    items.sort(key=lambda item: item.path.parent.name != SHARED)
