@@ -14,6 +14,7 @@ import trio
 
 from blyan_proto.block.block import Block
 from blyan_proto.block.model import TileUpdate
+from blyand.rules.model import signatures
 from blyand.rules.model import update as rules
 from blyand.rules.records import CLOCK, RUNS, SCHEDULES, Clock
 from blyand.rules.verdict import Reject
@@ -139,7 +140,10 @@ class Waiting:
         record = RUNS.get(self._blocks.view(), one.block.content.run)
         # What a dead holder has not receipted waits until state knows that it is dead.
         waited_ms = clock.time_ms - one.since.time_ms - self._liveness_ms
-        return record is None or waited_ms > record.run.deadline_ms
+        # A rank that came back takes from one signature what was enough without it.
+        is_single = len(one.block.content.cosignatures) < signatures.ENOUGH
+        deadlines = signatures.PATIENCE if is_single else 1
+        return record is None or waited_ms > deadlines * record.run.deadline_ms
 
     def _clock(self) -> Clock:
         clock = CLOCK.get(self._blocks.view())

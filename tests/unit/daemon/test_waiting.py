@@ -8,6 +8,7 @@ from typing import Any
 import trio
 from trio.testing import MockClock
 
+from blyand.rules.model.signatures import PATIENCE
 from blyand.rules.records import CLOCK, Clock
 from blyand.rules.view import Overlay
 from blyand.training import waiting
@@ -38,9 +39,11 @@ class Chain:
         CLOCK.put(self.view, Clock(height, 1_000 * height, (bytes(32),)))
 
 
-def update(id: bytes, parent: bytes, anchor: int = 0) -> Any:
+def update(id: bytes, parent: bytes, anchor: int = 0, signers: int = 2) -> Any:
     place = {"model": KEY[0], "group": KEY[1], "run": b"r" * 32, "round": 0}
-    content = SimpleNamespace(**place, lease_epoch=0, parent=parent, rank=0)
+    content = SimpleNamespace(
+        **place, lease_epoch=0, parent=parent, rank=0, cosignatures=range(signers)
+    )
     header = SimpleNamespace(anchor_height=anchor, author=b"author")
     return SimpleNamespace(id=id, content=content, header=header)
 
@@ -94,6 +97,27 @@ def test_an_anchor_that_never_comes_is_no_excuse_for_ever():
         assert not waits.counts(KEY, b"a")
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_an_update_of_one_rank_waits_until_one_signature_is_enough(monkeypatch):
+    async def main() -> None:
+        chain = Chain()
+        waits = Waiting(chain.blocks, 0)
+        waits.note(update(b"a", b"head", signers=1))
+        waits.note(update(b"b", b"head"))
+        chain.at(21)  # a second each
+        waits.sweep(KEY)
+        assert chain.abandoned == [b"b"]
+        chain.at(PATIENCE * 20)
+        waits.sweep(KEY)
+        assert waits.counts(KEY, b"a")
+        chain.at(PATIENCE * 20 + 1)
+        waits.sweep(KEY)
+        assert chain.abandoned == [b"b", b"a"]
+
+    record = SimpleNamespace(run=SimpleNamespace(deadline_ms=20_000))
+    monkeypatch.setattr(waiting, "RUNS", SimpleNamespace(get=lambda *_: record))
+    trio.run(main)
 
 
 def test_updates_of_a_group_are_bounded(monkeypatch):
