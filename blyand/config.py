@@ -96,9 +96,9 @@ class TrainingSection:
         high=64,
     )
     edge: str = option(
-        "off",
-        "Experimental: edges carry the deltas of a region to primaries in others. auto: be "
-        "one where this node is drawn, and go by others. off: neither.",
+        "auto",
+        "Edges carry the deltas of a region to primaries in others. auto: be one where "
+        "this node is drawn, and go by others. off: neither.",
         choices=("auto", "off"),
     )
     sharded: bool = option(
