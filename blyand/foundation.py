@@ -23,6 +23,7 @@ from blyand.net.host import Host
 from blyand.net.peers import PeerBook
 from blyand.net.reach import Reachability
 from blyand.poison import PoisonBox
+from blyand.precedence import FirstLane
 from blyand.protocols.meeting import Meeting
 from blyand.stores import Stores
 
@@ -55,7 +56,7 @@ class Base:
     chain_lane: Threads
     tile_lane: Threads
     disk_lane: Threads
-    infer_lane: Threads
+    infer_lane: FirstLane
 
     def key_in(self, voters: ValidatorSet) -> SigningKey | None:
         """Return this node's key in a set: an old one until the set has the new one."""

@@ -21,7 +21,7 @@ from blyand.metrics import Metrics
 R = TypeVar("R")
 
 LINGER_S = 0.03  # of quiet, until the others go on
-MOST_S = 2.0  # for which they stand still in a row
+MOST_S = 2.0  # for which they stand still, or work that can wait waits, in a row
 
 
 class FirstLane(Threads):
@@ -63,6 +63,11 @@ class FirstLane(Threads):
                 self._quiet_s = trio.current_time()
                 self._quiet.set()
 
+    async def until_quiet(self) -> None:
+        """Return once there was no call for a moment, at the latest after MOST_S."""
+        with trio.move_on_after(MOST_S):
+            await self._until_quiet()
+
     async def serve(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
@@ -93,13 +98,16 @@ class FirstLane(Threads):
         assert self._held_s is not None
         with trio.CancelScope() as most:
             most.deadline = self._held_s + MOST_S if self._given_s else math.inf
-            while self._running or trio.current_time() < self._quiet_s + LINGER_S:
-                if self._running:
-                    self._quiet = trio.Event()
-                    await self._quiet.wait()
-                else:
-                    await trio.sleep_until(self._quiet_s + LINGER_S)
+            await self._until_quiet()
         return not most.cancelled_caught
+
+    async def _until_quiet(self) -> None:
+        while self._running or trio.current_time() < self._quiet_s + LINGER_S:
+            if self._running:
+                self._quiet = trio.Event()
+                await self._quiet.wait()
+            else:
+                await trio.sleep_until(self._quiet_s + LINGER_S)
 
     def _let_go(self) -> None:
         if self._held_s is not None:
@@ -107,3 +115,20 @@ class FirstLane(Threads):
             self._held_s = None
             self._held = trio.Event()
             self._hold(False)
+
+
+class Aside(Threads):
+    """The same threads, for what nobody waits for as for an answer: the others go on."""
+
+    def __init__(self, first: FirstLane) -> None:
+        self.name, self._limiter = first.name, first._limiter
+        self._first = first
+
+
+class Quiet(Aside):
+    """Likewise, and its calls begin when it is quiet."""
+
+    async def run(self, fn: Callable[..., R], *args: Any) -> R:
+        """Return ``fn(*args)``, run in a thread after a moment without answers."""
+        await self._first.until_quiet()
+        return await super().run(fn, *args)

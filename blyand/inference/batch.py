@@ -23,7 +23,7 @@ from blyand.compute import Threads
 from blyand.errors import Unavailable
 from blyand.inference.experts import Experts, InUse
 from blyand.inference.versions import Tiles
-from blyand.rules.net.fair import OWN, FairQueue
+from blyand.rules.net.fair import EVALUATION, OWN, FairQueue
 
 CALL_ROWS = 512  # of one lane call, unless a single work has more: then others' turn
 SMOOTHING = 0.2  # weight of the newest sample of a row's time
@@ -47,6 +47,7 @@ class Work:
 @dataclass
 class _Order:
     work: Work
+    owner: str
     done: trio.Event = field(default_factory=trio.Event)
     result: np.ndarray | Unavailable | None = None  # (m, d) float32
     dropped: bool = False  # nobody waits any more
@@ -59,11 +60,13 @@ class Batcher:
         self,
         experts: Experts,
         lane: Threads,
+        aside: Threads | None = None,
         call_rows: int = CALL_ROWS,
         max_waiting_rows: int = MAX_WAITING_ROWS,
     ) -> None:
+        """`aside`: the lane of calls in which nothing belongs to an answer; None: `lane`."""
         self._experts = experts
-        self._lane = lane
+        self._lane, self._aside = lane, aside or lane
         self._call_rows = call_rows
         self._room = trio.Event()  # replaced each time some room was made
         self._max_waiting_rows = max_waiting_rows
@@ -83,10 +86,10 @@ class Batcher:
 
         `owner`: the peer that asks; what nobody waits for any more is not computed.
         """
-        orders = [_Order(work) for work in works]
+        orders = [_Order(work, owner) for work in works]
         try:
             for order in orders:
-                await self._queue(order, owner)
+                await self._queue(order)
             for order in orders:
                 await order.done.wait()
         finally:
@@ -105,16 +108,18 @@ class Batcher:
                 await self._arrived.wait()
             if batch := self._take():
                 began_s = trio.current_time()
-                results = await self._lane.run(self._compute, [o.work for o in batch])
+                is_aside = all(order.owner == EVALUATION for order in batch)
+                lane = self._aside if is_aside else self._lane
+                results = await lane.run(self._compute, [o.work for o in batch])
                 self._note(batch, trio.current_time() - began_s)
                 for order, result in zip(batch, results):
                     order.result = result
                     order.done.set()
 
-    async def _queue(self, order: _Order, owner: str) -> None:
+    async def _queue(self, order: _Order) -> None:
         while self._waiting and self._waiting.size > self._max_waiting_rows:
             await self._room.wait()
-        self._waiting.put(owner, len(order.work.rows), order)
+        self._waiting.put(order.owner, len(order.work.rows), order)
         self._arrived.set()
 
     def _take(self) -> list[_Order]:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from blyan_proto.protocols.expert import Numerics
 from blyan_tile.batches import JUDGED_TOKENS, held_out_windows
 from blyan_tile.model.transformer import Trunk
+from blyand.compute import Threads
 from blyand.errors import StaleVersion, Unavailable
 from blyand.inference.call import most_rows
 from blyand.inference.course import Parts
@@ -23,10 +24,10 @@ from blyand.inference.passes import Pass, run_pass
 from blyand.inference.pins import Heads
 from blyand.inference.scatter import Tally
 from blyand.rules.model.heads import Which
+from blyand.rules.net.fair import EVALUATION
 
-OWNER = "evaluation"  # takes its turn as a peer does: requests come first
 SEQUENCE = 128
-ROWS = 2048  # tokens of one pass
+ROWS = 512  # tokens of one pass: an answer that comes meanwhile waits for one layer
 ABREAST = 2  # passes under way at once: one computes while one waits for peers
 
 
@@ -45,8 +46,10 @@ class Measured:
 class Evaluation:
     """Measures held-out loss with experts here and at peers."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, lane: Threads) -> None:
+        """`lane`: where answers do not wait for it."""
         self._parts = parts
+        self._lane = lane
 
     async def newest(
         self,
@@ -89,7 +92,7 @@ class Evaluation:
         `deadline_s`: trio time.
         """
         sequence = min(sequence, heads.architecture.context)
-        windows = await self._parts.lane.run(
+        windows = await self._lane.run(
             held_out_windows, [tokens], sequence, count or len(tokens)
         )  # (N, T + 1)
         tally = Tally()
@@ -115,7 +118,7 @@ class Evaluation:
 
         Fails as `measure`.
         """
-        lane = self._parts.lane
+        lane = self._lane
         rows = min(ROWS, most_rows(heads.architecture.width))
         length = windows.shape[1] - 1
         parts = np.array_split(
@@ -130,7 +133,7 @@ class Evaluation:
             deadline_s,
             partial(self._is_overtaken, heads),
             Numerics.REFERENCE,  # of the masters, whatever the node serves with
-            OWNER,
+            EVALUATION,
         )
         found = np.zeros(len(windows))  # (N,)
         failure: Unavailable | None = None

@@ -35,6 +35,7 @@ from blyand.inference.usage import Usage
 from blyand.inference.versions import Versions
 from blyand.inference.vocabularies import Vocabularies
 from blyand.metrics import Metrics
+from blyand.precedence import Aside, FirstLane, Quiet
 from blyand.protocols.expert import Client
 from blyand.protocols.span import Client as SpanClient
 from blyand.rules.model.heads import Pinned
@@ -79,7 +80,7 @@ class Serving:
         peer_id: str,
         view: Callable[[], View],
         blobs: BlobStore,
-        lane: Threads,
+        lane: FirstLane,
         client: Client,
         around: Around,
         holders: Callable[[bytes, int], Iterable[str]],
@@ -102,7 +103,7 @@ class Serving:
         recipe = recipe_called(allowed.recipe)
         experts = Experts(blobs, allowed.experts_bytes, metrics, device, recipe)
         trunks = Trunks(blobs, device)
-        self._batcher = Batcher(experts, lane)
+        self._batcher = Batcher(experts, lane, Aside(lane))
         self._runs = Runs(trunks, experts, lane, metrics)
         self.routes = Routes()
         self._reading = Threads("reading", 1)
@@ -154,7 +155,7 @@ class Serving:
         self.generation = Generation(
             parts, MAX_SESSIONS, vocabularies, grammars, allowed.lookup
         )
-        self.evaluation = Evaluation(parts)
+        self.evaluation = Evaluation(parts, Quiet(lane))
         self.experts = ExpertServer(
             self._model,
             self._versions,

@@ -14,6 +14,7 @@ T = TypeVar("T")
 
 QUANTUM = 64  # rows that a peer may have in a turn
 OWN = ""  # the owner of what this node asks itself
+EVALUATION = "evaluation"  # of what no answer waits for: it has a peer's turn
 OWN_WEIGHT = 8  # times what a peer has: inference of this node's user goes first
 
 

@@ -312,7 +312,7 @@ def test_evaluation_measures_what_training_measures():
             world.model.architecture, parameters, torch.from_numpy(windows)
         )
         async with running(a, b, c):
-            evaluation = Evaluation(a.parts)
+            evaluation = Evaluation(a.parts, a.lane)
             heads = a.pins.newest(MODEL, Which.TRAINED)
             measured = await evaluation.measure(heads, text, sequence=32)
             assert measured.loss == pytest.approx(expected, abs=1e-5)

@@ -77,7 +77,9 @@ def test_evaluation_measures_the_same_decoder():
         expected = held_out_loss(ODD, parameters, windows)
         async with running(a, b):
             heads = a.pins.newest(MODEL, Which.TRAINED)
-            measured = await Evaluation(a.parts).measure(heads, text, sequence=32)
+            measured = await Evaluation(a.parts, a.lane).measure(
+                heads, text, sequence=32
+            )
         assert measured.loss == pytest.approx(expected, abs=1e-5)
 
     trio.run(main)

@@ -476,7 +476,7 @@ def test_measuring_comes_after_answering_and_asks_for_the_masters():
         async with running(me, b):
             tokens = np.random.default_rng(0).integers(0, 256, 700).astype(np.uint8)
             heads = me.pins.newest(MODEL)
-            await Evaluation(me.parts).measure(heads, tokens, sequence=32)
+            await Evaluation(me.parts, me.lane).measure(heads, tokens, sequence=32)
             assert {call.numerics for _, _, call in net.calls} == {Numerics.REFERENCE}
             assert set(owners) == {"evaluation"}
             owners.clear()

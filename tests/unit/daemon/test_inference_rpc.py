@@ -42,7 +42,7 @@ def answers_of(node):
     infer.bind(
         answers,
         Generation(node.parts),
-        Evaluation(node.parts),
+        Evaluation(node.parts, node.lane),
         model,
         held_out,
         lambda height: bytes([height]) * 32,

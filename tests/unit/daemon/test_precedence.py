@@ -12,7 +12,7 @@ import trio.testing
 
 from blyand.compute import open_worker
 from blyand.metrics import Metrics
-from blyand.precedence import LINGER_S, MOST_S, FirstLane
+from blyand.precedence import LINGER_S, MOST_S, FirstLane, Quiet
 from tests.unit.daemon.worker_jobs import JOBS, Answer, Order
 
 ROOT = Path(__file__).parents[3]
@@ -103,6 +103,47 @@ def test_without_a_part_of_its_own_it_waits_for_the_end() -> None:
     said = play(Lane(0), [(0.0, 20.0)])
     assert [still for _, still in said] == [True, False]
     assert said[1][0] >= 20.0
+
+
+@pytest.mark.parametrize(
+    "script, begins_s",
+    [([(0.0, 0.5)], 0.5 + LINGER_S), (TOKENS, MOST_S), ([], 0.0)],
+    ids=["after an answer", "between tokens", "nobody asks"],
+)
+def test_what_can_wait_begins_when_it_is_quiet(
+    script: list[tuple[float, float]], begins_s: float
+) -> None:
+    """And then it holds nobody up: neither those that learn, nor what waits as well."""
+    lane = Lane(5)
+    began: list[float] = []
+
+    async def later() -> None:
+        await trio.sleep(0.001 if script else 0)
+        for _ in range(2):
+            await Quiet(lane).run(lambda: began.append(trio.from_thread.run_sync(now)))
+
+    def now() -> float:
+        return trio.current_time() - lane.began_s
+
+    async def main() -> None:
+        lane.began_s = trio.current_time()
+        async with trio.open_nursery() as services:
+            await services.start(lane.serve)
+            async with trio.open_nursery() as calls:
+                calls.start_soon(later)
+                for at, seconds in script:
+                    calls.start_soon(answer, at, seconds)
+            services.cancel_scope.cancel()
+
+    async def answer(at: float, seconds: float) -> None:
+        await trio.sleep(at)
+        await lane.compute(seconds)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
+    assert begins_s <= began[0] <= begins_s + 0.25  # a call may be under way
+    if script != TOKENS:
+        assert began[1] == pytest.approx(began[0], abs=0.001)
+    assert bool(lane.said) == bool(script)
 
 
 def test_a_lane_that_ends_leaves_nobody_standing() -> None:
