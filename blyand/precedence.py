@@ -104,7 +104,8 @@ class FirstLane(Threads):
     async def _until_quiet(self) -> None:
         while self._running or trio.current_time() < self._quiet_s + LINGER_S:
             if self._running:
-                self._quiet = trio.Event()
+                if self._quiet.is_set():
+                    self._quiet = trio.Event()
                 await self._quiet.wait()
             else:
                 await trio.sleep_until(self._quiet_s + LINGER_S)
