@@ -21,7 +21,8 @@ from blyand.metrics import Metrics
 R = TypeVar("R")
 
 LINGER_S = 0.03  # of quiet, until the others go on
-MOST_S = 2.0  # for which they stand still, or work that can wait waits, in a row
+MOST_S = 2.0  # for which they stand still in a row
+PATIENCE_S = 0.5  # of a call that can wait
 
 
 class FirstLane(Threads):
@@ -54,8 +55,8 @@ class FirstLane(Threads):
     async def run(self, fn: Callable[..., R], *args: Any) -> R:
         """Return ``fn(*args)``, run in a thread while the others stand still."""
         self._running += 1
-        self._stop_others()
         try:
+            self._stop_others()
             return await super().run(fn, *args)
         finally:
             self._running -= 1
@@ -64,8 +65,8 @@ class FirstLane(Threads):
                 self._quiet.set()
 
     async def until_quiet(self) -> None:
-        """Return once there was no call for a moment, at the latest after MOST_S."""
-        with trio.move_on_after(MOST_S):
+        """Return once there was no call for a moment, at the latest after PATIENCE_S."""
+        with trio.move_on_after(PATIENCE_S):
             await self._until_quiet()
 
     async def serve(
@@ -127,9 +128,14 @@ class Aside(Threads):
 
 
 class Quiet(Aside):
-    """Likewise, and its calls begin when it is quiet."""
+    """Likewise, and its calls begin when it is quiet, one at a time."""
+
+    def __init__(self, first: FirstLane) -> None:
+        super().__init__(first)
+        self._turn = trio.Lock()
 
     async def run(self, fn: Callable[..., R], *args: Any) -> R:
         """Return ``fn(*args)``, run in a thread after a moment without answers."""
-        await self._first.until_quiet()
-        return await super().run(fn, *args)
+        async with self._turn:
+            await self._first.until_quiet()
+            return await super().run(fn, *args)

@@ -106,15 +106,20 @@ class Batcher:
             if not self._waiting:
                 self._arrived = trio.Event()
                 await self._arrived.wait()
-            if batch := self._take():
-                began_s = trio.current_time()
-                is_aside = all(order.owner == EVALUATION for order in batch)
-                lane = self._aside if is_aside else self._lane
-                results = await lane.run(self._compute, [o.work for o in batch])
-                self._note(batch, trio.current_time() - began_s)
-                for order, result in zip(batch, results):
-                    order.result = result
-                    order.done.set()
+            batch = self._take()
+            later = [order for order in batch if order.owner == EVALUATION]
+            now = [order for order in batch if order.owner != EVALUATION]
+            for orders, lane in ((now, self._lane), (later, self._aside)):
+                if orders:
+                    await self._call(orders, lane)
+
+    async def _call(self, batch: list[_Order], lane: Threads) -> None:
+        began_s = trio.current_time()
+        results = await lane.run(self._compute, [order.work for order in batch])
+        self._note(batch, trio.current_time() - began_s)
+        for order, result in zip(batch, results):
+            order.result = result
+            order.done.set()
 
     async def _queue(self, order: _Order) -> None:
         while self._waiting and self._waiting.size > self._max_waiting_rows:

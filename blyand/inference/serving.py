@@ -156,6 +156,7 @@ class Serving:
             parts, MAX_SESSIONS, vocabularies, grammars, allowed.lookup
         )
         self.evaluation = Evaluation(parts, Quiet(lane))
+        self._scoring = Evaluation(parts, Aside(lane))  # scores have a deadline
         self.experts = ExpertServer(
             self._model,
             self._versions,
@@ -181,7 +182,7 @@ class Serving:
 
     async def losses(self, pinned: Pinned, windows: np.ndarray) -> np.ndarray:
         """windows (N, T + 1) -> nats per token of each (N,), by one whole version."""
-        sums = await self.evaluation.losses(heads_of(pinned), windows, Tally())
+        sums = await self._scoring.losses(heads_of(pinned), windows, Tally())
         means: np.ndarray = sums / (windows.shape[1] - 1)
         return means
 

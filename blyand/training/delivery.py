@@ -49,6 +49,7 @@ AGAIN_S = 0.3
 BUNDLE_BYTES = MAX_BUNDLE_BYTES // 2  # of deltas; the rest of a bundle is small
 ANNOUNCE_S = 0.3  # at most, until deltas are sent all the same
 ROUND_S = 2.0  # after every rank refused or was gone, until the first is asked again
+EDGE_GRACE_MS = 1000  # a run with less leaves an edge no time
 EDGE_SHARE = 2  # of the run's grace, until a silent edge is passed over: still in time
 
 Tell = Mapping[int, Callable[[Verdict | None], None]]  # by group
@@ -235,16 +236,18 @@ class Delivery:
     ) -> dict[bytes | None, dict[Seat, list[int]]]:
         """Return the groups of `due` by edge, None for straight on, and primary.
 
-        Edges are for what goes to the first rank of a far group, the first time.
+        Edges are for what goes to the first rank of a far group.
         """
         ways: dict[bytes | None, dict[Seat, list[int]]] = {}
+        is_patient = turn.record.run.grace_ms >= EDGE_GRACE_MS
         made = {delta.group for delta in result.deltas}
         for group, sent in due.items():
             seat = self._seat(turn, group, sent.rank)
             if seat is None:
                 continue
             edge = None
-            if group in made and sent.rank == 0 and seat.account != self._key.account:
+            is_first = sent.rank == 0 and seat.account != self._key.account
+            if is_patient and is_first and group in made:
                 edge = self._ways.edge(turn.schedule, group)
             way = ways.setdefault(edge.account if edge else None, {})
             way.setdefault(seat, []).append(group)

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_S = 0.15  # until a near node is asked again
 WAIT_SHARE = 4  # of the run's deadline, for a near node to have them
+WAIT_S = 5.0  # at most
 
 AskPieces = Callable[[str, bytes, Sequence[Span]], Awaitable[Sequence[bytes]]]
 
@@ -92,11 +93,12 @@ class Donors:
         patience_s = run.run.deadline_ms / 1000 / WAIT_SHARE if run else 0.0
         near = self._ways.near(schedule, have)
         edge = self._ways.edge(schedule, update.group)
-        if near:  # they signed for having them
+        is_draft = len(update.cosignatures) < 2  # nobody but its author may know it
+        if near or is_draft:  # near ones signed for having them
             edge = None
         elif edge is not None:
             near = self._ways.near(schedule, [edge.account])  # not if it is this node
-        with trio.move_on_after(patience_s):
+        with trio.move_on_after(min(patience_s, WAIT_S)):
             while near:
                 try:
                     await self._fetcher.get(blob, near, most_bytes=most, only=True)
@@ -107,8 +109,6 @@ class Donors:
                     return False
                 await trio.sleep(LOOK_S)
                 near = self._ways.near(schedule, [edge.account])
-        if near and edge is not None:
-            self._ways.avoid(edge.account)
         return False
 
     async def _from_parts(

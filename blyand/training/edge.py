@@ -33,7 +33,7 @@ from blyand.training.ways import Ways
 logger = logging.getLogger(__name__)
 
 GATHER_S = 0.5  # at most, and `GATHER` of the run's grace
-GATHER, ANSWER = 1 / 8, 3 / 8  # of the grace: learners wait for half of it
+GATHER, ANSWER = 1 / 8, 1 / 4  # of the grace: learners wait for half of it
 MAX_IN_HAND_BYTES = 128 * MIB
 ROOM_BYTES = MAX_PARCEL_BYTES // 2  # of deltas in one parcel; the rest is small
 

@@ -18,8 +18,9 @@ class ByNetwork(LoadScopeScheduling):  # type: ignore[misc]
         return SHARED if path.parent.name == SHARED else path.name
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByNetwork:
-    """Schedule by networks, whatever --dist says."""
+    """Schedule by networks. Only heard where this folder is named to pytest."""
     return ByNetwork(config, log)
 
 

@@ -13,7 +13,7 @@ from blyan_proto.block.model import Run, TileUpdate
 from blyan_proto.errors import BadSignature
 from blyan_proto.signing import Purpose, check_signature
 from blyand.rules.model.election import ranks
-from blyand.rules.model.schedule import is_live
+from blyand.rules.model.schedule import is_live, next_round
 from blyand.rules.records import (
     CLOCK,
     GROUPS,
@@ -83,18 +83,27 @@ def _lives(view: View, seat: Seat, now_ms: int, liveness_ms: int) -> bool:
 
 
 def has_enough(view: View, block: Block, liveness_ms: int) -> bool:
-    """True when a block may be ordered by its signatures; false only of tile updates."""
+    """True when a block may be ordered by its signatures; false only of tile updates.
+
+    Of what cannot count, as its round is unknown here or over, nothing is asked:
+    execution makes nothing of it, and what its author made later waits no longer.
+    """
     update = block.content
     if not isinstance(update, TileUpdate):
+        return True
+    schedule = SCHEDULES.get(view, update.run, update.round)
+    group = GROUPS.get(view, update.model, update.group)
+    if schedule is None or group is None:
+        return True
+    if update.round < next_round(group, update.run):
         return True
     return is_enough(view, update, block.header.author, liveness_ms)
 
 
 def is_enough(view: View, update: TileUpdate, author: bytes, liveness_ms: int) -> bool:
-    """True when an update by `author` (a key) may be ordered by its signatures.
+    """True when an update by `author` (a key) counts with the signatures that it has.
 
-    Of what is not known here, as its round, nothing is asked: execution decides. One
-    signature counts only on the group's finalised head, as the wait is measured there.
+    One counts only on the group's finalised head, as the wait is measured there.
     """
     if len(update.cosignatures) >= ENOUGH:
         return True
@@ -102,7 +111,7 @@ def is_enough(view: View, update: TileUpdate, author: bytes, liveness_ms: int) -
     schedule = SCHEDULES.get(view, update.run, update.round)
     group = GROUPS.get(view, update.model, update.group)
     if record is None or schedule is None or group is None:
-        return True
+        return False
     if needed(view, schedule, group, record.run, author, liveness_ms) < ENOUGH:
         return group.head == update.parent or len(ranks(schedule, update.group)) < 2
     return False

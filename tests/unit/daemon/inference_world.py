@@ -248,7 +248,8 @@ class Node:
         self.metrics = Metrics()
         self.versions = Versions()
         self.experts = Experts(world.blobs, 1 << 30, self.metrics)
-        self.batcher = Batcher(self.experts, self.lane)
+        self.aside = Threads("aside", 1)
+        self.batcher = Batcher(self.experts, self.lane, self.aside)
         self.server = ExpertServer(
             lambda model: world.model if model == MODEL else None,
             self.versions,

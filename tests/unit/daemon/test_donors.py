@@ -46,7 +46,6 @@ class World:
         self.passed = Passed()
         self.near: set[bytes] = set()
         self.edge_: Seat | None = None
-        self.avoided: list[bytes] = []
         self.gives: dict[str, float] = {}  # peer -> from when on
         self.asked: list[tuple[str, ...]] = []
         self.false: set[str] = set()  # peers whose pieces are others
@@ -100,7 +99,6 @@ class World:
         ways = SimpleNamespace(
             near=self.near_of,
             edge=lambda schedule, group: self.edge_,
-            avoid=self.avoided.append,
         )
         donors = Donors(
             lambda: self.view,
@@ -140,24 +138,32 @@ def test_a_near_signer_is_asked_and_nobody_else(world: World):
     assert world.asked == [(world.second.hex(),)] and not world.cut
 
 
+def with_edge(world: World) -> Seat:
+    """Let a near learner that signed nothing be the edge."""
+    signed = {world.author, world.second}
+    edge = next(s for s in world.schedule.seats if s.account not in signed)
+    world.edge_, world.near = edge, {edge.account}
+    return edge
+
+
 def test_the_edge_is_waited_for(world: World):
-    world.edge_ = next(s for s in world.schedule.seats if s.account != world.author)
-    world.near = {world.edge_.account} - {world.second}
-    if not world.near:  # the standby is the edge: it signed
-        world.near = {world.edge_.account}
-        world.update = replace(world.update, cosignatures=world.update.cosignatures[:1])
-    world.gives[world.edge_.account.hex()] = 1.0
+    edge = with_edge(world)
+    world.gives[edge.account.hex()] = 1.0
     assert 1.0 <= world.bring() < 1.3
-    assert set(world.asked) == {(world.edge_.account.hex(),)} and not world.avoided
+    assert set(world.asked) == {(edge.account.hex(),)}
 
 
 def test_an_edge_that_never_gives_is_done_without(world: World):
-    world.edge_ = next(s for s in world.schedule.seats if s.account != world.author)
-    world.near = {world.edge_.account}
-    world.update = replace(world.update, cosignatures=world.update.cosignatures[:1])
+    with_edge(world)
     assert WAIT_S <= world.bring() < WAIT_S + 0.3
     assert world.asked[-1] == (world.author.hex(),)
-    assert world.avoided == [world.edge_.account]
+
+
+def test_nobody_waits_for_an_edge_with_a_draft(world: World):
+    with_edge(world)
+    world.update = replace(world.update, cosignatures=world.update.cosignatures[:1])
+    assert world.bring() < 0.1
+    assert world.asked == [(world.author.hex(),)]
 
 
 def test_what_passed_here_is_not_fetched_again(world: World):

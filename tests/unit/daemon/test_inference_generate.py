@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import aclosing
 
 import numpy as np
@@ -322,6 +323,35 @@ def test_evaluation_measures_what_training_measures():
             assert newest.tokens == 192  # in pieces of the whole context, 96
             with pytest.raises(LimitExceeded):
                 await evaluation.measure(heads, text[:10])
+
+    trio.run(main)
+
+
+def test_what_evaluation_computes_is_no_part_of_an_answer_s_call():
+    text = np.frombuffer(np.random.default_rng(0).bytes(64 * 17), np.uint8)
+
+    async def main():
+        _, _, a, b, c = split_world()
+        calls = Counter()
+
+        def noted(name, lane):
+            run = lane.run
+
+            async def noting(fn, *args):
+                calls[name] += fn == a.batcher._compute
+                return await run(fn, *args)
+
+            lane.run = noting
+
+        noted("answers", a.lane)
+        noted("aside", a.aside)
+        async with running(a, b, c):
+            heads = a.pins.newest(MODEL, Which.TRAINED)
+            await Evaluation(a.parts, a.lane).measure(heads, text, sequence=32)
+            assert calls["aside"] and not calls["answers"]
+            calls.clear()
+            await a.generate([1, 2, 3], 3)
+            assert calls["answers"] and not calls["aside"]
 
     trio.run(main)
 

@@ -12,7 +12,7 @@ import trio.testing
 
 from blyand.compute import open_worker
 from blyand.metrics import Metrics
-from blyand.precedence import LINGER_S, MOST_S, FirstLane, Quiet
+from blyand.precedence import LINGER_S, MOST_S, PATIENCE_S, FirstLane, Quiet
 from tests.unit.daemon.worker_jobs import JOBS, Answer, Order
 
 ROOT = Path(__file__).parents[3]
@@ -107,7 +107,7 @@ def test_without_a_part_of_its_own_it_waits_for_the_end() -> None:
 
 @pytest.mark.parametrize(
     "script, begins_s",
-    [([(0.0, 0.5)], 0.5 + LINGER_S), (TOKENS, MOST_S), ([], 0.0)],
+    [([(0.0, 0.3)], 0.3 + LINGER_S), (TOKENS, PATIENCE_S), ([], 0.0)],
     ids=["after an answer", "between tokens", "nobody asks"],
 )
 def test_what_can_wait_begins_when_it_is_quiet(

@@ -88,3 +88,15 @@ def test_one_signature_counts_on_the_final_head_only():
     assert world.group(3) == head
     assert not has_enough(world.view, block, LIVENESS_MS)
     assert world.errors(first) == [None]
+
+
+def test_what_came_too_late_is_ordered_and_changes_nothing():
+    """Else all that its author made later would wait for it."""
+    world = Training()
+    run = world.open()
+    late = world.update(run, 3, signatures=1)
+    assert not has_enough(world.view, late, LIVENESS_MS)
+    assert world.errors(world.update(run, 3)) == [None]
+    moved = world.group(3)
+    assert has_enough(world.view, late, LIVENESS_MS)
+    assert world.errors(late) != [None] and world.group(3) == moved
