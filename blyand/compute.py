@@ -103,6 +103,8 @@ class Worker:
         self._threads = threads
         self._jobs = jobs
         self._turn = trio.Lock()
+        self._sending = trio.Lock()
+        self._calls = 0  # begun
         self._process: subprocess.Popen[bytes] | None = None
         self._link: trio.SocketStream | None = None
 
@@ -126,6 +128,7 @@ class Worker:
         result = resolve(row.result)
         begin = Begin(path_of(type(job)), row.run, row.result)
         async with self._turn:
+            self._calls += 1
             answered = False
             try:
                 reply = await self._exchange(begin, job, result, report)
@@ -142,11 +145,14 @@ class Worker:
 
         Cheaper than cancelling the call: the process, and what it imported, lives on.
         """
-        if self._link is not None and self._turn.locked():
+        call = self._calls
+        async with self._sending:
+            if self._link is None or not self._turn.locked() or self._calls != call:
+                return  # it ended meanwhile, and another one may be under way
             try:
                 await self._link.send_all(frame(b""))
-            except (trio.BrokenResourceError, trio.BusyResourceError):
-                pass  # dead, or not yet begun: the caller asks again or sees the death
+            except trio.BrokenResourceError:
+                pass  # dead: the caller sees it
 
     def hold(self, still: bool) -> None:
         """Let the process, if there is one, stand still, or go on; it is not told."""
@@ -178,7 +184,8 @@ class Worker:
         answers = replies(result)
         reader = FrameReader(MAX_FRAME_BYTES)
         try:
-            await self._link.send_all(frame(encode(begin)) + frame(encode(job)))
+            async with self._sending:
+                await self._link.send_all(frame(encode(begin)) + frame(encode(job)))
             while received := await self._link.receive_some(CHUNK_BYTES):
                 reader.feed(received)
                 while (body := reader.take()) is not None:

@@ -16,6 +16,7 @@ import trio
 from blyan_proto.errors import BadProof
 from blyan_tile.jobs import Progress
 from blyand.compute import (
+    GivenUp,
     Threads,
     choose_device,
     choose_memory_bytes,
@@ -129,6 +130,34 @@ async def main():
 
 trio.run(main)
 """
+
+
+def test_giving_up_between_two_jobs_harms_neither() -> None:
+    """A learner gives a round up at any moment, and begins the next one at once."""
+
+    async def main() -> None:
+        async with open_worker("test", nice=0, jobs=JOBS) as worker:
+            given_up = 0
+
+            async def hurry() -> None:
+                while True:
+                    await worker.give_up()
+                    await trio.lowlevel.checkpoint()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hurry)
+                for number in range(200):
+                    try:
+                        answer: Answer = await worker.call(Order("add", number))
+                        assert answer.number == number + 1
+                    except GivenUp:
+                        given_up += 1
+                nursery.cancel_scope.cancel()
+            assert given_up
+            answer = await worker.call(Order("add", 1))
+            assert answer.number == 2
+
+    trio.run(main)
 
 
 def test_no_child_outlives_a_killed_daemon() -> None:
