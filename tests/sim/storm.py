@@ -145,7 +145,9 @@ async def weather(
         settings = reader.run_record(run).run
         for index, head in enumerate(reader.heads(net.model)):
             assert head.rounds == rounds
-            assert net.replayed(reader, settings, index) == head.tiles
+            if net.has_deltas(reader, index):  # a long storm takes some from everybody
+                assert net.replayed(reader, settings, index) == head.tiles
+                storm.happened["groups replayed"] += 1
     return storm
 
 

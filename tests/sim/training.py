@@ -218,6 +218,12 @@ class Training:
             for weights, momentum in state
         )
 
+    def has_deltas(self, node: TrainNode, group: int) -> bool:
+        """True when somebody has the deltas of every update of a group."""
+        blobs = (block.content.blob for block in self.updates(node, group))
+        nodes = self.wire.nodes.values()
+        return all(any(n.blobs.has(blob) for n in nodes) for blob in blobs if blob)
+
     def _blob(self, blob: bytes | None) -> np.ndarray:
         assert blob is not None
         nodes = self.wire.nodes.values()
