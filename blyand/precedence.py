@@ -124,7 +124,6 @@ class Aside(Threads):
 
     def __init__(self, first: FirstLane) -> None:
         self.name, self._limiter = first.name, first._limiter
-        self._first = first
 
 
 class Quiet(Aside):
@@ -132,6 +131,7 @@ class Quiet(Aside):
 
     def __init__(self, first: FirstLane) -> None:
         super().__init__(first)
+        self._first = first
         self._turn = trio.Lock()
 
     async def run(self, fn: Callable[..., R], *args: Any) -> R:

@@ -90,7 +90,7 @@ class Donors:
     ) -> bool:
         """True when a node of our region gave the deltas."""
         run = RUNS.get(self._view(), update.run)
-        patience_s = run.run.deadline_ms / 1000 / WAIT_SHARE if run else 0.0
+        share_s = run.run.deadline_ms / 1000 / WAIT_SHARE if run else 0.0
         near = self._ways.near(schedule, have)
         edge = self._ways.edge(schedule, update.group)
         is_draft = len(update.cosignatures) < 2  # nobody but its author may know it
@@ -98,7 +98,7 @@ class Donors:
             edge = None
         elif edge is not None:
             near = self._ways.near(schedule, [edge.account])  # not if it is this node
-        with trio.move_on_after(min(patience_s, WAIT_S)):
+        with trio.move_on_after(min(share_s, WAIT_S)):
             while near:
                 try:
                     await self._fetcher.get(blob, near, most_bytes=most, only=True)

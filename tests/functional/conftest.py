@@ -10,7 +10,7 @@ from xdist.scheduler import LoadScopeScheduling
 SHARED = "unspared"  # a package whose modules share one network
 
 
-class ByNetwork(LoadScopeScheduling):  # type: ignore[misc]
+class ByNetwork(LoadScopeScheduling):
     """Gives the tests of one network to one worker."""
 
     def _split_scope(self, nodeid: str) -> str:

@@ -91,13 +91,13 @@ def has_enough(view: View, block: Block, liveness_ms: int) -> bool:
     update = block.content
     if not isinstance(update, TileUpdate):
         return True
+    if is_enough(view, update, block.header.author, liveness_ms):
+        return True
     schedule = SCHEDULES.get(view, update.run, update.round)
     group = GROUPS.get(view, update.model, update.group)
     if schedule is None or group is None:
         return True
-    if update.round < next_round(group, update.run):
-        return True
-    return is_enough(view, update, block.header.author, liveness_ms)
+    return update.round < next_round(group, update.run)
 
 
 def is_enough(view: View, update: TileUpdate, author: bytes, liveness_ms: int) -> bool:

@@ -67,7 +67,7 @@ def test_without_a_quorum_serving_goes_on_and_training_pauses(net: Network):
 
 def test_one_validator_is_killed_at_any_time_and_the_others_go_on(net: Network):
     """At some place between promising, signing, storing and telling."""
-    net.start_run(rounds=200, deadline_s=2.0)
+    net.start_run(rounds=200, deadline_s=3.0)
     for victim in net.nodes[3:]:
         others = [node for node in net.nodes if node is not victim]
         time.sleep(random.uniform(0, 0.5))

@@ -22,7 +22,7 @@ from blyand.errors import NotHere
 from blyand.rules.model.election import ranks
 from blyand.rules.records import Schedule, Seat
 from blyand.rules.view import Overlay
-from blyand.training.delivery import Delivery, Reach, Round
+from blyand.training.delivery import EDGE_GRACE_MS, Delivery, Reach, Round
 from blyand.training.learner import Learner
 from blyand.training.passed import Passed
 
@@ -173,6 +173,34 @@ def test_a_delta_names_the_version_that_it_was_made_for():
     assert all(one.manifest == bundle.manifest for one in announced)
 
 
+ONE_CHANGE = LearnResult(
+    (GroupDelta(0, (b"change",), 7, bytes(32), bytes(32)),), True, 1, 7, 0, ()
+)
+
+
+def with_edge() -> World:
+    """A world in which an edge carries the deltas of one group."""
+    world = World()
+    layout = SimpleNamespace(groups=[SimpleNamespace(elements=4)] * len(GROUPS))
+    base = SimpleNamespace(tiles=(SimpleNamespace(weights=bytes(32)),), block=b"")
+    world.edge = world.schedule.seats[3]
+    world.turn = replace(
+        world.turn,
+        layout=layout,
+        bases=dict.fromkeys(GROUPS, base),
+        groups=frozenset({0}),
+    )
+    return world
+
+
+def test_a_run_that_leaves_an_edge_no_time_goes_without():
+    world = with_edge()
+    world.turn.record.run.grace_ms = EDGE_GRACE_MS - 1  # type: ignore[misc]
+    world.hand_in(ONE_CHANGE)
+    assert not world.carried and not world.avoided
+    assert world.straight == [ranks(world.schedule, 0)[0].account]
+
+
 @pytest.mark.parametrize(
     ("answer", "longest_s", "is_avoided"),
     [
@@ -183,16 +211,10 @@ def test_a_delta_names_the_version_that_it_was_made_for():
     ],
 )
 def test_what_an_edge_did_not_bring_goes_straight_on(answer, longest_s, is_avoided):
-    world = World()
-    layout = SimpleNamespace(groups=[SimpleNamespace(elements=4)] * len(GROUPS))
-    base = SimpleNamespace(tiles=(SimpleNamespace(weights=bytes(32)),), block=b"")
-    world.turn = replace(world.turn, layout=layout, bases=dict.fromkeys(GROUPS, base))
-    world.edge = world.schedule.seats[3]
+    world = with_edge()
     world.answers[world.edge.account] = answer
     leading = ranks(world.schedule, 0)[0].account
-    world.turn = replace(world.turn, groups=frozenset({0}))
-    change = GroupDelta(0, (b"change",), 7, bytes(32), bytes(32))
-    took_s = world.hand_in(LearnResult((change,), True, 1, 7, 0, ()))
+    took_s = world.hand_in(ONE_CHANGE)
     (parcel,) = world.carried
     assert [one.to for one in parcel.bundles] == [leading]
     assert world.avoided == [world.edge.account] * is_avoided

@@ -20,6 +20,7 @@ from blyand.rules.model.election import ranks
 from blyand.rules.records import RUNS, SCHEDULES, RunRecord, Schedule, Seat
 from blyand.rules.view import Overlay
 from blyand.store.blobs import BlobStore
+from blyand.training.donors import WAIT_S as MOST_S
 from blyand.training.donors import Donors
 from blyand.training.passed import Passed
 from tests.sim.network import InlineLane
@@ -157,6 +158,13 @@ def test_an_edge_that_never_gives_is_done_without(world: World):
     with_edge(world)
     assert WAIT_S <= world.bring() < WAIT_S + 0.3
     assert world.asked[-1] == (world.author.hex(),)
+
+
+def test_an_edge_is_not_waited_for_as_long_as_a_long_deadline_allows(world: World):
+    with_edge(world)
+    run = replace(run_of(RUN, RUN), deadline_ms=3_600_000)
+    RUNS.put(world.view, RunRecord(RUN, run, ACCOUNTS[0], 0, (), False), RUN)
+    assert MOST_S <= world.bring() < MOST_S + 0.3
 
 
 def test_nobody_waits_for_an_edge_with_a_draft(world: World):
